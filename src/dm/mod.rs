@@ -1,0 +1,16 @@
+//! Device mapper, typed: one method of [`DeviceMapper`] for each `DM_*` command.
+
+mod control;
+mod id;
+mod node;
+mod table;
+mod udev;
+pub mod wire;
+
+pub use control::{DeviceMapper, Removal, TableKind};
+pub use id::{DmId, DmName, DmUuid, TargetType};
+pub use table::{TargetLine, TargetSpec};
+pub use udev::UdevPolicy;
+pub use wire::{DeviceStatus, DmVersion, ListedDevice, TargetVersion};
+
+pub use crate::abi::dm::DmFlags;

@@ -1,0 +1,406 @@
+//! What can go wrong, typed.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use crate::dm::DmVersion;
+
+/// The result of almost everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An ioctl that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoctlError {
+    /// The kernel's name of the ioctl.
+    pub ioctl: &'static str,
+    /// The device or file that it was about.
+    pub device: String,
+    /// What was asked in particular: the message, the table line.
+    pub detail: Option<String>,
+    /// The kernel's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for IoctlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.ioctl, self.device)?;
+        if let Some(detail) = &self.detail {
+            write!(f, " ({detail})")?;
+        }
+        write!(f, ": {}", self.errno)
+    }
+}
+
+impl std::error::Error for IoctlError {}
+
+/// A mount or unmount that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountError {
+    /// The whole call: what on what, the file system, the flags.
+    pub call: String,
+    /// The kernel's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.errno.desc())
+    }
+}
+
+impl std::error::Error for MountError {}
+
+/// Any failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    // ── kernel interface ──
+    /// An ioctl failed.
+    #[error(transparent)]
+    Ioctl(#[from] Box<IoctlError>),
+
+    /// A device node cannot be opened.
+    #[error("open {path}: {errno}", path = path.display())]
+    Open {
+        /// The node.
+        path: PathBuf,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+
+    /// The caller lacks CAP_SYS_ADMIN.
+    #[error("{what}: not permitted; root (CAP_SYS_ADMIN) is needed")]
+    NotPermitted {
+        /// What was tried.
+        what: String,
+    },
+
+    /// The kernel has no device mapper, or its module is not loaded.
+    #[error("no device mapper: {path}: {errno}; load the modules dm-mod and dm-thin-pool", path = path.display())]
+    NoDeviceMapper {
+        /// The control node that is missing.
+        path: PathBuf,
+        /// Why it cannot be opened.
+        errno: Errno,
+    },
+
+    /// The kernel does not know a target type, and has no module for it.
+    #[error("the kernel has no device-mapper target {target:?}; is its module (such as dm-thin-pool) there?")]
+    NoTarget {
+        /// The target type.
+        target: String,
+    },
+
+    /// The kernel has no loop devices.
+    #[error("no loop devices: neither /dev/loop-control nor /sys/block/loop*; load the module loop")]
+    NoLoopDevices,
+
+    /// Every loop device is taken.
+    #[error("no free loop device: {tried} tried")]
+    NoFreeLoopDevice {
+        /// How many were tried.
+        tried: u32,
+    },
+
+    /// The kernel's device-mapper interface is too old for the request.
+    #[error("{ioctl} needs device-mapper interface 4.{needed}, the kernel has {kernel}")]
+    TooOld {
+        /// The ioctl.
+        ioctl: &'static str,
+        /// The minor version that it needs.
+        needed: u32,
+        /// The kernel's version.
+        kernel: DmVersion,
+    },
+
+    /// The kernel, or a file, said something that cannot be understood.
+    #[error("malformed {what}: {raw:?}")]
+    Malformed {
+        /// What it should have been.
+        what: &'static str,
+        /// What it is; cut after some hundred bytes.
+        raw: String,
+    },
+
+    /// The answer outgrew every buffer that this crate is ready to give.
+    #[error("the answer to {ioctl} on {device} does not fit into {capacity} bytes")]
+    AnswerTooLarge {
+        /// The ioctl.
+        ioctl: &'static str,
+        /// What it was about.
+        device: String,
+        /// The largest buffer given.
+        capacity: usize,
+    },
+
+    /// A name that the kernel, or this crate, does not take.
+    #[error("{what} {value:?}: {reason}")]
+    InvalidName {
+        /// The kind of name.
+        what: &'static str,
+        /// The name.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// A value that makes no sense.
+    #[error("{option}: {value}: {reason}")]
+    InvalidOption {
+        /// What it was given for.
+        option: &'static str,
+        /// The value.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// A file operation failed.
+    #[error("{action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was done: `create`, `sync` …
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+
+    /// Mount or unmount failed.
+    #[error(transparent)]
+    Mount(#[from] Box<MountError>),
+
+    // ── thin pool ──
+    /// A device is not what it should be.
+    #[error("{device} is a {found:?} device, not {expected:?}")]
+    WrongTarget {
+        /// The device.
+        device: String,
+        /// Its target type; empty if it has no table.
+        found: String,
+        /// The type that was expected.
+        expected: &'static str,
+    },
+
+    /// The pool cannot do what was asked in the mode it is in.
+    #[error("pool {pool} is {mode}: {consequence}")]
+    PoolMode {
+        /// The pool's name.
+        pool: String,
+        /// The mode it is in.
+        mode: crate::thin::PoolMode,
+        /// What that means for the operation.
+        consequence: &'static str,
+    },
+
+    /// Every one of the 2^24 device ids is in use.
+    #[error("no free thin device id")]
+    NoFreeDeviceId,
+
+    // ── snapshot tree ──
+    /// The root cannot hold a tree.
+    #[error("root {path}: {problem}", path = path.display())]
+    Root {
+        /// The root.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: RootProblem,
+    },
+
+    /// Another manager has the tree open.
+    #[error("{path} is in use by another manager", path = path.display())]
+    Locked {
+        /// The tree's root.
+        path: PathBuf,
+    },
+
+    /// The state cannot be read as what was written.
+    #[error("{path}{line}: {reason}", path = path.display(), line = line.map(|line| format!(":{line}")).unwrap_or_default())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// State and pool are of different times: one of them was restored from a copy.
+    #[error("state {state} does not belong to pool {pool}: was one of them restored from a copy?")]
+    GenerationMismatch {
+        /// The state's generation.
+        state: u64,
+        /// The pool's transaction id.
+        pool: u64,
+    },
+
+    /// A file that the tree needs is gone, or is there where it should not be.
+    #[error("{path}: {reason}", path = path.display())]
+    BackingFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
+
+    /// An option differs from what the tree was made with.
+    #[error("{option}: the tree has {recorded}, {asked} was asked for; it cannot be changed")]
+    OptionConflict {
+        /// The option.
+        option: &'static str,
+        /// What the tree has.
+        recorded: String,
+        /// What was asked for.
+        asked: String,
+    },
+
+    /// No snapshot of that id.
+    #[error("no snapshot {id:?}")]
+    UnknownSnapshot {
+        /// The id.
+        id: String,
+    },
+
+    /// A snapshot of that id is there already.
+    #[error("snapshot {id:?} exists")]
+    SnapshotExists {
+        /// The id.
+        id: String,
+    },
+
+    /// The snapshot is mounted.
+    #[error("snapshot {id:?} is mounted on {target}", target = target.display())]
+    Mounted {
+        /// The id.
+        id: String,
+        /// Where.
+        target: PathBuf,
+    },
+
+    /// The snapshot is not mounted.
+    #[error("snapshot {id:?} is not mounted")]
+    NotMounted {
+        /// The id.
+        id: String,
+    },
+
+    /// A device is held open by somebody.
+    #[error("{device} is busy: opened {open_count} times")]
+    Busy {
+        /// The device.
+        device: String,
+        /// How often it is open.
+        open_count: u32,
+    },
+
+    /// The program that makes the file system is not installed.
+    #[error("{program} is not installed (package {package}); it is needed to make the base's file system")]
+    MkfsMissing {
+        /// The program.
+        program: String,
+        /// The usual package.
+        package: &'static str,
+    },
+
+    /// The program that makes or grows a file system failed.
+    #[error("{program} on {device}: {status}: {output}")]
+    Mkfs {
+        /// The program.
+        program: String,
+        /// The device it worked on.
+        device: String,
+        /// How it ended.
+        status: String,
+        /// The end of what it said.
+        output: String,
+    },
+
+    /// The tree was closed.
+    #[error("the tree is closed")]
+    Closed,
+
+    /// A write to the state failed in a way that leaves unknown what is on disk. Nothing more is written; opening the
+    /// tree again settles it.
+    #[error("the state of the tree may not have reached the disk; open the tree again")]
+    StateUnknown,
+}
+
+/// What keeps a directory from being a tree's root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RootProblem {
+    /// It is not a directory.
+    NotDirectory,
+    /// It is a symbolic link.
+    Symlink,
+    /// Somebody else could write to it.
+    WritableByOthers {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It belongs to another user.
+    WrongOwner {
+        /// Its owner.
+        uid: u32,
+    },
+}
+
+impl fmt::Display for RootProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDirectory => f.write_str("not a directory"),
+            Self::Symlink => f.write_str("a symbolic link"),
+            Self::WritableByOthers { mode } => write!(f, "writable by others (mode {mode:04o})"),
+            Self::WrongOwner { uid } => write!(f, "owned by user {uid}"),
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// The kernel's errno, where there is one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Ioctl(error) => Some(error.errno),
+            Self::Mount(error) => Some(error.errno),
+            Self::Open { errno, .. } | Self::NoDeviceMapper { errno, .. } => Some(*errno),
+            Self::NotPermitted { .. } => Some(Errno::EPERM),
+            Self::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            _ => None,
+        }
+    }
+
+    /// Somebody holds it: EBUSY.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Mounted { .. }) || self.errno() == Some(Errno::EBUSY)
+    }
+
+    /// It is not there: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::UnknownSnapshot { .. })
+            || matches!(self.errno(), Some(Errno::ENXIO | Errno::ENODATA | Errno::ENODEV | Errno::ENOENT))
+    }
+
+    /// It is there already: EEXIST.
+    pub fn is_exists(&self) -> bool {
+        matches!(self, Self::SnapshotExists { .. }) || self.errno() == Some(Errno::EEXIST)
+    }
+
+    /// No space, in a pool or on the disk under it.
+    pub fn is_out_of_space(&self) -> bool {
+        use crate::thin::PoolMode;
+        matches!(self, Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. })
+            || matches!(self.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
+    }
+}
+
+/// Whether an open failed for lack of privilege.
+pub(crate) fn is_permission(errno: Errno) -> bool {
+    matches!(errno, Errno::EACCES | Errno::EPERM)
+}

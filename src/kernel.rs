@@ -1,0 +1,314 @@
+//! The seam between this crate and the kernel: requests go through as bytes.
+//!
+//! Everything above is the same whether a [`RealKernel`] or a model answers. What crosses the seam is
+//! what the kernel itself would see: an open device, a request code and a buffer.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::stat::{Mode, SFlag, fstat, mknod, stat};
+
+use crate::abi::Ioctl;
+use crate::abi::mount::{MountFlags, UnmountFlags};
+
+/// A block device's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceNumber {
+    /// Which driver.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// The number in the kernel's "huge" encoding, as `dm_ioctl.dev` and `loop_info64.lo_device` hold it.
+    pub const fn to_huge(self) -> u64 {
+        let (major, minor) = (self.major as u64, self.minor as u64);
+        (minor & 0xff) | (major & 0xfff) << 8 | (minor & !0xff) << 12
+    }
+
+    /// The number from the kernel's "huge" encoding.
+    #[allow(clippy::cast_possible_truncation)] // masked to 12 and 20 bits
+    pub const fn from_huge(dev: u64) -> Self {
+        Self { major: (dev >> 8 & 0xfff) as u32, minor: (dev & 0xff | dev >> 12 & 0xfff00) as u32 }
+    }
+
+    #[allow(clippy::cast_possible_truncation, clippy::unnecessary_cast)] // kernel: 12 and 20 bits
+    pub(crate) fn from_dev_t(dev: libc::dev_t) -> Self {
+        use nix::sys::stat::{major, minor};
+        Self { major: major(dev) as u32, minor: minor(dev) as u32 }
+    }
+
+    fn to_dev_t(self) -> libc::dev_t {
+        #[allow(clippy::useless_conversion)] // the parameter types differ between C libraries
+        nix::sys::stat::makedev(self.major.into(), self.minor.into())
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// The kinds of device that this crate talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// `/dev/mapper/control`.
+    MapperControl,
+    /// `/dev/loop-control`.
+    LoopControl,
+    /// A loop device, which is a block device too.
+    Loop,
+    /// Any other block device.
+    Block,
+}
+
+// <linux/major.h>, <linux/miscdevice.h>
+const MISC_MAJOR: u32 = 10;
+const MAPPER_CTRL_MINOR: u32 = 236;
+const LOOP_CTRL_MINOR: u32 = 237;
+const LOOP_MAJOR: u32 = 7;
+
+/// An open device of a known kind.
+#[derive(Debug)]
+pub struct DeviceFile {
+    fd: OwnedFd,
+    kind: DeviceKind,
+    number: DeviceNumber,
+    real: bool,
+}
+
+impl DeviceFile {
+    /// Settles by fstat what was opened; ENOTBLK if it is nothing for this crate.
+    fn new(fd: OwnedFd) -> Result<Self, Errno> {
+        let stat = fstat(&fd)?;
+        let number = DeviceNumber::from_dev_t(stat.st_rdev);
+        let format = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        let kind = match (format, number) {
+            (SFlag::S_IFCHR, DeviceNumber { major: MISC_MAJOR, minor: MAPPER_CTRL_MINOR }) => {
+                DeviceKind::MapperControl
+            }
+            (SFlag::S_IFCHR, DeviceNumber { major: MISC_MAJOR, minor: LOOP_CTRL_MINOR }) => {
+                DeviceKind::LoopControl
+            }
+            (SFlag::S_IFBLK, DeviceNumber { major: LOOP_MAJOR, .. }) => DeviceKind::Loop,
+            (SFlag::S_IFBLK, _) => DeviceKind::Block,
+            _ => return Err(Errno::ENOTBLK),
+        };
+        Ok(Self { fd, kind, number, real: true })
+    }
+
+    /// A device of a kernel that is not real: [`RealKernel`] refuses it.
+    pub fn simulated(fd: OwnedFd, kind: DeviceKind, number: DeviceNumber) -> Self {
+        Self { fd, kind, number, real: false }
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Its device number.
+    pub fn number(&self) -> DeviceNumber {
+        self.number
+    }
+
+    pub(crate) fn answers(&self, request: Ioctl) -> bool {
+        let loop_as_block = self.kind == DeviceKind::Loop && request.device() == DeviceKind::Block;
+        self.real && (self.kind == request.device() || loop_as_block)
+    }
+}
+
+impl AsFd for DeviceFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for DeviceFile {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// An ioctl's third argument.
+#[derive(Debug)]
+pub enum Arg<'a> {
+    /// An integer.
+    Value(i32),
+    /// A file descriptor.
+    Fd(BorrowedFd<'a>),
+    /// Bytes that the kernel reads, writes or both.
+    Bytes(&'a mut [u8]),
+}
+
+/// Whether a device is opened for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// O_RDONLY.
+    Read,
+    /// O_RDWR.
+    ReadWrite,
+}
+
+/// What this crate asks of the operating system below it.
+///
+/// [`RealKernel`] passes each call on unchanged. Another implementation can count calls, make them
+/// fail, or answer them itself. Errors are bare errnos, as the kernel gives them; the callers add what
+/// was done to which device.
+pub trait Kernel: fmt::Debug + Send + Sync {
+    /// Open a device node.
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno>;
+
+    /// `ioctl(2)` on an open device; the result is its non-negative return value.
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno>;
+
+    /// `stat(2)`: the number of the block device behind `path`; ENOTBLK if it is something else.
+    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno>;
+
+    /// `mknod(2)`: make a block device node, mode 0600.
+    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno>;
+
+    /// `unlink(2)`.
+    fn remove_node(&self, path: &Path) -> Result<(), Errno>;
+
+    /// The names in `/sys/block`, in no particular order.
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno>;
+
+    /// Whether udevd runs, so that somebody else makes device nodes: `/run/udev/control` is there.
+    fn udev_runs(&self) -> bool;
+
+    /// `mount(2)`; without `source` and `filesystem` it changes the propagation of `target`.
+    fn mount(
+        &self,
+        source: Option<&Path>,
+        target: &Path,
+        filesystem: Option<&str>,
+        flags: MountFlags,
+        options: &str,
+    ) -> Result<(), Errno>;
+
+    /// `umount2(2)`.
+    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno>;
+
+    /// The text of `/proc/self/mountinfo`.
+    fn mount_table(&self) -> Result<Vec<u8>, Errno>;
+}
+
+/// The kernel that this process runs on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealKernel;
+
+impl Kernel for RealKernel {
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+        let access = match access {
+            Access::Read => OFlag::O_RDONLY,
+            Access::ReadWrite => OFlag::O_RDWR,
+        };
+        // O_NONBLOCK: something else than a device, such as a FIFO, must not hang the caller.
+        let fd = open(path, access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())?;
+        DeviceFile::new(fd)
+    }
+
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        crate::sys::ioctl(file, request, argument)
+    }
+
+    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
+        let stat = stat(path)?;
+        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFBLK {
+            return Err(Errno::ENOTBLK);
+        }
+        Ok(DeviceNumber::from_dev_t(stat.st_rdev))
+    }
+
+    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {
+        mknod(path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number.to_dev_t())
+    }
+
+    fn remove_node(&self, path: &Path) -> Result<(), Errno> {
+        nix::unistd::unlink(path)
+    }
+
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
+        let entries = std::fs::read_dir("/sys/block").map_err(errno)?;
+        entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(errno)).collect()
+    }
+
+    fn udev_runs(&self) -> bool {
+        Path::new("/run/udev/control").exists()
+    }
+
+    fn mount(
+        &self,
+        source: Option<&Path>,
+        target: &Path,
+        filesystem: Option<&str>,
+        flags: MountFlags,
+        options: &str,
+    ) -> Result<(), Errno> {
+        let flags = MsFlags::from_bits_retain(libc::c_ulong::from(flags.bits()));
+        nix::mount::mount(source, target, filesystem, flags, Some(options).filter(|text| !text.is_empty()))
+    }
+
+    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno> {
+        nix::mount::umount2(target, MntFlags::from_bits_retain(flags.bits().cast_signed()))
+    }
+
+    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
+        std::fs::read("/proc/self/mountinfo").map_err(errno)
+    }
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// The index of a loop device's name, `loop7`.
+pub(crate) fn loop_index(name: &std::ffi::OsStr) -> Option<u32> {
+    std::str::from_utf8(name.as_bytes().strip_prefix(b"loop")?).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn huge_encoding_round_trips(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
+            let number = DeviceNumber { major, minor };
+            prop_assert_eq!(DeviceNumber::from_huge(number.to_huge()), number);
+        }
+    }
+
+    #[test]
+    fn huge_encoding_is_the_kernels() {
+        assert_eq!(DeviceNumber { major: 253, minor: 0x1234 }.to_huge(), 0x0120_fd34);
+    }
+
+    #[test]
+    fn something_else_than_a_device_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(RealKernel.open(file.path(), Access::Read).unwrap_err(), Errno::ENOTBLK);
+        assert_eq!(RealKernel.block_device(Path::new("/dev/null")).unwrap_err(), Errno::ENOTBLK);
+    }
+
+    #[test]
+    fn the_real_kernel_refuses_a_simulated_device() {
+        let fd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let number = DeviceNumber { major: 10, minor: 236 };
+        let file = DeviceFile::simulated(fd, DeviceKind::MapperControl, number);
+        let mut buffer = [0; 312];
+        let result = RealKernel.ioctl(&file, crate::abi::dm::DM_VERSION, Arg::Bytes(&mut buffer));
+        assert_eq!(result, Err(Errno::ENOTTY));
+    }
+}

@@ -1,0 +1,92 @@
+//! The only `unsafe` of the crate: raw system calls that no safe wrapper covers.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use zerocopy::FromBytes;
+
+use crate::abi::dm::dm_ioctl;
+use crate::abi::{Argument, Ioctl};
+use crate::kernel::{Arg, DeviceFile};
+
+/// `ioctl(2)`. The result is the call's non-negative return value.
+///
+/// A request sent to the wrong kind of device, or with an argument of the wrong shape or size, is
+/// refused without asking the kernel: ENOTTY or EINVAL, as the kernel itself would say.
+pub(crate) fn ioctl(file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+    if !file.answers(request) {
+        return Err(Errno::ENOTTY);
+    }
+    match (request.argument(), argument) {
+        (Argument::Value, Arg::Value(value)) => by_value(file, request, value),
+        (Argument::Fd, Arg::Fd(fd)) => by_value(file, request, fd.as_raw_fd()),
+        (Argument::Bytes(size), Arg::Bytes(bytes)) if bytes.len() == size => by_pointer(file, request, bytes),
+        (Argument::DmIoctl, Arg::Bytes(bytes)) => {
+            let (header, _) = dm_ioctl::ref_from_prefix(bytes).map_err(|_| Errno::EINVAL)?;
+            if header.data_size as usize > bytes.len() {
+                return Err(Errno::EINVAL);
+            }
+            by_pointer(file, request, bytes)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+// Casts to `libc::Ioctl` because glibc and musl type the request differently.
+fn by_value(file: &DeviceFile, request: Ioctl, value: i32) -> Result<u32, Errno> {
+    #[allow(clippy::disallowed_methods)]
+    // SAFETY: `file` is open and of the kind that `request` is for (`DeviceFile::answers`, settled by
+    // fstat when it was opened), and `request`, a constant of `abi`, takes an integer: the kernel does
+    // not read it as an address. SET_FD and CHANGE_FD take a reference of their own to the file.
+    let result =
+        unsafe { libc::ioctl(file.as_raw_fd(), request.code() as libc::Ioctl, libc::c_long::from(value)) };
+    Errno::result(result).map(i32::unsigned_abs)
+}
+
+fn by_pointer(file: &DeviceFile, request: Ioctl, bytes: &mut [u8]) -> Result<u32, Errno> {
+    #[allow(clippy::disallowed_methods)]
+    // SAFETY: `bytes` is exclusively borrowed for the call, and the kernel touches no byte outside of
+    // it: for `Argument::Bytes` the caller checked its length against the size that the request's
+    // driver copies; for `Argument::DmIoctl` the driver reads the 312-byte header, copies `data_size`
+    // bytes in and at most as many out, and the caller checked both against the length. The kernel
+    // copies bytewise, so no alignment is needed. That the file's driver is the one meant was settled
+    // by fstat when the file was opened (`DeviceFile::answers`).
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request.code() as libc::Ioctl, bytes.as_mut_ptr()) };
+    Errno::result(result).map(i32::unsigned_abs)
+}
+
+/// A System V semaphore set of one semaphore, as udev's completion protocol uses it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Semaphore(libc::c_int);
+
+impl Semaphore {
+    /// `semget(2)` with IPC_CREAT | IPC_EXCL and mode 0600: EEXIST if the key is taken.
+    pub(crate) fn create(key: u32) -> Result<Self, Errno> {
+        // SAFETY: takes and returns integers only.
+        let id = unsafe { libc::semget(key.cast_signed(), 1, libc::IPC_CREAT | libc::IPC_EXCL | 0o600) };
+        Errno::result(id).map(Self)
+    }
+
+    /// `semop(2)` without waiting: add `delta` to the value, or, with 0, ask whether it is 0 (EAGAIN
+    /// if not).
+    pub(crate) fn change(self, delta: i16) -> Result<(), Errno> {
+        #[allow(clippy::cast_possible_truncation)] // 0o4000
+        let mut operation = libc::sembuf { sem_num: 0, sem_op: delta, sem_flg: libc::IPC_NOWAIT as i16 };
+        // SAFETY: the pointer is to one live operation, which is the count given, and the kernel does
+        // not keep it.
+        Errno::result(unsafe { libc::semop(self.0, &raw mut operation, 1) }).map(drop)
+    }
+
+    /// `semctl(IPC_RMID)`: gone for every process.
+    pub(crate) fn remove(self) -> Result<(), Errno> {
+        // SAFETY: IPC_RMID ignores the semaphore number and takes no further argument.
+        Errno::result(unsafe { libc::semctl(self.0, 0, libc::IPC_RMID) }).map(drop)
+    }
+}
+
+/// The file behind a number that the kernel will resolve in this process, for LOOP_CONFIGURE.
+pub(crate) fn raw_fd(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
