@@ -4,6 +4,7 @@ pub mod abi;
 pub mod dm;
 mod error;
 pub mod kernel;
+pub mod loopdev;
 mod sys;
 pub mod thin;
 pub mod units;

@@ -1,13 +1,26 @@
-//! thin
-use std::fmt;
-/// m
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PoolMode {
-    /// a
-    OutOfDataSpace,
-}
-impl fmt::Display for PoolMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("x")
-    }
-}
+//! The thin-pool message layer: `thin-pool` and `thin` targets, typed.
+//!
+//! See the kernel's `Documentation/admin-guide/device-mapper/thin-provisioning.rst`.
+
+mod message;
+mod pool;
+mod status;
+mod table;
+mod volume;
+
+pub use message::{Message, ThinId};
+pub use pool::{Origin, ThinPool};
+pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};
+pub use table::{Discards, NoSpace, PoolFeatures, PoolTable, ThinTable};
+pub use volume::{SuspendedVolume, ThinVolume};
+
+use crate::units::{Bytes, Sectors};
+
+/// A metadata block: 4 KiB.
+pub const METADATA_BLOCK_SIZE: Bytes = Bytes::kib(4);
+/// The largest metadata device that the kernel uses (`THIN_METADATA_MAX_SECTORS`).
+pub const METADATA_MAX: Sectors = Sectors(33_292_800);
+/// The smallest data block: 64 KiB; every block size is a multiple of it.
+pub const BLOCK_SIZE_MIN: Sectors = Sectors(128);
+/// The largest data block: 1 GiB.
+pub const BLOCK_SIZE_MAX: Sectors = Sectors(2_097_152);

@@ -1,0 +1,205 @@
+//! Binding a file to a free loop device: on any kernel, and while others do the same.
+//!
+//! 1. Take a free device: LOOP_CTL_GET_FREE, or a scan.
+//! 2. Bind it: LOOP_CONFIGURE; on kernels before 5.8, LOOP_SET_FD and LOOP_SET_STATUS64.
+//! 3. EBUSY: somebody was faster. Wait a little, at random, and begin again, a bounded number of times.
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::control::{device_path, refused};
+use super::{LoopControl, LoopDevice, LoopFlags};
+use crate::abi::loopdev::{
+    LO_NAME_SIZE, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD,
+    LOOP_SET_STATUS_SETTABLE_FLAGS, LOOP_SET_STATUS64, loop_config, loop_info64,
+};
+use crate::error::is_permission;
+use crate::kernel::{Access, Arg, DeviceNumber};
+use crate::units::Bytes;
+use crate::{Error, Result, sys};
+
+/// Races lost before giving up. With as many rivals at once, one of them wins each round.
+const TRIES: u32 = 64;
+/// LOOP_SET_STATUS64 says EAGAIN on kernels 5.0 to 5.7 while the page cache is dirty.
+const STATUS_TRIES: u32 = 64;
+const LOOP_MAJOR: u32 = 7;
+
+/// How a file is bound.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct AttachOptions {
+    flags: LoopFlags,
+    offset: Bytes,
+    size_limit: Bytes,
+    block_size: Bytes,
+}
+
+impl AttachOptions {
+    /// The whole file, writable, through the page cache, until detached.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Unbind the device when it is closed for the last time; a mapping counts as an opener.
+    #[must_use]
+    pub fn autoclear(mut self, on: bool) -> Self {
+        self.flags.set(LoopFlags::AUTOCLEAR, on);
+        self
+    }
+
+    /// Bypass the page cache, where the file system can do that; nothing happens where it cannot.
+    #[must_use]
+    pub fn direct_io(mut self, on: bool) -> Self {
+        self.flags.set(LoopFlags::DIRECT_IO, on);
+        self
+    }
+
+    /// Make the device read-only. Needed for a file that is open for reading only.
+    #[must_use]
+    pub fn read_only(mut self, on: bool) -> Self {
+        self.flags.set(LoopFlags::READ_ONLY, on);
+        self
+    }
+
+    /// Skip this much at the start of the file: a multiple of the block size.
+    #[must_use]
+    pub fn offset(mut self, offset: Bytes) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// Use only this much of the file; 0 for all.
+    #[must_use]
+    pub fn size_limit(mut self, limit: Bytes) -> Self {
+        self.size_limit = limit;
+        self
+    }
+
+    /// The logical block size: 512 to the page size, a power of two; 0 for the kernel's choice.
+    #[must_use]
+    pub fn block_size(mut self, size: Bytes) -> Self {
+        self.block_size = size;
+        self
+    }
+}
+
+impl LoopControl {
+    /// Bind `file` to a free device. `path` is only a label that others see as the device's file.
+    ///
+    /// # Errors
+    /// [`Error::NoLoopDevices`], [`Error::NoFreeLoopDevice`], [`Error::NotPermitted`]; EINVAL if `file` is
+    /// neither a regular file nor a block device, or an option does not fit. Whatever fails, no device
+    /// stays bound to the file.
+    pub fn attach(&self, file: &File, path: &Path, options: &AttachOptions) -> Result<LoopDevice> {
+        for attempt in 0..TRIES {
+            let index = self.find_free()?;
+            let device = match self.device_with_node(index) {
+                Ok(device) => device,
+                // Being torn down, or removed since it was found.
+                Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV | Errno::EBUSY) => {
+                    back_off(attempt);
+                    continue;
+                }
+                Err(errno) if is_permission(errno) => {
+                    return Err(Error::NotPermitted {
+                        what: format!("open {}", device_path(index).display()),
+                    });
+                }
+                Err(errno) => return Err(Error::Open { path: device_path(index), errno }),
+            };
+            match self.bind(&device, file, path, options) {
+                Ok(()) => return Ok(device),
+                Err(error) if error.errno() == Some(Errno::EBUSY) => back_off(attempt),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::NoFreeLoopDevice { tried: TRIES })
+    }
+
+    /// Open a loop device; where nobody makes nodes for new devices, make it.
+    fn device_with_node(&self, index: u32) -> Result<LoopDevice, Errno> {
+        let path = device_path(index);
+        let file = match self.kernel.open(&path, Access::ReadWrite) {
+            Err(Errno::ENOENT) => {
+                self.kernel.make_node(&path, DeviceNumber { major: LOOP_MAJOR, minor: index })?;
+                self.kernel.open(&path, Access::ReadWrite)?
+            }
+            result => result?,
+        };
+        Ok(LoopDevice::new(self.kernel.clone(), file, index))
+    }
+
+    fn bind(&self, device: &LoopDevice, file: &File, path: &Path, options: &AttachOptions) -> Result<()> {
+        let mut info = loop_info64::zeroed();
+        info.lo_offset = options.offset.0;
+        info.lo_sizelimit = options.size_limit.0;
+        info.lo_flags = options.flags.bits();
+        let label = path.as_os_str().as_encoded_bytes();
+        let label = &label[..label.len().min(LO_NAME_SIZE - 1)];
+        info.lo_file_name[..label.len()].copy_from_slice(label);
+
+        if !self.without_configure.load(Ordering::Relaxed) {
+            let mut config = loop_config::new_zeroed();
+            config.fd = sys::raw_fd(file.as_fd());
+            config.block_size = u32::try_from(options.block_size.0).unwrap_or(u32::MAX);
+            config.info = info;
+            match device.raw_ioctl(LOOP_CONFIGURE, Arg::Bytes(config.as_mut_bytes())) {
+                Ok(_) => return Ok(()),
+                // Too old a kernel, or a bad argument: what SET_FD says decides.
+                Err(Errno::EINVAL | Errno::ENOTTY | Errno::ENOSYS) => {}
+                Err(errno) => return Err(refused(LOOP_CONFIGURE, device.path().display(), errno)),
+            }
+        }
+        bind_in_steps(device, file, info, options)?;
+        self.without_configure.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Before LOOP_CONFIGURE. In between, the device shows the whole file; autoclear comes last, so that a
+/// process that dies here leaves a bound device, which [`LoopControl::find`] finds.
+fn bind_in_steps(device: &LoopDevice, file: &File, info: loop_info64, options: &AttachOptions) -> Result<()> {
+    device.ioctl(LOOP_SET_FD, Arg::Fd(file.as_fd()))?;
+    let finished = set_up(device, info, options);
+    if finished.is_err() {
+        // This call bound it, so this call unbinds it; what failed before is the news.
+        let _ = device.raw_ioctl(LOOP_CLR_FD, Arg::Value(0));
+    }
+    finished
+}
+
+fn set_up(device: &LoopDevice, mut info: loop_info64, options: &AttachOptions) -> Result<()> {
+    if options.block_size.0 > 0 {
+        device.set_block_size(options.block_size)?;
+    }
+    info.lo_flags &= LOOP_SET_STATUS_SETTABLE_FLAGS.bits();
+    let mut attempt = 0;
+    loop {
+        let mut info = info;
+        match device.raw_ioctl(LOOP_SET_STATUS64, Arg::Bytes(info.as_mut_bytes())) {
+            Ok(_) => break,
+            Err(Errno::EAGAIN) if attempt < STATUS_TRIES => back_off(attempt),
+            Err(errno) => return Err(refused(LOOP_SET_STATUS64, device.path().display(), errno)),
+        }
+        attempt += 1;
+    }
+    if options.flags.contains(LoopFlags::DIRECT_IO) {
+        // Where it cannot be had the page cache serves.
+        let _ = device.raw_ioctl(LOOP_SET_DIRECT_IO, Arg::Value(1));
+    }
+    Ok(())
+}
+
+/// Wait a random time, longer with each attempt, at most 32 ms: rivals must not stay in step.
+fn back_off(attempt: u32) {
+    let bound = 250u64 << attempt.min(7);
+    thread::sleep(Duration::from_micros(RandomState::new().hash_one(attempt) % bound));
+}

@@ -1,0 +1,164 @@
+//! `/dev/loop-control`, and what stands in for it where there is none.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use nix::errno::Errno;
+
+use super::LoopDevice;
+use crate::abi::Ioctl;
+use crate::abi::loopdev::{LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE};
+use crate::error::{IoctlError, is_permission};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, loop_index};
+use crate::{Error, Result};
+
+const PATH: &str = "/dev/loop-control";
+
+/// The loop driver.
+#[derive(Debug)]
+pub struct LoopControl {
+    pub(super) kernel: Arc<dyn Kernel>,
+    /// `None`: an old kernel, or a `/dev` without the node. Free devices are then found by a scan.
+    control: Option<DeviceFile>,
+    /// Set once LOOP_CONFIGURE failed where LOOP_SET_FD worked: the kernel is older than 5.8.
+    pub(super) without_configure: AtomicBool,
+}
+
+impl LoopControl {
+    /// Open `/dev/loop-control` of the running kernel; it is fine if there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotPermitted`], or [`Error::Open`] if it is there but cannot be opened.
+    pub fn open() -> Result<Self> {
+        Self::with_kernel(Arc::new(RealKernel))
+    }
+
+    /// The same with another [`Kernel`].
+    pub fn with_kernel(kernel: Arc<dyn Kernel>) -> Result<Self> {
+        let control = match kernel.open(PATH.as_ref(), Access::ReadWrite) {
+            Ok(control) => Some(control),
+            Err(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => None,
+            Err(errno) if is_permission(errno) => {
+                return Err(Error::NotPermitted { what: format!("open {PATH}") });
+            }
+            Err(errno) => return Err(Error::Open { path: PATH.into(), errno }),
+        };
+        Ok(Self { kernel, control, without_configure: AtomicBool::new(false) })
+    }
+
+    /// The index of a device that is free now: LOOP_CTL_GET_FREE, or a scan where the kernel does not
+    /// have it. Nothing is reserved: somebody else can be faster.
+    ///
+    /// # Errors
+    /// [`Error::NoFreeLoopDevice`], and [`Error::NoLoopDevices`] if there is not even one that is taken.
+    #[doc(alias = "LOOP_CTL_GET_FREE")]
+    pub fn find_free(&self) -> Result<u32> {
+        match self.control(LOOP_CTL_GET_FREE, 0) {
+            // Before 3.1, headers had no such number (EINVAL) and the driver no such node (ENOTTY, None).
+            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS)) => self.scan_for_free(),
+            Some(Ok(index)) => Ok(index),
+            Some(Err(errno)) => Err(refused(LOOP_CTL_GET_FREE, PATH, errno)),
+        }
+    }
+
+    /// Make the loop device with this index.
+    ///
+    /// # Errors
+    /// EEXIST if it is there ([`Error::is_exists`]); [`Error::NoLoopDevices`] without `/dev/loop-control`.
+    #[doc(alias = "LOOP_CTL_ADD")]
+    pub fn add(&self, index: u32) -> Result<()> {
+        self.demand(LOOP_CTL_ADD, index)
+    }
+
+    /// Remove the loop device with this index.
+    ///
+    /// # Errors
+    /// EBUSY if it is bound or open, ENODEV if it is not there.
+    #[doc(alias = "LOOP_CTL_REMOVE")]
+    pub fn remove(&self, index: u32) -> Result<()> {
+        self.demand(LOOP_CTL_REMOVE, index)
+    }
+
+    /// The device of that index.
+    pub fn device(&self, index: u32, access: Access) -> Result<LoopDevice> {
+        let path = device_path(index);
+        let file =
+            self.kernel.open(&path, access).map_err(|errno| Error::Open { path: path.clone(), errno })?;
+        Ok(LoopDevice::new(self.kernel.clone(), file, index))
+    }
+
+    /// The device that is bound to `file`, if there is one: by the file's device and inode number, since
+    /// names say nothing.
+    pub fn find(&self, file: &File) -> Result<Option<LoopDevice>> {
+        let metadata = file.metadata().map_err(Error::io("stat", "backing file"))?;
+        #[allow(clippy::useless_conversion)] // the types differ between architectures
+        let device = DeviceNumber::from_dev_t(metadata.dev().try_into().unwrap_or_default());
+        for index in self.indices()? {
+            let Ok(found) = self.device(index, Access::Read) else { continue };
+            match found.status() {
+                Ok(status) if status.backing_device == device && status.backing_inode == metadata.ino() => {
+                    return Ok(Some(found));
+                }
+                // Unbound, or gone since it was listed.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// The indices of all loop devices, in order. There may be gaps.
+    fn indices(&self) -> Result<Vec<u32>> {
+        let names = self.kernel.block_device_names().map_err(|errno| Error::Io {
+            action: "list",
+            path: "/sys/block".into(),
+            source: errno.into(),
+        })?;
+        let mut indices: Vec<u32> = names.iter().filter_map(|name| loop_index(name)).collect();
+        indices.sort_unstable();
+        Ok(indices)
+    }
+
+    fn scan_for_free(&self) -> Result<u32> {
+        let indices = self.indices()?;
+        if indices.is_empty() {
+            return Err(Error::NoLoopDevices);
+        }
+        let is_free = |&index: &u32| {
+            let device = self.device(index, Access::Read);
+            matches!(device.and_then(|device| device.status()), Err(error) if error.errno() == Some(Errno::ENXIO))
+        };
+        let tried = u32::try_from(indices.len()).unwrap_or(u32::MAX);
+        indices.into_iter().find(is_free).ok_or(Error::NoFreeLoopDevice { tried })
+    }
+
+    fn control(&self, request: Ioctl, index: i32) -> Option<Result<u32, Errno>> {
+        let control = self.control.as_ref()?;
+        Some(self.kernel.ioctl(control, request, Arg::Value(index)))
+    }
+
+    fn demand(&self, request: Ioctl, index: u32) -> Result<()> {
+        let value = i32::try_from(index).map_err(|_| Error::InvalidOption {
+            option: "loop device index",
+            value: index.to_string(),
+            reason: "too large",
+        })?;
+        match self.control(request, value) {
+            None => Err(Error::NoLoopDevices),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(errno)) => Err(refused(request, device_path(index).display(), errno)),
+        }
+    }
+}
+
+pub(super) fn device_path(index: u32) -> PathBuf {
+    format!("/dev/loop{index}").into()
+}
+
+#[cold]
+pub(super) fn refused(request: Ioctl, device: impl std::fmt::Display, errno: Errno) -> Error {
+    let error = IoctlError { ioctl: request.name(), device: device.to_string(), detail: None, errno };
+    Error::Ioctl(Box::new(error))
+}

@@ -1,0 +1,13 @@
+//! Loop devices: block devices over files.
+//!
+//! [`LoopControl::attach`] works on every kernel and in every race; see there for how.
+
+mod attach;
+mod control;
+mod device;
+
+pub use attach::AttachOptions;
+pub use control::LoopControl;
+pub use device::{LoopDevice, LoopStatus};
+
+pub use crate::abi::loopdev::LoopFlags;

@@ -1,0 +1,132 @@
+//! Messages to a thin pool.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A thin device's id within its pool: 24 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+#[doc(alias = "dev_id")]
+pub struct ThinId(u32);
+
+impl ThinId {
+    /// The largest id.
+    pub const MAX: Self = Self((1 << 24) - 1);
+
+    /// Check that `id` has 24 bits.
+    pub fn new(id: u32) -> Result<Self> {
+        let invalid = || Error::InvalidOption {
+            option: "thin device id",
+            value: id.to_string(),
+            reason: "more than 24 bits",
+        };
+        if id > Self::MAX.0 { Err(invalid()) } else { Ok(Self(id)) }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for ThinId {
+    type Error = Error;
+    fn try_from(id: u32) -> Result<Self> {
+        Self::new(id)
+    }
+}
+
+impl From<ThinId> for u32 {
+    fn from(id: ThinId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for ThinId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for ThinId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid = |_| Error::Malformed { what: "thin device id", raw: text.to_owned() };
+        text.parse().map_err(invalid).and_then(Self::new)
+    }
+}
+
+/// A message to a thin pool. The kernel commits the pool's metadata after each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    /// Make an empty thin device. EEXIST if the id is taken.
+    CreateThin {
+        /// Its id.
+        id: ThinId,
+    },
+    /// Make a snapshot. EEXIST if the id is taken, ENODATA if there is no such origin.
+    CreateSnap {
+        /// Its id.
+        id: ThinId,
+        /// What it is a snapshot of. If active, it must be suspended; the kernel does not check.
+        origin: ThinId,
+    },
+    /// Delete a thin device. EBUSY if it is active, ENODATA if there is none.
+    Delete {
+        /// Its id.
+        id: ThinId,
+    },
+    /// Change the number that ties the pool to its user's own records. EINVAL if it is not `current`.
+    SetTransactionId {
+        /// What it is.
+        current: u64,
+        /// What it becomes.
+        new: u64,
+    },
+    /// Keep the metadata as it is now readable for other programs. EBUSY if that is done already.
+    ReserveMetadataSnap,
+    /// Let go of that. EINVAL if there is none.
+    ReleaseMetadataSnap,
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateThin { id } => write!(f, "create_thin {id}"),
+            Self::CreateSnap { id, origin } => write!(f, "create_snap {id} {origin}"),
+            Self::Delete { id } => write!(f, "delete {id}"),
+            Self::SetTransactionId { current, new } => write!(f, "set_transaction_id {current} {new}"),
+            Self::ReserveMetadataSnap => f.write_str("reserve_metadata_snap"),
+            Self::ReleaseMetadataSnap => f.write_str("release_metadata_snap"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_the_kernels() {
+        let id = |id| ThinId::new(id).unwrap();
+        let text = |message: Message| message.to_string();
+        assert_eq!(text(Message::CreateThin { id: id(0) }), "create_thin 0");
+        assert_eq!(text(Message::CreateSnap { id: id(16_777_215), origin: id(3) }), "create_snap 16777215 3");
+        assert_eq!(text(Message::Delete { id: id(7) }), "delete 7");
+        assert_eq!(text(Message::SetTransactionId { current: 1, new: 2 }), "set_transaction_id 1 2");
+        assert_eq!(text(Message::ReserveMetadataSnap), "reserve_metadata_snap");
+        assert_eq!(text(Message::ReleaseMetadataSnap), "release_metadata_snap");
+    }
+
+    #[test]
+    fn an_id_has_24_bits() {
+        assert_eq!(
+            ThinId::new(1 << 24).unwrap_err().to_string(),
+            "thin device id: 16777216: more than 24 bits"
+        );
+    }
+}

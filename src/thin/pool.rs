@@ -1,0 +1,245 @@
+//! An active thin pool.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use nix::errno::Errno;
+
+use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, ThinTable, ThinVolume};
+use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TableKind, TargetLine, TargetSpec, TargetType};
+use crate::kernel::DeviceNumber;
+use crate::units::Sectors;
+use crate::{Error, Result};
+
+/// What a snapshot is taken of.
+#[derive(Debug)]
+pub enum Origin<'a> {
+    /// A thin device that is not active.
+    Inactive(ThinId),
+    /// An active one, suspended meanwhile: else the snapshot would be corrupt.
+    Suspended(&'a SuspendedVolume<'a>),
+}
+
+impl Origin<'_> {
+    fn id(&self) -> ThinId {
+        match self {
+            Self::Inactive(id) => *id,
+            Self::Suspended(volume) => volume.id(),
+        }
+    }
+}
+
+/// A thin pool that is active. Dropping it changes nothing; see [`deactivate`](Self::deactivate).
+///
+/// The kernel does not say whether the commit after a message worked. Every answer carries the pool's
+/// event number, though, and the event number rises when the pool changes its mode. So a message costs
+/// one ioctl, and only when the number moved the status is read: a success is one that is on disk.
+#[derive(Debug)]
+pub struct ThinPool {
+    dm: Arc<DeviceMapper>,
+    name: DmName,
+    number: DeviceNumber,
+    /// The event number up to which `sound` speaks.
+    seen_event: AtomicU32,
+    /// Whether the metadata could be changed when last looked at.
+    sound: AtomicBool,
+}
+
+impl ThinPool {
+    /// Activate a pool of `size` sectors. A metadata device that begins with 4 KiB of zeroes is
+    /// formatted.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a table that the kernel would not take, [`Error::NoTarget`] if it has
+    /// no thin-pool target; EBUSY if the name is taken, or another pool uses the metadata device.
+    pub fn create(
+        dm: Arc<DeviceMapper>,
+        name: &DmName,
+        uuid: &DmUuid,
+        table: &PoolTable,
+        size: Sectors,
+    ) -> Result<Self> {
+        table.check()?;
+        let target_type = thin_pool()?;
+        let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
+        let created = dm.create_active(name, uuid, &[line], DmFlags::empty());
+        let status = created.map_err(|error| match error.errno() {
+            // TABLE_LOAD answers EINVAL for an unknown target as for anything else.
+            Some(Errno::EINVAL) => match dm.target_version(target_type) {
+                Err(missing @ Error::NoTarget { .. }) => missing,
+                _ => error,
+            },
+            _ => error,
+        })?;
+        Self::look_at(dm, name, status.number)
+    }
+
+    /// An active pool, by its name.
+    ///
+    /// # Errors
+    /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin pool.
+    pub fn open(dm: Arc<DeviceMapper>, name: &DmName) -> Result<Self> {
+        let status = dm.status(name.into())?;
+        Self::look_at(dm, name, status.number)
+    }
+
+    fn look_at(dm: Arc<DeviceMapper>, name: &DmName, number: DeviceNumber) -> Result<Self> {
+        let (seen_event, sound) = (AtomicU32::new(0), AtomicBool::new(false));
+        let pool = Self { dm, name: *name, number, seen_event, sound };
+        pool.status()?;
+        Ok(pool)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &DmName {
+        &self.name
+    }
+
+    /// Its device number.
+    pub fn number(&self) -> DeviceNumber {
+        self.number
+    }
+
+    /// The device mapper behind it.
+    pub fn device_mapper(&self) -> &Arc<DeviceMapper> {
+        &self.dm
+    }
+
+    /// The table it runs with, and its size.
+    pub fn table(&self) -> Result<(PoolTable, Sectors)> {
+        let lines = self.dm.table((&self.name).into(), TableKind::Live)?;
+        let line = self.only_line(&lines)?;
+        Ok((line.text.parse()?, line.length))
+    }
+
+    /// Usage and mode. Nothing is committed for it.
+    pub fn status(&self) -> Result<PoolStatus> {
+        let (device, lines) = self.dm.table_status((&self.name).into(), DmFlags::NOFLUSH)?;
+        let status: PoolStatus = self.only_line(&lines)?.text.parse()?;
+        let sound = matches!(status.mode(), PoolMode::ReadWrite | PoolMode::OutOfDataSpace);
+        // In this order: who finds the event number unmoved may rely on `sound`.
+        self.sound.store(sound, Ordering::Release);
+        self.seen_event.store(device.event_nr, Ordering::Release);
+        Ok(status)
+    }
+
+    fn only_line<'a>(&self, lines: &'a [TargetLine]) -> Result<&'a TargetLine> {
+        match lines {
+            [line] if line.target_type.as_str() == "thin-pool" => Ok(line),
+            _ => Err(Error::WrongTarget {
+                device: self.name.to_string(),
+                found: lines.first().map(|line| line.target_type.to_string()).unwrap_or_default(),
+                expected: "thin-pool",
+            }),
+        }
+    }
+
+    /// Make an empty thin device.
+    ///
+    /// # Errors
+    /// EEXIST if the id is taken ([`Error::is_exists`]), [`Error::PoolMode`] if the pool cannot.
+    pub fn create_thin(&self, id: ThinId) -> Result<()> {
+        self.message(Message::CreateThin { id })
+    }
+
+    /// Make a snapshot.
+    ///
+    /// # Errors
+    /// EEXIST if the id is taken, ENODATA if there is no such origin ([`Error::is_not_found`]),
+    /// [`Error::PoolMode`] if the pool cannot.
+    pub fn create_snap(&self, id: ThinId, origin: &Origin<'_>) -> Result<()> {
+        self.message(Message::CreateSnap { id, origin: origin.id() })
+    }
+
+    /// Delete a thin device.
+    ///
+    /// # Errors
+    /// EBUSY if it is active ([`Error::is_busy`]), ENODATA if there is none ([`Error::is_not_found`]),
+    /// [`Error::PoolMode`] if the pool cannot.
+    pub fn delete(&self, id: ThinId) -> Result<()> {
+        self.message(Message::Delete { id })
+    }
+
+    /// Change the transaction id.
+    ///
+    /// # Errors
+    /// EINVAL if it is not `current`.
+    pub fn set_transaction_id(&self, current: u64, new: u64) -> Result<()> {
+        self.message(Message::SetTransactionId { current, new })
+    }
+
+    /// Send any message. Returning `Ok` means that the kernel did it and committed it.
+    pub fn message(&self, message: Message) -> Result<()> {
+        let answer = self.dm.message((&self.name).into(), Sectors(0), &message);
+        let event = match answer {
+            Ok(event) => event,
+            Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
+                return Err(self.mode_error("the message was refused").unwrap_or(error));
+            }
+            Err(error) => return Err(error),
+        };
+        let unmoved = event == self.seen_event.load(Ordering::Acquire);
+        if unmoved && self.sound.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.status()?;
+        if self.sound.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(self.mode_error("the message may not have been committed").unwrap_or(Error::PoolMode {
+            pool: self.name.to_string(),
+            mode: PoolMode::Fail,
+            consequence: "the message may not have been committed",
+        }))
+    }
+
+    fn mode_error(&self, consequence: &'static str) -> Option<Error> {
+        let mode = self.status().ok()?.mode();
+        Some(Error::PoolMode { pool: self.name.to_string(), mode, consequence })
+    }
+
+    /// Activate a thin device as a block device of `size`.
+    ///
+    /// # Errors
+    /// ENODATA if the pool has no such device ([`Error::is_not_found`]), EBUSY if the name or the uuid is
+    /// taken ([`Error::is_busy`]). On an error no device is left.
+    pub fn activate(&self, name: &DmName, uuid: &DmUuid, id: ThinId, size: Sectors) -> Result<ThinVolume> {
+        let table = ThinTable { pool: self.number, id, external_origin: None };
+        let target_type = TargetType::new("thin")?;
+        let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: &table };
+        let status = self.dm.create_active(name, uuid, &[line], DmFlags::empty())?;
+        Ok(ThinVolume { dm: self.dm.clone(), name: *name, number: status.number, id })
+    }
+
+    /// A volume of this pool that is active already.
+    ///
+    /// # Errors
+    /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin volume of this pool.
+    pub fn active_volume(&self, name: &DmName) -> Result<ThinVolume> {
+        let number = self.dm.status(name.into())?.number;
+        let lines = self.dm.table(name.into(), TableKind::Live)?;
+        let found = || lines.first().map(|line| line.to_string()).unwrap_or_default();
+        let wrong = || Error::WrongTarget { device: name.to_string(), found: found(), expected: "thin" };
+        let [line] = &lines[..] else { return Err(wrong()) };
+        if line.target_type.as_str() != "thin" {
+            return Err(wrong());
+        }
+        let table: ThinTable = line.text.parse()?;
+        if table.pool != self.number {
+            return Err(wrong());
+        }
+        Ok(ThinVolume { dm: self.dm.clone(), name: *name, number, id: table.id })
+    }
+
+    /// Remove the device. The pool's contents stay on its data and metadata devices.
+    ///
+    /// # Errors
+    /// EBUSY while a volume of it is active ([`Error::is_busy`]).
+    pub fn deactivate(&self) -> Result<()> {
+        self.dm.remove(&self.name)
+    }
+}
+
+fn thin_pool() -> Result<TargetType> {
+    TargetType::new("thin-pool")
+}
