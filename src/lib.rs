@@ -1,4 +1,9 @@
-//! Device-mapper thin provisioning by pure `ioctl(2)`.
+//! Device-mapper thin provisioning by pure `ioctl(2)`: no libdevmapper, no LVM, no dmsetup.
+//!
+//! From the top: [`tree::SnapshotTree`] keeps a tree of snapshots in a thin pool, its state in JSON, and
+//! survives crashes. [`thin`] is the thin pool itself: messages, tables, status. [`dm`] and [`loopdev`] are
+//! the kernel's interfaces, one method for each command. [`abi`] has their bytes, and [`kernel`] is the seam
+//! between this crate and the kernel, where tests put another one.
 
 pub mod abi;
 pub mod dm;
@@ -7,6 +12,7 @@ pub mod kernel;
 pub mod loopdev;
 mod sys;
 pub mod thin;
+pub mod tree;
 pub mod units;
 
 pub use error::{Error, IoctlError, MountError, Result, RootProblem};

@@ -11,6 +11,7 @@ mod volume;
 pub use message::{Message, ThinId};
 pub use pool::{Origin, ThinPool};
 pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};
+pub(crate) use table::check_block_size;
 pub use table::{Discards, NoSpace, PoolFeatures, PoolTable, ThinTable};
 pub use volume::{SuspendedVolume, ThinVolume};
 

@@ -1,0 +1,266 @@
+//! What is active and mounted.
+//!
+//! Every snapshot in use has a slot; a call that activates, mounts, or takes down holds its lock to the
+//! end, so that unmount and deactivate are one step for all others. Only one slot is held at a time.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::graph::{FsState, Record, Snapshot};
+use super::{SnapshotId, SnapshotTree, mount, unknown};
+use crate::dm::DmName;
+use crate::thin::{ThinId, ThinVolume};
+use crate::units::Bytes;
+use crate::{Error, Result};
+
+/// The state of a snapshot in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub(super) volume: Option<ThinVolume>,
+    /// Somebody asked for it to be active, mounted or not.
+    pub(super) held: bool,
+    pub(super) mounted: Option<Mounted>,
+}
+
+/// A mount, and how often it was asked for.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    pub(super) target: PathBuf,
+    pub(super) count: u32,
+    /// This tree made the directory, and removes it.
+    pub(super) made: bool,
+}
+
+impl SnapshotTree {
+    /// Make a snapshot a block device; the path of its node is returned. Active already, it stays so.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`].
+    pub fn activate(&self, id: &str) -> Result<PathBuf> {
+        self.with_slot(id, |slot, snapshot| {
+            let path = self.activate_slot(slot, id, snapshot)?;
+            slot.held = true;
+            Ok(path)
+        })
+    }
+
+    /// Remove a snapshot's block device. Not active, nothing happens.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`] if it is open longer than
+    /// [`Options::busy_timeout`](super::Options::busy_timeout).
+    pub fn deactivate(&self, id: &str) -> Result<()> {
+        self.with_slot(id, |slot, _| self.deactivate_slot(slot, id))
+    }
+
+    /// Activate a snapshot and mount it. The directory is made if it is not there. Mounted on the same
+    /// directory already, it is counted: it takes as many [`unmount`](Self::unmount)s.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`] if it is mounted elsewhere; [`Error::Mount`] with
+    /// the whole call. What was not active before is not active after an error.
+    pub fn mount(&self, id: &str, target: impl AsRef<Path>) -> Result<()> {
+        let target = target.as_ref();
+        self.with_slot(id, |slot, snapshot| {
+            if let Some(mounted) = &mut slot.mounted {
+                if !is_same(&mounted.target, target) {
+                    return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
+                }
+                mounted.count += 1;
+                return Ok(());
+            }
+            let device = self.activate_slot(slot, id, snapshot)?;
+            match self.mount_on(&device, target) {
+                Ok(mounted) => {
+                    slot.mounted = Some(mounted);
+                    Ok(())
+                }
+                Err(error) => {
+                    if !slot.held {
+                        let _ = self.deactivate_slot(slot, id);
+                    }
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    /// Take back one [`mount`](Self::mount). The last one unmounts the file system, removes the directory
+    /// if mount made it, and deactivates the snapshot unless [`activate`](Self::activate) was called: one
+    /// step for every other caller.
+    ///
+    /// # Errors
+    /// [`Error::NotMounted`]; [`Error::Mount`] with EBUSY if files on it are open: it stays mounted.
+    /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
+    /// has it open: [`deactivate`](Self::deactivate) can be tried again.
+    pub fn unmount(&self, id: &str) -> Result<()> {
+        self.with_slot(id, |slot, _| {
+            let mounted = slot.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
+            if mounted.count > 1 {
+                mounted.count -= 1;
+                return Ok(());
+            }
+            self.unmount_from(mounted)?;
+            slot.mounted = None;
+            if slot.held { Ok(()) } else { self.deactivate_slot(slot, id) }
+        })
+    }
+
+    /// Run `work` with the slot of a snapshot that is there, and no other call on it meanwhile.
+    pub(super) fn with_slot<T>(
+        &self,
+        id: &str,
+        work: impl FnOnce(&mut Slot, &Snapshot) -> Result<T>,
+    ) -> Result<T> {
+        self.check_open()?;
+        let name = SnapshotId::new(id)?;
+        if !self.contains(id) {
+            return Err(unknown(id));
+        }
+        let slot = self.slots().entry(name.clone()).or_default().clone();
+        let result = {
+            let mut slot = lock(&slot);
+            // It may have gone, and the tree may have been closed, while another call had the slot.
+            let snapshot = self.store.read(|graph| graph.get(id).cloned());
+            let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(id)));
+            snapshot.and_then(|snapshot| work(&mut slot, &snapshot))
+        };
+        let idle = lock(&slot).volume.is_none();
+        drop(slot);
+        let mut slots = self.slots();
+        // Nobody else holds it, and nobody can get it while the map is locked.
+        if idle
+            && slots
+                .get(&name)
+                .is_some_and(|slot| Arc::strong_count(slot) == 1 && lock(slot).volume.is_none())
+        {
+            slots.remove(&name);
+        }
+        result
+    }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, std::collections::HashMap<SnapshotId, Arc<Mutex<Slot>>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Activate for a caller who has the slot; a file system smaller than its volume is grown first.
+    pub(super) fn activate_slot(&self, slot: &mut Slot, id: &str, snapshot: &Snapshot) -> Result<PathBuf> {
+        if let Some(volume) = &slot.volume {
+            return Ok(volume.path());
+        }
+        let volume = self.activate_volume(id, snapshot.thin_id, snapshot.size)?;
+        if snapshot.fs == FsState::Growing
+            && let Err(error) = self.grow(&volume).and_then(|()| {
+                let id = SnapshotId::new(id)?;
+                self.store.commit(&Record::Fs { id, fs: FsState::Ready })
+            })
+        {
+            let _ = self.remove_volume(&volume);
+            return Err(error);
+        }
+        Ok(slot.volume.insert(volume).path())
+    }
+
+    pub(super) fn deactivate_slot(&self, slot: &mut Slot, id: &str) -> Result<()> {
+        if let Some(mounted) = &slot.mounted {
+            return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
+        }
+        if let Some(volume) = &slot.volume {
+            self.remove_volume(volume)?;
+        }
+        *slot = Slot::default();
+        Ok(())
+    }
+
+    pub(super) fn deactivate_all(&self) -> Result<()> {
+        let mut active: Vec<_> = self.slots().keys().cloned().collect();
+        active.sort();
+        let mut first_error = Ok(());
+        for id in active {
+            match self.deactivate(id.as_str()) {
+                Ok(()) | Err(Error::UnknownSnapshot { .. }) => {}
+                Err(error) => first_error = first_error.and(Err(error)),
+            }
+        }
+        first_error
+    }
+
+    pub(super) fn activate_volume(&self, id: &str, thin_id: ThinId, size: Bytes) -> Result<ThinVolume> {
+        let (name, uuid) = (self.volume_name(id)?, self.volume_uuid(thin_id)?);
+        self.pool.activate(&name, &uuid, thin_id, size.sectors())
+    }
+
+    pub(super) fn remove_volume(&self, volume: &ThinVolume) -> Result<()> {
+        self.patiently(volume.name(), || volume.deactivate())
+    }
+
+    /// Repeat while somebody has the device open, until the time that the options give is over. That it
+    /// is gone already is fine.
+    pub(super) fn patiently(&self, name: &DmName, remove: impl Fn() -> Result<()>) -> Result<()> {
+        let end = Instant::now() + self.options.busy_timeout;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match remove() {
+                Err(error) if error.errno() == Some(Errno::ENXIO) => return Ok(()),
+                Err(error) if error.is_busy() && Instant::now() >= end => {
+                    let status = self.pool.device_mapper().status(name.into());
+                    let open_count = status.map_or(0, |status| status.open_count);
+                    return Err(Error::Busy { device: name.to_string(), open_count });
+                }
+                Err(error) if error.is_busy() => thread::sleep(pause),
+                result => return result,
+            }
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// Grow the file system of an active volume to the volume's size, through a mount of its own.
+    pub(super) fn grow(&self, volume: &ThinVolume) -> Result<()> {
+        let target = self.root.path.join(format!("grow-{}", volume.id()));
+        let mounted = self.mount_on(&volume.path(), &target)?;
+        let grown = self.filesystem.grow(&volume.path(), &target);
+        let unmounted = self.unmount_from(&mounted);
+        grown.and(unmounted)
+    }
+
+    fn mount_on(&self, device: &Path, target: &Path) -> Result<Mounted> {
+        let made = match DirBuilder::new().mode(0o755).create(target) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(Error::io("create", target)(error)),
+        };
+        let remove_dir = |_: &Error| {
+            if made {
+                let _ = std::fs::remove_dir(target);
+            }
+        };
+        mount::mount(&self.options, self.filesystem, device, target).inspect_err(remove_dir)?;
+        // As the kernel will list it.
+        let target = target.canonicalize().unwrap_or_else(|_| target.into());
+        Ok(Mounted { target, count: 1, made })
+    }
+
+    fn unmount_from(&self, mounted: &Mounted) -> Result<()> {
+        mount::unmount(&*self.options.kernel, &mounted.target)?;
+        if mounted.made {
+            // This also ends copies of the mount in other namespaces. Somebody may have put something
+            // into the directory meanwhile: then it stays.
+            let _ = std::fs::remove_dir(&mounted.target);
+        }
+        Ok(())
+    }
+}
+
+fn is_same(mounted: &Path, target: &Path) -> bool {
+    mounted == target || target.canonicalize().is_ok_and(|target| mounted == target)
+}
+
+pub(super) fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}

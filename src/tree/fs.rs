@@ -1,0 +1,104 @@
+//! File systems: made on the base, grown on larger snapshots, by the programs that belong to them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use uuid::Uuid;
+
+use super::Filesystem;
+use crate::{Error, Result};
+
+impl Filesystem {
+    /// The kernel's name of it.
+    pub(super) fn kernel_name(self) -> Option<&'static str> {
+        match self {
+            Self::Ext4 => Some("ext4"),
+            Self::Xfs => Some("xfs"),
+            Self::None => None,
+        }
+    }
+
+    /// The program that makes it, and the package it is usually in.
+    fn maker(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Ext4 => Some(("mkfs.ext4", "e2fsprogs")),
+            Self::Xfs => Some(("mkfs.xfs", "xfsprogs")),
+            Self::None => None,
+        }
+    }
+
+    /// Mount options that every mount of it needs: all snapshots have the UUID of the base.
+    pub(super) fn mount_options(self) -> &'static str {
+        match self {
+            Self::Xfs => "nouuid",
+            Self::Ext4 | Self::None => "",
+        }
+    }
+
+    /// See to it that the file system can be made.
+    pub(super) fn check_maker(self) -> Result<()> {
+        self.maker().map_or(Ok(()), |(program, package)| find(program, package).map(drop))
+    }
+
+    /// Make it on `device`.
+    pub(super) fn make(self, device: &Path, uuid: Uuid, extra: &[String]) -> Result<()> {
+        let Some((program, package)) = self.maker() else { return Ok(()) };
+        let path = find(program, package)?;
+        let uuid = uuid.to_string();
+        let make = |arguments: &[&str]| {
+            run(program, Command::new(&path).args(arguments).args(extra).arg(device), device)
+        };
+        match self {
+            // A new volume reads as zeroes, so inode tables need not be written: neither now, nor by a
+            // thread of the kernel in each snapshot. mke2fs before 1.47 does not know; it writes them now.
+            Self::Ext4 => {
+                let prezeroed = ["-q", "-F", "-U", &uuid, "-E", "nodiscard,assume_storage_prezeroed=1"];
+                let zeroing =
+                    ["-q", "-F", "-U", &uuid, "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"];
+                make(&prezeroed).or_else(|_| make(&zeroing))
+            }
+            Self::Xfs => make(&["-q", "-f", "-K", "-m", &format!("uuid={uuid}")]),
+            Self::None => Ok(()),
+        }
+    }
+
+    /// Grow it to the size of `device`, which is mounted on `target`.
+    pub(super) fn grow(self, device: &Path, target: &Path) -> Result<()> {
+        match self {
+            Self::Ext4 => {
+                let path = find("resize2fs", "e2fsprogs")?;
+                run("resize2fs", Command::new(path).arg(device), device)
+            }
+            Self::Xfs => {
+                let path = find("xfs_growfs", "xfsprogs")?;
+                run("xfs_growfs", Command::new(path).arg(target), device)
+            }
+            Self::None => Ok(()),
+        }
+    }
+}
+
+/// A program in PATH, or where such programs are when PATH is a user's.
+fn find(program: &str, package: &'static str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    directories
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file())
+        .ok_or_else(|| Error::MkfsMissing { program: program.to_owned(), package })
+}
+
+fn run(program: &str, command: &mut Command, device: &Path) -> Result<()> {
+    let output = command.env("LC_ALL", "C").output().map_err(Error::io("run", program))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned();
+    let tail: String = said.chars().rev().take(1000).collect::<Vec<_>>().into_iter().rev().collect();
+    Err(Error::Mkfs {
+        program: program.to_owned(),
+        device: device.display().to_string(),
+        status: output.status.to_string(),
+        output: tail,
+    })
+}

@@ -1,0 +1,237 @@
+//! The tree itself: which snapshot is which thin device. Pure; knows no kernel and no file.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Filesystem, SnapshotId};
+use crate::thin::ThinId;
+use crate::units::Bytes;
+
+/// What is known of a volume's file system: facts, not the last thing tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FsState {
+    /// Being made. Found at an open, the volume is worth nothing and is made again.
+    Making,
+    /// There, but smaller than the volume: to be grown before use.
+    Growing,
+    /// As large as the volume.
+    Ready,
+}
+
+/// The volume that all others begin with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Base {
+    /// Its thin device.
+    pub(super) thin_id: ThinId,
+    /// Its size.
+    pub(super) size: Bytes,
+    /// Its kind of file system.
+    pub(super) filesystem: Filesystem,
+    /// The UUID that the file system was made with.
+    pub(super) filesystem_uuid: Uuid,
+    /// How far that is.
+    pub(super) fs: FsState,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Snapshot {
+    /// Its thin device.
+    pub(super) thin_id: ThinId,
+    /// What it was made from; `None` is the base. That snapshot may be gone since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parent: Option<SnapshotId>,
+    /// Its size.
+    pub(super) size: Bytes,
+    /// Its file system.
+    pub(super) fs: FsState,
+    /// To be deleted from the pool. No caller sees it any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) deleting: bool,
+}
+
+/// Thin ids that may have been handed to the kernel without a record of what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct IdWindow {
+    /// New ids are taken from here …
+    pub(super) from: u32,
+    /// … up to but not including this.
+    pub(super) to: u32,
+    /// Ids from earlier windows that were still under way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) stragglers: Vec<ThinId>,
+}
+
+impl IdWindow {
+    /// Every id in it.
+    pub(super) fn ids(&self) -> impl Iterator<Item = ThinId> + '_ {
+        (self.from..self.to).filter_map(|id| ThinId::new(id).ok()).chain(self.stragglers.iter().copied())
+    }
+}
+
+/// A change of the tree: one line of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Record {
+    /// New ids will be taken from this window.
+    Reserve(IdWindow),
+    /// There is a base volume; it replaces one that was never ready.
+    Base(Base),
+    /// The base is as large as this, its file system in this state.
+    BaseFs {
+        /// The size.
+        size: Bytes,
+        /// The state.
+        fs: FsState,
+    },
+    /// There is a snapshot.
+    Add {
+        /// Its id.
+        id: SnapshotId,
+        /// The rest.
+        snapshot: Snapshot,
+    },
+    /// A snapshot's file system is in this state.
+    Fs {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// The state.
+        fs: FsState,
+    },
+    /// A snapshot is to be deleted from the pool.
+    Deleting {
+        /// Which.
+        id: SnapshotId,
+    },
+    /// It is.
+    Deleted {
+        /// Which.
+        id: SnapshotId,
+    },
+}
+
+/// The tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Graph {
+    /// Reserved thin ids.
+    pub(super) ids: IdWindow,
+    /// The base volume.
+    pub(super) base: Option<Base>,
+    /// All snapshots.
+    pub(super) snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// The thin ids of the above.
+    #[serde(skip)]
+    used: HashSet<ThinId>,
+}
+
+impl Graph {
+    /// A snapshot that callers see.
+    pub(super) fn get(&self, id: &str) -> Option<&Snapshot> {
+        self.snapshots.get(id).filter(|snapshot| !snapshot.deleting)
+    }
+
+    /// Whether a thin id is in use.
+    pub(super) fn uses(&self, id: ThinId) -> bool {
+        self.used.contains(&id)
+    }
+
+    /// How many thin ids are in use.
+    pub(super) fn used_ids(&self) -> usize {
+        self.used.len()
+    }
+
+    /// Take a change in, or say why it cannot be.
+    pub(super) fn apply(&mut self, record: &Record) -> Result<(), &'static str> {
+        match record {
+            Record::Reserve(window) => self.ids = window.clone(),
+            Record::Base(base) => {
+                if let Some(old) = &self.base {
+                    if old.fs != FsState::Making {
+                        return Err("a second base");
+                    }
+                    self.used.remove(&old.thin_id);
+                }
+                self.claim(base.thin_id)?;
+                self.base = Some(base.clone());
+            }
+            Record::BaseFs { size, fs } => {
+                let base = self.base.as_mut().ok_or("no base")?;
+                (base.size, base.fs) = (*size, *fs);
+            }
+            Record::Add { id, snapshot } => {
+                if self.snapshots.contains_key(id) {
+                    return Err("a second snapshot of that id");
+                }
+                self.claim(snapshot.thin_id)?;
+                self.snapshots.insert(id.clone(), snapshot.clone());
+            }
+            Record::Fs { id, fs } => self.snapshots.get_mut(id).ok_or("no such snapshot")?.fs = *fs,
+            Record::Deleting { id } => self.snapshots.get_mut(id).ok_or("no such snapshot")?.deleting = true,
+            Record::Deleted { id } => {
+                if !self.snapshots.get(id).ok_or("no such snapshot")?.deleting {
+                    return Err("deleted without warning");
+                }
+                if let Some(gone) = self.snapshots.remove(id) {
+                    self.used.remove(&gone.thin_id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, id: ThinId) -> Result<(), &'static str> {
+        if self.used.insert(id) { Ok(()) } else { Err("a thin id used twice") }
+    }
+
+    /// Rebuild what is not stored, and check that each thin id is used once.
+    pub(super) fn index(&mut self) -> Result<(), &'static str> {
+        self.used.clear();
+        let base = self.base.as_ref().map(|base| base.thin_id);
+        let ids: Vec<_> = self.snapshots.values().map(|snapshot| snapshot.thin_id).chain(base).collect();
+        ids.into_iter().try_for_each(|id| self.claim(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(id: &str, thin_id: u32) -> Record {
+        let thin_id = ThinId::new(thin_id).unwrap();
+        let snapshot =
+            Snapshot { thin_id, parent: None, size: Bytes::gib(1), fs: FsState::Ready, deleting: false };
+        Record::Add { id: SnapshotId::new(id).unwrap(), snapshot }
+    }
+
+    fn id(id: &str) -> SnapshotId {
+        SnapshotId::new(id).unwrap()
+    }
+
+    #[test]
+    fn what_contradicts_the_tree_is_refused() {
+        let mut graph = Graph::default();
+        graph.apply(&add("a", 1)).unwrap();
+        assert_eq!(graph.apply(&add("a", 2)), Err("a second snapshot of that id"));
+        assert_eq!(graph.apply(&add("b", 1)), Err("a thin id used twice"));
+        assert_eq!(graph.apply(&Record::Deleted { id: id("a") }), Err("deleted without warning"));
+        assert_eq!(graph.apply(&Record::Deleting { id: id("b") }), Err("no such snapshot"));
+    }
+
+    #[test]
+    fn a_deleted_snapshot_frees_its_ids() {
+        let mut graph = Graph::default();
+        graph.apply(&add("a", 1)).unwrap();
+        graph.apply(&Record::Deleting { id: id("a") }).unwrap();
+        assert!(graph.get("a").is_none());
+        assert!(graph.uses(ThinId::new(1).unwrap()));
+        graph.apply(&Record::Deleted { id: id("a") }).unwrap();
+        graph.apply(&add("a", 1)).unwrap();
+    }
+}

@@ -1,0 +1,159 @@
+//! A tree of snapshots in a thin pool: which snapshot is which thin device, kept in JSON, safe against
+//! crashes, other processes and full disks.
+//!
+//! ```no_run
+//! use dm_thin::tree::{Options, Parent, SnapshotTree};
+//!
+//! # fn main() -> dm_thin::Result<()> {
+//! let tree = SnapshotTree::open("/var/lib/example", Options::new())?;
+//! tree.add("image", Parent::Base)?;
+//! tree.mount("image", "/mnt/image")?;
+//! // … fill /mnt/image …
+//! tree.unmount("image")?;
+//! tree.add("container", Parent::Snapshot("image"))?;
+//! tree.mount("container", "/mnt/container")?;
+//! // … run …
+//! tree.unmount("container")?;
+//! tree.close()
+//! # }
+//! ```
+
+mod active;
+pub mod files;
+mod fs;
+mod graph;
+mod id;
+mod journal;
+mod mount;
+mod open;
+mod options;
+mod root;
+mod snapshot;
+mod source;
+mod status;
+mod store;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use uuid::Uuid;
+
+use crate::dm::{DmName, DmUuid};
+use crate::thin::{ThinId, ThinPool};
+use crate::{Error, Result};
+
+pub use id::SnapshotId;
+pub use options::{Filesystem, Options};
+pub use snapshot::{AddOptions, Parent};
+pub use status::{SnapshotInfo, TreeStatus};
+
+use active::Slot;
+use root::Root;
+use store::Store;
+
+/// A tree of snapshots. All methods can be called from any thread at any time.
+///
+/// Dropping it changes nothing: volumes stay active, mounts stay mounted, and opening the tree again, in
+/// this process or another one, finds them. [`close`](Self::close) takes everything down.
+#[derive(Debug)]
+pub struct SnapshotTree {
+    options: Options,
+    root: Root,
+    tree: Uuid,
+    filesystem: Filesystem,
+    store: Store,
+    pool: ThinPool,
+    /// The pool's transaction id.
+    transaction_id: Mutex<u64>,
+    /// What is active. Snapshots that are neither active nor in use by a call have no slot.
+    slots: Mutex<HashMap<SnapshotId, Arc<Mutex<Slot>>>>,
+    closed: AtomicBool,
+}
+
+impl SnapshotTree {
+    /// The tree's root directory.
+    pub fn root(&self) -> &std::path::Path {
+        &self.root.path
+    }
+
+    /// The tree's identity, which its devices carry in their uuids.
+    pub fn uuid(&self) -> Uuid {
+        self.tree
+    }
+
+    /// The pool behind it.
+    pub fn pool(&self) -> &ThinPool {
+        &self.pool
+    }
+
+    /// Whether there is a snapshot of that id.
+    pub fn contains(&self, id: &str) -> bool {
+        self.store.read(|graph| graph.get(id).is_some())
+    }
+
+    /// Deactivate everything, remove the pool, detach its files, and write a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
+    /// though what could be deactivated is. After a close, everything else answers [`Error::Closed`].
+    pub fn close(&self) -> Result<()> {
+        self.check_open()?;
+        self.deactivate_all()?;
+        self.checkpoint()?;
+        self.closed.store(true, Ordering::Release);
+        self.patiently(self.pool.name(), || self.pool.deactivate())
+            .inspect_err(|_| self.closed.store(false, Ordering::Release))
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Write a checkpoint, and tie the pool to it.
+    fn checkpoint(&self) -> Result<()> {
+        // The pool may lag behind the last checkpoint by a failed message, never by two.
+        self.settle(self.store.read_state(|state| state.generation))?;
+        self.store.checkpoint(|generation| self.settle(generation))
+    }
+
+    /// After a change: keep the journal short.
+    fn compact(&self) {
+        if self.store.wants_checkpoint() {
+            // The journal holds everything. It can wait for the next change.
+            let _ = self.checkpoint();
+        }
+    }
+
+    /// Make the pool's transaction id the state's generation.
+    fn settle(&self, generation: u64) -> Result<()> {
+        let mut current = self.transaction_id.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current < generation {
+            self.pool.set_transaction_id(*current, generation)?;
+            *current = generation;
+        }
+        Ok(())
+    }
+
+    fn volume_name(&self, id: &str) -> Result<DmName> {
+        volume_name(&self.options.name_prefix, &self.root, id)
+    }
+
+    /// Bound to the thin id, not to the name of the snapshot, which can change.
+    fn volume_uuid(&self, id: ThinId) -> Result<DmUuid> {
+        DmUuid::format(format_args!("DMTHIN-{}-{id}", self.tree.simple()))
+    }
+}
+
+/// `<prefix>-<major>:<minor>-<inode of the root>-<what>`.
+fn volume_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
+    DmName::format(format_args!("{prefix}-{}-{}-{what}", root.device, root.inode))
+}
+
+fn pool_uuid(tree: Uuid) -> Result<DmUuid> {
+    DmUuid::format(format_args!("DMTHIN-{}-pool", tree.simple()))
+}
+
+fn unknown(id: &str) -> Error {
+    Error::UnknownSnapshot { id: id.to_owned() }
+}

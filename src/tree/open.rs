@@ -1,0 +1,337 @@
+//! Opening: the state, the pool and what is active are brought to agree.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use uuid::Uuid;
+
+use super::active::{Mounted, Slot};
+use super::files::{RealDir, StateDir};
+use super::graph::{Base, FsState, Graph, Record};
+use super::journal::{FORMAT, Position, State};
+use super::root::Root;
+use super::store::Store;
+use super::{Filesystem, Options, SnapshotId, SnapshotTree, mount, pool_uuid, source, volume_name};
+use crate::dm::{DeviceMapper, DeviceStatus, DmId, DmUuid};
+use crate::thin::{PoolStatus, ThinId, ThinPool, ThinVolume};
+use crate::units::Bytes;
+use crate::{Error, Result};
+
+/// The base's name among the volumes; no snapshot can have it.
+const BASE: &str = "base";
+
+impl SnapshotTree {
+    /// Open the tree at `root`, or make it if there is none.
+    ///
+    /// What a crash or a restart left is put right first: pool and loop devices are set up again, volumes
+    /// without a record are deleted, interrupted removals finished, a half-made base made anew, active and
+    /// mounted snapshots taken over.
+    ///
+    /// # Errors
+    /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
+    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::GenerationMismatch`] for
+    /// what is wrong at `root`; [`Error::InvalidOption`], [`Error::OptionConflict`]. After an error everything is as
+    /// it was before: nothing is attached, active or mounted, and no file is made.
+    pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
+        options.check()?;
+        let dm = Arc::new(DeviceMapper::with_kernel(options.kernel.clone(), options.udev)?);
+        let root = Root::open(root.as_ref())?;
+        let dir: Arc<dyn StateDir> =
+            Arc::new(RealDir::open(&root.path).map_err(Error::io("open", &root.path))?);
+        if let Some(store) = Store::load(root.path.clone(), dir.clone())? {
+            store.read_state(|state| options.check_against(state))?;
+            return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
+        }
+        refuse_orphans(&root, &*dir)?;
+        let store = match Store::create(root.path.clone(), dir, new_state(&options)) {
+            Ok(store) => store,
+            Err(error) => {
+                root.clear();
+                return Err(error);
+            }
+        };
+        Self::assemble(options, root, store, dm).map_err(|failed| {
+            let (error, root) = *failed;
+            root.clear();
+            error
+        })
+    }
+
+    fn assemble(
+        options: Options,
+        root: Root,
+        store: Store,
+        dm: Arc<DeviceMapper>,
+    ) -> Result<Self, Box<(Error, Root)>> {
+        let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
+        let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
+        let pool = if ready { Ok(()) } else { filesystem.check_maker() }
+            .and_then(|()| open_pool(&options, &root, &store, &dm));
+        let (pool, activated) = match pool {
+            Ok(pool) => pool,
+            Err(error) => return Err(Box::new((error, root))),
+        };
+        let this = Self {
+            options,
+            root,
+            tree,
+            filesystem,
+            store,
+            pool,
+            transaction_id: Mutex::new(0),
+            slots: Mutex::new(HashMap::new()),
+            closed: AtomicBool::new(false),
+        };
+        match this.agree(activated) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                if activated {
+                    let _ = this.patiently(this.pool.name(), || this.pool.deactivate());
+                }
+                Err(Box::new((error, this.root)))
+            }
+        }
+    }
+
+    fn agree(&self, activated: bool) -> Result<()> {
+        self.check_generation()?;
+        if !activated {
+            self.take_over()?;
+        }
+        self.finish_removals()?;
+        self.sweep_ids()?;
+        self.make_base()?;
+        self.grow_base()
+    }
+
+    /// The pool's transaction id is the state's generation, or one less: then the power went between the
+    /// checkpoint and the message.
+    fn check_generation(&self) -> Result<()> {
+        let usage = match self.pool.status()? {
+            PoolStatus::Usage(usage) => usage,
+            status @ (PoolStatus::Fail | PoolStatus::Error) => {
+                let (pool, mode) = (self.pool.name().to_string(), status.mode());
+                return Err(Error::PoolMode { pool, mode, consequence: "it cannot be used" });
+            }
+        };
+        let state = self.store.read_state(|state| state.generation);
+        let pool = usage.transaction_id;
+        if pool != state && Some(pool) != state.checked_sub(1) {
+            return Err(Error::GenerationMismatch { state, pool });
+        }
+        *self.transaction_id.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pool;
+        self.settle(state)
+    }
+
+    /// Devices of this tree that a manager before this one left active.
+    fn take_over(&self) -> Result<()> {
+        let dm = self.pool.device_mapper();
+        let mounts = mount::mounts(&*self.options.kernel)?;
+        let names: HashMap<ThinId, SnapshotId> = self.store.read(|graph| {
+            let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            visible.map(|(id, snapshot)| (snapshot.thin_id, id.clone())).collect()
+        });
+        for (status, thin_id) in self.active_devices()? {
+            let targets = mounts.iter().filter(|(number, _)| *number == status.number);
+            let mut targets: Vec<_> = targets.map(|(_, target)| target.clone()).collect();
+            if let Some(own) = targets.iter().position(|target| target.starts_with(&self.root.path)) {
+                // A growing that was interrupted.
+                let target = targets.remove(own);
+                mount::unmount(&*self.options.kernel, &target)?;
+                let _ = std::fs::remove_dir(&target);
+            }
+            let known = names.get(&thin_id).filter(|_| status.has_live_table());
+            let Some(id) = known else {
+                // Not recorded, or never finished: the same as never made.
+                self.patiently(&status.name, || dm.remove(&status.name))?;
+                continue;
+            };
+            if status.is_suspended() {
+                dm.resume(&status.name)?;
+            }
+            dm.ensure_node(&status.name, status.number)?;
+            let volume = self.pool.active_volume(&status.name)?;
+            let mounted = targets.into_iter().next().map(|target| Mounted { target, count: 1, made: false });
+            let slot = Slot { volume: Some(volume), held: mounted.is_none(), mounted };
+            self.slots().insert(id.clone(), Arc::new(Mutex::new(slot)));
+        }
+        Ok(())
+    }
+
+    /// Volumes of this tree that are active, told by their uuids.
+    fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
+        let dm = self.pool.device_mapper();
+        let prefix = DmUuid::format(format_args!("DMTHIN-{}-", self.tree.simple()))?;
+        let mut active = Vec::new();
+        for device in dm.list()? {
+            // Before interface 4.45 the list has no uuids.
+            let foreign = device.uuid.is_some_and(|uuid| !uuid.as_str().starts_with(prefix.as_str()));
+            if foreign || (device.uuid.is_none() && dm.version().minor >= 45) {
+                continue;
+            }
+            // It can go at any time.
+            let Some(status) = dm.find(DmId::Number(device.number))? else { continue };
+            let uuid = status.uuid;
+            let id = uuid.as_ref().and_then(|uuid| uuid.as_str().strip_prefix(prefix.as_str()));
+            if let Some(id) = id.and_then(|id| id.parse().ok()) {
+                active.push((status, id));
+            }
+        }
+        Ok(active)
+    }
+
+    fn finish_removals(&self) -> Result<()> {
+        let deleting: Vec<_> = self.store.read(|graph| {
+            let deleting = graph.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
+            deleting.map(|(id, snapshot)| (id.clone(), snapshot.thin_id)).collect()
+        });
+        deleting.into_iter().try_for_each(|(id, thin_id)| self.delete_volume(&id, thin_id))
+    }
+
+    /// Delete what the pool may have got without a record.
+    fn sweep_ids(&self) -> Result<()> {
+        let unknown: Vec<_> =
+            self.store.read(|graph| graph.ids.ids().filter(|id| !graph.uses(*id)).collect());
+        unknown.into_iter().try_for_each(|id| self.delete_id(id))
+    }
+
+    fn delete_id(&self, id: ThinId) -> Result<()> {
+        match self.pool.delete(id) {
+            Err(error) if error.errno() != Some(Errno::ENODATA) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_base(&self) -> Result<()> {
+        match self.store.read(|graph| graph.base.clone()) {
+            Some(base) if base.fs != FsState::Making => return Ok(()),
+            Some(half_made) => self.delete_id(half_made.thin_id)?,
+            None => {}
+        }
+        let mut reservation = self.store.reserve(None)?;
+        loop {
+            match self.pool.create_thin(reservation.thin_id) {
+                Err(error) if error.is_exists() => self.store.take_another(&mut reservation)?,
+                result => break result?,
+            }
+        }
+        let (size, filesystem) = (self.options.new_base_size(), self.filesystem);
+        let base = Base {
+            thin_id: reservation.thin_id,
+            size,
+            filesystem,
+            filesystem_uuid: Uuid::new_v4(),
+            fs: if filesystem == Filesystem::None { FsState::Ready } else { FsState::Making },
+        };
+        reservation.commit(&Record::Base(base.clone()))?;
+        drop(reservation);
+        if base.fs == FsState::Ready {
+            return Ok(());
+        }
+        self.with_base(&base, size, |volume| {
+            filesystem.make(&volume.path(), base.filesystem_uuid, &self.options.mkfs_args)
+        })?;
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+    }
+
+    fn grow_base(&self) -> Result<()> {
+        let Some(base) = self.store.read(|graph| graph.base.clone()) else { return Ok(()) };
+        let size = self.options.wanted_base_size().unwrap_or(base.size).max(base.size);
+        if size == base.size && base.fs == FsState::Ready {
+            return Ok(());
+        }
+        if self.filesystem != Filesystem::None {
+            self.store.commit(&Record::BaseFs { size, fs: FsState::Growing })?;
+            self.with_base(&base, size, |volume| self.grow(volume))?;
+        }
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+    }
+
+    /// Run `work` with the base active.
+    fn with_base(
+        &self,
+        base: &Base,
+        size: Bytes,
+        work: impl FnOnce(&ThinVolume) -> Result<()>,
+    ) -> Result<()> {
+        let volume = self.activate_volume(BASE, base.thin_id, size)?;
+        let worked = work(&volume);
+        let removed = self.remove_volume(&volume);
+        worked.and(removed)
+    }
+}
+
+fn new_state(options: &Options) -> State {
+    State {
+        format: FORMAT,
+        tree: Uuid::new_v4(),
+        generation: 0,
+        journal: Position::default(),
+        pool: options.new_pool(),
+        filesystem: options.new_filesystem(),
+        graph: Graph::default(),
+    }
+}
+
+/// A pool, or changes, without a state: something was lost, and nothing may be written over the rest.
+fn refuse_orphans(root: &Root, dir: &dyn StateDir) -> Result<()> {
+    let journal = dir.open("journal.jsonl", false).and_then(|file| file.read());
+    let path = if source::has_files(&root.pool_dir()) {
+        root.pool_dir()
+    } else if journal.is_ok_and(|bytes| !bytes.is_empty()) {
+        root.path.join("journal.jsonl")
+    } else {
+        return Ok(());
+    };
+    Err(Error::BackingFile { path, reason: "is there, but state.json is not: it was lost or moved away" })
+}
+
+/// The tree's pool, and whether this call activated it.
+fn open_pool(
+    options: &Options,
+    root: &Root,
+    store: &Store,
+    dm: &Arc<DeviceMapper>,
+) -> Result<(ThinPool, bool)> {
+    let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
+    let uuid = pool_uuid(tree)?;
+    if let Some(status) = dm.find((&uuid).into())? {
+        if status.has_live_table() {
+            if status.is_suspended() {
+                dm.resume(&status.name)?;
+            }
+            let pool = ThinPool::open(dm.clone(), &status.name)?;
+            let (table, _) = pool.table()?;
+            if table.block_size.bytes() != record.block_size {
+                return Err(Error::OptionConflict {
+                    option: "block size",
+                    recorded: record.block_size.to_string(),
+                    asked: table.block_size.bytes().to_string(),
+                });
+            }
+            dm.ensure_node(&status.name, status.number)?;
+            if !record.made {
+                store.change_pool(|pool| pool.made = true)?;
+            }
+            return Ok((pool, false));
+        }
+        // Left without a table by a process that died while it activated the pool.
+        dm.remove(&status.name)?;
+    }
+    let dir = root.pool_dir();
+    if !record.made {
+        source::make_files(&dir, &record)?;
+    }
+    let name = volume_name(&options.name_prefix, root, "pool")?;
+    let pool = source::activate(&options.kernel, dm, &dir, &record, (&name, &uuid), options.direct_io)?;
+    if !record.made
+        && let Err(error) = store.change_pool(|pool| pool.made = true)
+    {
+        let _ = pool.deactivate();
+        return Err(error);
+    }
+    Ok((pool, true))
+}

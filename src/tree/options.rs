@@ -1,0 +1,243 @@
+//! How a tree is made and opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::journal::{PoolRecord, State};
+use crate::abi::mount::MountFlags;
+use crate::dm::{DmName, UdevPolicy};
+use crate::kernel::{Kernel, RealKernel};
+use crate::thin::{METADATA_MAX, PoolFeatures};
+use crate::units::{Blocks, Bytes};
+use crate::{Error, Result};
+
+/// The file system that the base is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filesystem {
+    /// ext4, by `mkfs.ext4`.
+    #[default]
+    Ext4,
+    /// XFS, by `mkfs.xfs`.
+    Xfs,
+    /// None: the base is an empty block device. Snapshots are activated, not mounted.
+    None,
+}
+
+/// Options of a [`SnapshotTree`](super::SnapshotTree).
+///
+/// What is not set takes its default when the tree is made, and what the tree was made with when it is
+/// opened again. Of an existing tree, a value that it does not have is refused.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    data_size: Option<Bytes>,
+    metadata_size: Option<Bytes>,
+    base_size: Option<Bytes>,
+    block_size: Option<Bytes>,
+    low_water_mark: Option<Blocks>,
+    features: Option<PoolFeatures>,
+    filesystem: Option<Filesystem>,
+    pub(super) mkfs_args: Vec<String>,
+    pub(super) mount_flags: MountFlags,
+    pub(super) mount_options: String,
+    pub(super) name_prefix: String,
+    pub(super) direct_io: bool,
+    pub(super) busy_timeout: Duration,
+    pub(super) udev: UdevPolicy,
+    pub(super) kernel: Arc<dyn Kernel>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            data_size: None,
+            metadata_size: None,
+            base_size: None,
+            block_size: None,
+            low_water_mark: None,
+            features: None,
+            filesystem: None,
+            mkfs_args: Vec::new(),
+            mount_flags: MountFlags::empty(),
+            mount_options: String::new(),
+            name_prefix: "dm-thin".to_owned(),
+            direct_io: true,
+            busy_timeout: Duration::from_secs(5),
+            udev: UdevPolicy::Auto,
+            kernel: Arc::new(RealKernel),
+        }
+    }
+}
+
+const DATA_SIZE: Bytes = Bytes::gib(100);
+const METADATA_SIZE: Bytes = Bytes::gib(2);
+const METADATA_MIN: Bytes = Bytes::mib(2);
+pub(super) const BASE_SIZE: Bytes = Bytes::gib(10);
+const BLOCK_SIZE: Bytes = Bytes::kib(64);
+const LOW_WATER_MARK: Blocks = Blocks(32_768);
+
+macro_rules! setters {
+    ($($(#[$doc:meta])* $name:ident: $type:ty => $value:expr;)*) => {
+        $($(#[$doc])* #[must_use] pub fn $name(mut self, $name: $type) -> Self { self.$name = $value; self })*
+    };
+}
+
+impl Options {
+    /// All defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    setters! {
+        /// Size of the sparse data file. Default 100 GiB.
+        data_size: Bytes => Some(data_size);
+        /// Size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB.
+        metadata_size: Bytes => Some(metadata_size);
+        /// Size of the base volume and, if nothing else is said, of every snapshot. Default 10 GiB.
+        base_size: Bytes => Some(base_size);
+        /// Size of the pool's data blocks: a multiple of 64 KiB up to 1 GiB. Default 64 KiB.
+        block_size: Bytes => Some(block_size);
+        /// Free data blocks below which the kernel raises an event. Default 32768, at most a fifth of all.
+        low_water_mark: Blocks => Some(low_water_mark);
+        /// Features of the pool. By default new blocks are zeroed, discards are passed down and writes
+        /// without space wait.
+        features: PoolFeatures => Some(features);
+        /// File system of the base. Default ext4.
+        filesystem: Filesystem => Some(filesystem);
+        /// Further arguments for mkfs.
+        mkfs_args: Vec<String> => mkfs_args;
+        /// Flags for every mount.
+        mount_flags: MountFlags => mount_flags;
+        /// Options for every mount, as in `mount -o`, but without those that are flags. XFS always gets
+        /// `nouuid`.
+        mount_options: String => mount_options;
+        /// Begin of all device names: 1 to 16 bytes. Default `dm-thin`.
+        name_prefix: String => name_prefix;
+        /// Bypass the page cache between the loop devices and their files, where the file system can.
+        /// Default true.
+        direct_io: bool => direct_io;
+        /// How long to wait for a busy device before giving up. Default 5 seconds.
+        busy_timeout: Duration => busy_timeout;
+        /// Whether to wait for udev. Default: where it runs.
+        udev: UdevPolicy => udev;
+        /// Another kernel than the real one.
+        kernel: Arc<dyn Kernel> => kernel;
+    }
+
+    /// What is wrong regardless of any tree.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.name_prefix.len() > 16 {
+            return Err(invalid("name prefix", &self.name_prefix, "longer than 16 bytes"));
+        }
+        DmName::new(&self.name_prefix)?;
+        let sizes = [
+            ("data size", self.data_size),
+            ("metadata size", self.metadata_size),
+            ("base size", self.base_size),
+        ];
+        for (option, size) in sizes {
+            check_size(option, size.unwrap_or(Bytes::kib(4)))?;
+        }
+        if let Some(size) = self.metadata_size.filter(|size| !METADATA_RANGE.contains(size)) {
+            return Err(invalid("metadata size", size, "not between 2 MiB and 15.875 GiB"));
+        }
+        if let Some(size) = self.block_size {
+            if !size.is_whole_sectors() {
+                return Err(invalid("block size", size, "not a multiple of 512"));
+            }
+            crate::thin::check_block_size(size.sectors())?;
+        }
+        let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
+        if let Some(size) = self.data_size.filter(|size| *size < block_size) {
+            return Err(invalid("data size", size, "less than one block"));
+        }
+        Ok(())
+    }
+
+    /// The pool of a new tree.
+    pub(super) fn new_pool(&self) -> PoolRecord {
+        let data_size = self.data_size.unwrap_or(DATA_SIZE);
+        let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
+        let fifth = Blocks(data_size.0 / block_size.0 / 5);
+        PoolRecord {
+            data_size,
+            metadata_size: self.metadata_size.unwrap_or(METADATA_SIZE),
+            block_size,
+            low_water_mark: self.low_water_mark.unwrap_or(LOW_WATER_MARK.min(fifth)),
+            features: self.features.unwrap_or_default(),
+            made: false,
+        }
+    }
+
+    /// The file system of a new tree.
+    pub(super) fn new_filesystem(&self) -> Filesystem {
+        self.filesystem.unwrap_or_default()
+    }
+
+    /// The size of a new base.
+    pub(super) fn new_base_size(&self) -> Bytes {
+        self.base_size.unwrap_or(BASE_SIZE)
+    }
+
+    /// Refuse what an existing tree does not have.
+    pub(super) fn check_against(&self, state: &State) -> Result<()> {
+        let pool = &state.pool;
+        conflict("data size", self.data_size, pool.data_size)?;
+        conflict("metadata size", self.metadata_size, pool.metadata_size)?;
+        conflict("block size", self.block_size, pool.block_size)?;
+        conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
+        if self.features.is_some_and(|asked| asked != pool.features) {
+            return Err(conflicting(
+                "features",
+                format!("{:?}", pool.features),
+                format!("{:?}", self.features),
+            ));
+        }
+        if let Some(asked) = self.filesystem.filter(|asked| *asked != state.filesystem) {
+            return Err(conflicting("file system", format!("{:?}", state.filesystem), format!("{asked:?}")));
+        }
+        let base = state.graph.base.as_ref();
+        match (self.base_size, base) {
+            (Some(asked), Some(base)) if asked < base.size => {
+                Err(conflicting("base size", base.size.to_string(), asked.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The base size that an existing tree should grow to.
+    pub(super) fn wanted_base_size(&self) -> Option<Bytes> {
+        self.base_size
+    }
+}
+
+const METADATA_RANGE: std::ops::RangeInclusive<Bytes> = METADATA_MIN..=METADATA_MAX.bytes();
+
+/// A size is a multiple of 4 KiB, so that every file system and loop device can use all of it.
+pub(super) fn check_size(option: &'static str, size: Bytes) -> Result<()> {
+    if size.0 == 0 || !size.0.is_multiple_of(Bytes::kib(4).0) {
+        return Err(invalid(option, size, "not a multiple of 4096 bytes above 0"));
+    }
+    if size > Bytes::gib(1 << 33) {
+        return Err(invalid(option, size, "larger than the kernel's largest device (8 EiB)"));
+    }
+    Ok(())
+}
+
+fn invalid(option: &'static str, value: impl ToString, reason: &'static str) -> Error {
+    Error::InvalidOption { option, value: value.to_string(), reason }
+}
+
+fn conflict<T: PartialEq + ToString>(option: &'static str, asked: Option<T>, recorded: T) -> Result<()> {
+    match asked {
+        Some(asked) if asked != recorded => Err(conflicting(option, recorded.to_string(), asked.to_string())),
+        _ => Ok(()),
+    }
+}
+
+fn conflicting(option: &'static str, recorded: String, asked: String) -> Error {
+    Error::OptionConflict { option, recorded, asked }
+}

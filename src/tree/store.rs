@@ -1,0 +1,374 @@
+//! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
+//!
+//! Lock order: a snapshot's slot, then this store. Nothing is called while the store's lock is held but
+//! one write to the journal; syncs and ioctls happen outside.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::SnapshotId;
+use super::files::{StateDir, StateFile};
+use super::graph::{Graph, IdWindow, Record};
+use super::journal::{self, PoolRecord, State};
+use crate::thin::ThinId;
+use crate::{Error, Result};
+
+const STATE: &str = "state.json";
+const STATE_TMP: &str = "state.json.tmp";
+const JOURNAL: &str = "journal.jsonl";
+/// The lock file holds the number of the last acknowledged change: see `journal`.
+const MARK: &str = "lock";
+
+/// Thin ids reserved at a time.
+const WINDOW: u32 = 64;
+/// Bytes of journal that are worth a new checkpoint, if they outgrow the last one.
+const COMPACT_AT: u64 = 256 << 10;
+
+/// The durable tree.
+#[derive(Debug)]
+pub(super) struct Store {
+    root: PathBuf,
+    dir: Arc<dyn StateDir>,
+    journal: Box<dyn StateFile>,
+    mark: Box<dyn StateFile>,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Checkpoint and every line written since, synced or not.
+    state: State,
+    /// Bytes of the journal.
+    len: u64,
+    /// Bytes of the last checkpoint.
+    checkpoint_len: u64,
+    /// Lines up to this one are durable.
+    synced: u64,
+    syncing: bool,
+    compacting: bool,
+    /// A write failed so that what is on disk is unknown.
+    failed: bool,
+    /// The next id to try.
+    next_id: u32,
+    /// The line that reserved the window: to be durable before an id of it is used.
+    window_seq: u64,
+    /// Ids handed out whose fate is not recorded yet.
+    pending_ids: BTreeSet<ThinId>,
+    /// Names that are being added.
+    pending_names: HashSet<SnapshotId>,
+}
+
+/// A name and a thin id that nobody else gets, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Reservation<'a> {
+    store: &'a Store,
+    pub(super) name: Option<SnapshotId>,
+    pub(super) thin_id: ThinId,
+    /// The kernel may know the id, and no record does: only the next open can settle that.
+    pub(super) unresolved: bool,
+}
+
+impl Store {
+    /// What is on disk, if there is anything.
+    pub(super) fn load(root: PathBuf, dir: Arc<dyn StateDir>) -> Result<Option<Self>> {
+        let path = root.join(STATE);
+        let bytes = match dir.open(STATE, false).and_then(|file| file.read()) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let mut state = journal::decode_state(&bytes, &path)?;
+        let checkpoint_len = bytes.len() as u64;
+        let (journal, mark) = open_files(&root, &*dir)?;
+        let path = root.join(JOURNAL);
+        let bytes = journal.read().map_err(Error::io("read", &path))?;
+        let acknowledged = read_mark(&*mark);
+        let replayed = journal::replay(&mut state, &bytes, &path, acknowledged)?;
+        state.journal = replayed.last;
+        let mut len = replayed.len;
+        if len > 0 && bytes[..usize::try_from(len).unwrap_or(0)].last() != Some(&b'\n') {
+            journal.write_at(len, b"\n").map_err(Error::io("write", &path))?;
+            len += 1;
+        }
+        if len < bytes.len() as u64 {
+            journal.set_len(len).map_err(Error::io("cut", &path))?;
+        }
+        // Lines that were read may have been written by a process that died before its sync.
+        journal.sync().map_err(Error::io("sync", &path))?;
+        Ok(Some(Self::new(root, dir, journal, mark, state, len, checkpoint_len)))
+    }
+
+    /// Begin a tree: its first checkpoint is durable when this returns.
+    pub(super) fn create(root: PathBuf, dir: Arc<dyn StateDir>, state: State) -> Result<Self> {
+        let (journal, mark) = open_files(&root, &*dir)?;
+        journal.set_len(0).map_err(Error::io("cut", root.join(JOURNAL)))?;
+        mark.set_len(0).map_err(Error::io("cut", root.join(MARK)))?;
+        let store = Self::new(root, dir, journal, mark, state, 0, 0);
+        let bytes = store.encode(&store.lock().state)?;
+        store.write_checkpoint(&bytes)?;
+        store.lock().checkpoint_len = bytes.len() as u64;
+        Ok(store)
+    }
+
+    fn new(
+        root: PathBuf,
+        dir: Arc<dyn StateDir>,
+        journal: Box<dyn StateFile>,
+        mark: Box<dyn StateFile>,
+        state: State,
+        len: u64,
+        checkpoint_len: u64,
+    ) -> Self {
+        let inner = Inner {
+            len,
+            checkpoint_len,
+            synced: state.journal.seq,
+            syncing: false,
+            compacting: false,
+            failed: false,
+            next_id: state.graph.ids.from,
+            window_seq: state.journal.seq,
+            pending_ids: BTreeSet::new(),
+            pending_names: HashSet::new(),
+            state,
+        };
+        Self { root, dir, journal, mark, inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // The state is changed in steps that do not panic half-way.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Look at the tree.
+    pub(super) fn read<T>(&self, look: impl FnOnce(&Graph) -> T) -> T {
+        look(&self.lock().state.graph)
+    }
+
+    /// Look at everything.
+    pub(super) fn read_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock().state)
+    }
+
+    /// Change what only a checkpoint holds, and write one.
+    pub(super) fn change_pool(&self, change: impl FnOnce(&mut PoolRecord)) -> Result<()> {
+        change(&mut self.lock().state.pool);
+        let bytes = self.encode(&self.lock().state)?;
+        self.write_checkpoint(&bytes)
+    }
+
+    /// Make a change, durably.
+    pub(super) fn commit(&self, record: &Record) -> Result<()> {
+        let seq = self.append(record)?;
+        self.sync(seq)
+    }
+
+    /// Make a change that is durable when the next one is. Nothing has changed if this fails.
+    pub(super) fn append(&self, record: &Record) -> Result<u64> {
+        self.append_locked(&mut self.lock(), record)
+    }
+
+    fn append_locked(&self, inner: &mut Inner, record: &Record) -> Result<u64> {
+        let path = || self.root.join(JOURNAL);
+        if inner.failed {
+            return Err(Error::StateUnknown);
+        }
+        let (line, position) = journal::encode_line(inner.state.journal, inner.synced, record)
+            .map_err(|error| Error::io("encode", path())(error.into()))?;
+        if let Err(error) = self.journal.write_at(inner.len, &line) {
+            // A part of the line may be there.
+            if self.journal.set_len(inner.len).is_err() {
+                inner.failed = true;
+            }
+            return Err(Error::io("write", path())(error));
+        }
+        if let Err(reason) = inner.state.graph.apply(record) {
+            inner.failed = self.journal.set_len(inner.len).is_err();
+            return Err(Error::Corrupt { path: path(), line: None, reason: reason.into() });
+        }
+        inner.len += line.len() as u64;
+        inner.state.journal = position;
+        Ok(position.seq)
+    }
+
+    /// Wait until line `seq` is durable: by the sync of another caller, or by one's own for all.
+    pub(super) fn sync(&self, seq: u64) -> Result<()> {
+        let mut inner = self.lock();
+        loop {
+            if inner.synced >= seq {
+                return Ok(());
+            }
+            if inner.failed {
+                return Err(Error::StateUnknown);
+            }
+            if inner.syncing {
+                inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            inner.syncing = true;
+            let written = inner.state.journal.seq;
+            drop(inner);
+            let result = self.journal.sync();
+            if result.is_ok() {
+                // Not synced itself: after a power cut the mark may be older, never newer.
+                let _ = self.mark.write_at(0, format!("{written:020}\n").as_bytes());
+            }
+            inner = self.lock();
+            inner.syncing = false;
+            match result {
+                Ok(()) => inner.synced = inner.synced.max(written),
+                // What the kernel could not write it may have dropped: a second sync would lie.
+                Err(_) => inner.failed = true,
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// Take a name and a thin id for a new snapshot (without a name: for the base).
+    ///
+    /// # Errors
+    /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
+    pub(super) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
+        let mut inner = self.lock();
+        if let Some(name) = &name
+            && (inner.state.graph.snapshots.contains_key(name) || inner.pending_names.contains(name))
+        {
+            return Err(Error::SnapshotExists { id: name.to_string() });
+        }
+        let thin_id = self.take_id(&mut inner)?;
+        if let Some(name) = &name {
+            inner.pending_names.insert(name.clone());
+        }
+        let window_seq = inner.window_seq;
+        drop(inner);
+        let reservation = Reservation { store: self, name, thin_id, unresolved: false };
+        // The window is durable before an id of it is used, so that a crash leaves no id unknown.
+        self.sync(window_seq)?;
+        Ok(reservation)
+    }
+
+    /// Another id for a reservation whose id turned out to be taken by somebody else.
+    pub(super) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
+        let mut inner = self.lock();
+        let id = self.take_id(&mut inner)?;
+        inner.pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
+        let window_seq = inner.window_seq;
+        drop(inner);
+        self.sync(window_seq)
+    }
+
+    fn take_id(&self, inner: &mut Inner) -> Result<ThinId> {
+        let end = ThinId::MAX.get() + 1;
+        if inner.state.graph.used_ids() + inner.pending_ids.len() >= end as usize {
+            return Err(Error::NoFreeDeviceId);
+        }
+        // Ends: some id is free, and the windows come round.
+        loop {
+            while inner.next_id < inner.state.graph.ids.to {
+                let id = ThinId::new(inner.next_id)?;
+                inner.next_id += 1;
+                if !inner.state.graph.uses(id) && !inner.pending_ids.contains(&id) {
+                    inner.pending_ids.insert(id);
+                    return Ok(id);
+                }
+            }
+            let from = inner.state.graph.ids.to % end;
+            let to = end.min(from + WINDOW);
+            let stragglers = inner.pending_ids.iter().copied().collect();
+            let window = Record::Reserve(IdWindow { from, to, stragglers });
+            inner.window_seq = self.append_locked(inner, &window)?;
+            inner.next_id = from;
+        }
+    }
+
+    /// Whether the journal has outgrown the checkpoint.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        let inner = self.lock();
+        !inner.compacting && !inner.failed && inner.len > COMPACT_AT.max(inner.checkpoint_len)
+    }
+
+    /// Write a checkpoint of the next generation, then let `settle` carry the generation into the pool.
+    /// Done by one caller at a time; another one returns at once.
+    pub(super) fn checkpoint(&self, settle: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.failed {
+            return Err(Error::StateUnknown);
+        }
+        if std::mem::replace(&mut inner.compacting, true) {
+            return Ok(());
+        }
+        let mut state = inner.state.clone();
+        drop(inner);
+        state.generation += 1;
+        let result = self.encode(&state).and_then(|bytes| {
+            self.write_checkpoint(&bytes)?;
+            let mut inner = self.lock();
+            inner.state.generation = state.generation;
+            inner.checkpoint_len = bytes.len() as u64;
+            inner.synced = inner.synced.max(state.journal.seq);
+            // Lines written meanwhile stay; the older ones before them are passed over.
+            if inner.state.journal == state.journal && self.journal.set_len(0).is_ok() {
+                inner.len = 0;
+            }
+            drop(inner);
+            self.changed.notify_all();
+            settle(state.generation)
+        });
+        self.lock().compacting = false;
+        result
+    }
+
+    fn encode(&self, state: &State) -> Result<Vec<u8>> {
+        journal::encode_state(state).map_err(|error| Error::io("encode", self.root.join(STATE))(error.into()))
+    }
+
+    fn write_checkpoint(&self, bytes: &[u8]) -> Result<()> {
+        let write = || {
+            let file = self.dir.open(STATE_TMP, true)?;
+            file.set_len(0)?;
+            file.write_at(0, bytes)?;
+            file.sync()?;
+            self.dir.rename(STATE_TMP, STATE)?;
+            self.dir.sync()
+        };
+        write().map_err(Error::io("write", self.root.join(STATE)))
+    }
+}
+
+impl Reservation<'_> {
+    /// Record what became of it, durably: it exists now.
+    ///
+    /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
+    pub(super) fn commit(&mut self, record: &Record) -> Result<()> {
+        let seq = self.store.append(record)?;
+        self.store.sync(seq).inspect_err(|_| self.unresolved = true)
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.store.lock();
+        if !self.unresolved {
+            inner.pending_ids.remove(&self.thin_id);
+        }
+        if let Some(name) = &self.name {
+            inner.pending_names.remove(name);
+        }
+    }
+}
+
+fn open_files(
+    root: &std::path::Path,
+    dir: &dyn StateDir,
+) -> Result<(Box<dyn StateFile>, Box<dyn StateFile>)> {
+    let open = |name: &str| dir.open(name, true).map_err(Error::io("open", root.join(name)));
+    Ok((open(JOURNAL)?, open(MARK)?))
+}
+
+/// Nothing readable counts as nothing acknowledged: the mark is evidence, not state.
+fn read_mark(mark: &dyn StateFile) -> u64 {
+    let bytes = mark.read().unwrap_or_default();
+    std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok()).unwrap_or(0)
+}
