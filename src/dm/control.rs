@@ -93,7 +93,9 @@ impl DeviceMapper {
     /// All devices.
     #[doc(alias = "DM_LIST_DEVICES")]
     pub fn list(&self) -> Result<Vec<ListedDevice>> {
-        self.transact(&Request::new(Command::LIST_DEVICES), |answer| answer.devices())
+        // Without the flag, the kernel leaves the uuids out.
+        let request = Request::new(Command::LIST_DEVICES).flags(DmFlags::UUID);
+        self.transact(&request, |answer| answer.devices())
     }
 
     /// Create a device without a table. Its node is there when this returns, unless udev makes it,
@@ -184,7 +186,7 @@ impl DeviceMapper {
     /// Take back a deferred removal.
     ///
     /// # Errors
-    /// ENXIO if none is pending, or the device is gone; EBUSY if it is going right now.
+    /// ENXIO if the device is gone, EBUSY if it is going right now. That none is pending is no error.
     #[doc(alias = "@cancel_deferred_remove")]
     pub fn cancel_deferred_remove(&self, id: DmId<'_>) -> Result<()> {
         self.message(id, Sectors(0), &"@cancel_deferred_remove").map(drop)

@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::control::{device_path, refused};
 use crate::abi::Ioctl;
-use crate::abi::block::BLKGETSIZE64;
+use crate::abi::block::{BLKFLSBUF, BLKGETSIZE64};
 use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_GET_STATUS64, LOOP_SET_BLOCK_SIZE, LOOP_SET_CAPACITY, LOOP_SET_DIRECT_IO, LoopFlags,
     loop_info64,
@@ -112,12 +112,14 @@ impl LoopDevice {
         self.ioctl(LOOP_SET_BLOCK_SIZE, Arg::Value(value)).map(drop)
     }
 
-    /// Unbind it. While somebody else has it open it becomes autoclear instead.
+    /// Unbind it, after writing out what its own page cache holds: the kernel drops that. While somebody
+    /// else has it open it becomes autoclear instead.
     ///
     /// # Errors
     /// ENXIO if it is free.
     #[doc(alias = "LOOP_CLR_FD")]
     pub fn detach(self) -> Result<()> {
+        self.ioctl(BLKFLSBUF, Arg::Value(0))?;
         self.ioctl(LOOP_CLR_FD, Arg::Value(0)).map(drop)
     }
 

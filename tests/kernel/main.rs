@@ -1,1 +1,13 @@
-fn main() {}
+//! The kernel suite: everything on a real kernel, as root. `tests/vm/run test` runs it in a guest.
+//!
+//! Where there is no device mapper every test fails: none passes by not running.
+
+mod bench;
+mod dm;
+mod loopdev;
+#[path = "../../examples/quickstart.rs"]
+mod quickstart;
+mod story;
+mod threads;
+mod tree;
+mod trouble;

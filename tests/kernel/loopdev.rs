@@ -1,0 +1,97 @@
+//! Loop devices.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::thread;
+
+use dm_thin::Errno;
+use dm_thin::kernel::Access;
+use dm_thin::loopdev::{AttachOptions, LoopControl, LoopFlags};
+use dm_thin::units::Bytes;
+
+use crate::bench::Bench;
+
+fn backing(bench: &Bench, name: &str, size: Bytes) -> (File, PathBuf) {
+    let path = bench.path().join(name);
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+    file.set_len(size.0).unwrap();
+    (file, path)
+}
+
+#[test]
+fn attach_find_grow_detach() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let (file, path) = backing(&bench, "file", Bytes::mib(1));
+    assert!(control.find(&file).unwrap().is_none());
+
+    let device = control.attach(&file, &path, &AttachOptions::new()).unwrap();
+    assert_eq!(device.size().unwrap(), Bytes::mib(1));
+    let found = control.find(&file).unwrap().expect("attached");
+    assert_eq!(found.index(), device.index());
+    assert_eq!(device.status().unwrap().flags, LoopFlags::empty());
+    fs::write(device.path(), "through the device").unwrap();
+
+    file.set_len(Bytes::mib(2).0).unwrap();
+    device.set_capacity().unwrap();
+    assert_eq!(device.size().unwrap(), Bytes::mib(2));
+
+    let index = device.index();
+    drop(found);
+    device.detach().unwrap();
+    let device = control.device(index, Access::Read).unwrap();
+    assert_eq!(device.status().unwrap_err().errno(), Some(Errno::ENXIO));
+    assert!(fs::read(&path).unwrap().starts_with(b"through the device"));
+}
+
+#[test]
+fn autoclear_ends_with_the_last_close() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let (file, path) = backing(&bench, "file", Bytes::mib(1));
+    let device = control.attach(&file, &path, &AttachOptions::new().autoclear(true)).unwrap();
+    assert!(device.status().unwrap().flags.contains(LoopFlags::AUTOCLEAR));
+    drop(device);
+    bench.audit();
+}
+
+#[test]
+fn part_of_a_file_read_only() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let (_, path) = backing(&bench, "file", Bytes::mib(1));
+    fs::write(&path, [vec![1; 4096], vec![2; 8192]].concat()).unwrap();
+    let options =
+        AttachOptions::new().autoclear(true).read_only(true).offset(Bytes::kib(4)).size_limit(Bytes::kib(4));
+    let device = control.attach(&File::open(&path).unwrap(), &path, &options).unwrap();
+    assert_eq!(fs::read(device.path()).unwrap(), [2; 4096]);
+    assert!(fs::write(device.path(), "x").is_err());
+    let status = device.status().unwrap();
+    assert_eq!((status.offset, status.size_limit), (Bytes::kib(4), Some(Bytes::kib(4))));
+}
+
+#[test]
+fn many_attach_at_once_and_each_gets_its_own() {
+    let bench = Bench::new();
+    thread::scope(|scope| {
+        for thread in 0..16 {
+            let bench = &bench;
+            scope.spawn(move || {
+                let control = LoopControl::open().unwrap();
+                let (file, path) = backing(bench, &thread.to_string(), Bytes::mib(1));
+                fs::write(&path, vec![thread; 1 << 20]).unwrap();
+                let device = control.attach(&file, &path, &AttachOptions::new().autoclear(true)).unwrap();
+                assert!(fs::read(device.path()).unwrap().iter().all(|&byte| byte == thread));
+            });
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_attached() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let directory = File::open(bench.path()).unwrap();
+    let error = control.attach(&directory, bench.path(), &AttachOptions::new()).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::EINVAL), "{error}");
+}
