@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use super::udev::{Cookie, UdevFlags, UdevPolicy};
 use super::wire::{
-    Command, DeviceStatus, DmVersion, ListedDevice, Payload, Request, Response, TargetVersion,
+    Command, DeviceStatus, DmVersion, EncodeError, ListedDevice, Payload, Request, Response, TargetVersion,
 };
 use super::{DmFlags, DmId, DmName, DmUuid, TargetLine, TargetSpec, TargetType, node};
 use crate::error::{IoctlError, is_permission};
@@ -379,14 +379,7 @@ impl DeviceMapper {
         request: &Request<'_>,
         decode: impl FnOnce(Response<'_>) -> Result<T>,
     ) -> Result<T> {
-        let large = [
-            Command::LIST_DEVICES,
-            Command::DEV_WAIT,
-            Command::TABLE_DEPS,
-            Command::TABLE_STATUS,
-            Command::LIST_VERSIONS,
-        ];
-        let capacity = if large.contains(&request.command()) { LARGE } else { SMALL };
+        let capacity = if request.command().is_query() { LARGE } else { SMALL };
         self.transact_in(request, capacity, decode)
     }
 
@@ -412,7 +405,12 @@ impl DeviceMapper {
                 heap.resize(capacity, 0);
                 &mut heap[..]
             };
-            let fits = request.encode(buffer).is_ok();
+            let fits = match request.encode(buffer) {
+                Ok(()) => true,
+                Err(EncodeError::BufferTooSmall) => false,
+                Err(EncodeError::NulInText) => return Err(unfit(request, "a NUL byte inside")),
+                Err(EncodeError::NumberTooLarge) => return Err(unfit(request, "device number too large")),
+            };
             if fits {
                 self.kernel
                     .ioctl(&self.control, ioctl, Arg::Bytes(buffer))
@@ -422,8 +420,8 @@ impl DeviceMapper {
                     return decode(answer);
                 }
             }
-            // A message has had its effect and must not have it twice.
-            let sent = fits && request.command() == Command::TARGET_MSG;
+            // What has had its effect must not have it twice.
+            let sent = fits && !request.command().is_query();
             if sent || capacity >= LARGEST {
                 let device = request.subject();
                 return Err(Error::AnswerTooLarge { ioctl: ioctl.name(), device, capacity });
@@ -438,6 +436,13 @@ fn of_table(request: Request<'_>, table: TableKind) -> Request<'_> {
         TableKind::Live => request,
         TableKind::Inactive => request.flags(DmFlags::QUERY_INACTIVE_TABLE).since(16),
     }
+}
+
+#[cold]
+fn unfit(request: &Request<'_>, reason: &'static str) -> Error {
+    let value =
+        request.detail().map_or_else(|| request.subject(), |detail| detail.escape_debug().to_string());
+    Error::InvalidOption { option: request.command().ioctl.name(), value, reason }
 }
 
 #[cold]

@@ -23,12 +23,13 @@ impl<const N: usize> FixedText<N> {
         // The last byte stays NUL.
         let mut rest = &mut bytes[..N - 1];
         rest.write_fmt(text).map_err(|_| invalid("too long"))?;
-        let fixed = Self(bytes);
-        let text = fixed.as_str();
-        if text.is_empty() {
+        let len = N - 1 - rest.len();
+        if len == 0 {
             return Err(invalid("empty"));
         }
-        if fixed.0[text.len()..].iter().any(|&byte| byte != 0) {
+        let fixed = Self(bytes);
+        let text = fixed.as_str();
+        if text.len() != len {
             return Err(invalid("a NUL byte inside"));
         }
         check(text).map_or(Ok(fixed), |reason| Err(invalid(reason)))
@@ -189,5 +190,7 @@ mod tests {
         assert_eq!(reason("control"), r#"device name "control": reserved"#);
         assert_eq!(reason(""), r#"device name "": empty"#);
         assert_eq!(reason("a\0b"), r#"device name "a\0b": a NUL byte inside"#);
+        assert_eq!(reason("a\0"), r#"device name "a\0": a NUL byte inside"#);
+        assert_eq!(reason("\0"), r#"device name "\0": a NUL byte inside"#);
     }
 }

@@ -1,9 +1,13 @@
 //! Device mapper, typed: one method of [`DeviceMapper`] for each `DM_*` command.
 
 mod control;
+#[cfg(test)]
+mod fake;
 mod id;
 mod node;
 mod table;
+#[cfg(test)]
+mod tests;
 mod udev;
 pub mod wire;
 
