@@ -1,20 +1,26 @@
 //! Device mapper, typed: one method of [`DeviceMapper`] for each `DM_*` command.
 
 mod control;
+mod devices;
+mod event;
 #[cfg(test)]
 mod fake;
 mod id;
 mod node;
 mod table;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod udev;
 pub mod wire;
 
-pub use control::{DeviceMapper, Removal, TableKind};
+pub use control::DeviceMapper;
+pub use devices::Removal;
+pub use event::{DeviceEvent, DeviceEvents};
 pub use id::{DmId, DmName, DmUuid, TargetType};
 pub use table::{TargetLine, TargetSpec};
+pub use tables::TableKind;
 pub use udev::UdevPolicy;
-pub use wire::{DeviceStatus, DmVersion, ListedDevice, TargetVersion};
+pub use wire::{DeviceStatus, DmVersion, Geometry, ListedDevice, TargetVersion};
 
 pub use crate::abi::dm::DmFlags;

@@ -115,3 +115,119 @@ fn a_refusal_says_what_was_asked_of_whom() {
     assert_eq!(error.to_string(), format!("DM_TARGET_MSG on pool (delete 1): {}", Errno::ENODATA));
     assert!(error.is_not_found());
 }
+
+#[test]
+fn uuids_are_asked_for_where_the_kernel_has_them() {
+    for (minor, flags) in [(44, 0), (45, 1u32 << 14)] {
+        let fake = Fake::new(minor, |_, bytes| {
+            answer(bytes, &[]);
+            Ok(0)
+        });
+        assert_eq!(fake.mapper().list().unwrap(), []);
+        assert_eq!(fake.last()[28..32], flags.to_ne_bytes());
+    }
+}
+
+#[test]
+fn a_list_by_prefix_carries_both() {
+    let fake = Fake::new(45, |_, bytes| {
+        answer(bytes, &[]);
+        Ok(0)
+    });
+    let prefixes = (name("docker-"), DmUuid::new("DMTHIN-").unwrap());
+    fake.mapper().list_matching(Some(&prefixes.0), Some(&prefixes.1)).unwrap();
+    let request = fake.last();
+    assert_eq!((&request[48..56], &request[176..184]), (&b"docker-\0"[..], &b"DMTHIN-\0"[..]));
+    let old = Fake::new(44, |_, _| Ok(0)).mapper().list_matching(None, Some(&prefixes.1));
+    assert!(matches!(old, Err(Error::TooOld { needed: 45, .. })));
+}
+
+#[test]
+fn a_secret_is_marked_and_not_told() {
+    let fake = Fake::new(47, |_, _| Err(Errno::EINVAL));
+    let (dm, crypt) = (fake.mapper(), name("crypt"));
+    let error = dm.message_secure((&crypt).into(), Sectors(0), &"key set 0123").unwrap_err();
+    assert_eq!(error.to_string(), format!("DM_TARGET_MSG on crypt (secure data): {}", Errno::EINVAL));
+    assert_eq!(fake.last()[28..32], (1u32 << 15).to_ne_bytes());
+    let line = TargetSpec {
+        start: Sectors(0),
+        length: Sectors(8),
+        target_type: TargetType::new("crypt").unwrap(),
+        parameters: &"aes 0123 0 7:0 0",
+    };
+    let flags = DmFlags::SECURE_DATA | DmFlags::READONLY | DmFlags::NOFLUSH;
+    let error = dm.load_table((&crypt).into(), &[line], flags).unwrap_err();
+    assert!(!error.to_string().contains("0123"));
+    assert_eq!(fake.last()[28..32], (1u32 << 15 | 1).to_ne_bytes());
+    let error = dm.message_secure((&crypt).into(), Sectors(0), &"key set 0123\0").unwrap_err();
+    assert!(!error.to_string().contains("0123"));
+}
+
+#[test]
+fn a_wait_carries_the_event_number_and_brings_the_status() {
+    let fake = Fake::new(47, |_, bytes| {
+        bytes[48..52].copy_from_slice(b"pool");
+        put(bytes, 32, 8);
+        put(bytes, 20, 1);
+        let mut payload = vec![0; 40];
+        put(&mut payload, 20, 48);
+        payload[24..28].copy_from_slice(b"zero");
+        payload.extend(b"\0");
+        answer(bytes, &payload);
+        Ok(0)
+    });
+    let (status, lines) = fake.mapper().wait((&name("pool")).into(), 7, DmFlags::NOFLUSH).unwrap();
+    assert_eq!((status.event_nr, lines.len()), (8, 1));
+    assert_eq!(fake.last()[32..36], 7u32.to_ne_bytes());
+}
+
+#[test]
+fn a_rename_takes_the_number_from_its_answer() {
+    let fake = Fake::new(47, |_, bytes| {
+        put(bytes, 40, 0xfd03);
+        Ok(0)
+    });
+    fake.mapper().rename(&name("a"), &name("b")).unwrap();
+    assert_eq!(fake.log(), ["DM_DEV_RENAME"]);
+    fake.mapper().set_uuid(&name("b"), &DmUuid::new("U").unwrap()).unwrap();
+    assert_eq!(fake.last()[28..32], (1u32 << 14).to_ne_bytes());
+    assert_eq!(&fake.last()[312..315], b"U\0\0");
+}
+
+#[test]
+fn remove_all_says_what_is_left() {
+    let payload = listed(2);
+    let mut lists = 0;
+    let fake = Fake::new(47, move |request, bytes| {
+        match request.name() {
+            "DM_LIST_DEVICES" => {
+                lists += 1;
+                if lists == 1 {
+                    answer(bytes, &payload);
+                } else {
+                    answer(bytes, &listed(1));
+                }
+            }
+            // The kernel answers data_size 0, so that nothing of the buffer changes.
+            "DM_REMOVE_ALL" => assert_eq!(bytes[28..32], (1u32 << 17).to_ne_bytes()),
+            other => panic!("{other}"),
+        }
+        Ok(0)
+    });
+    let left = fake.mapper().remove_all(DmFlags::DEFERRED_REMOVE | DmFlags::READONLY).unwrap();
+    assert_eq!(left.len(), 1);
+}
+
+#[test]
+fn paths_are_probed_through_the_device_itself() {
+    let fake = Fake::new(50, |_, bytes| {
+        if !bytes.is_empty() {
+            bytes[48..50].copy_from_slice(b"mp");
+        }
+        Ok(0)
+    });
+    fake.mapper().probe_paths(&name("mp")).unwrap();
+    assert_eq!(fake.log(), ["DM_DEV_STATUS", "DM_MPATH_PROBE_PATHS"]);
+    let old = Fake::new(49, |_, _| Ok(0)).mapper().probe_paths(&name("mp"));
+    assert!(matches!(old, Err(Error::TooOld { needed: 50, .. })));
+}

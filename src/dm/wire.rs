@@ -6,7 +6,7 @@ mod response;
 use crate::abi::Ioctl;
 use crate::abi::dm;
 
-pub use request::{EncodeError, Payload, Request};
+pub use request::{EncodeError, Geometry, Payload, Request};
 pub use response::{DeviceStatus, DmVersion, ListedDevice, Response, TargetVersion};
 
 /// A command of the control device, with the interface minor that first had it.

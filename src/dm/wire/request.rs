@@ -34,16 +34,26 @@ pub enum Payload<'a> {
         text: &'a dyn fmt::Display,
     },
     /// DEV_SET_GEOMETRY.
-    Geometry {
-        /// Number of cylinders.
-        cylinders: u16,
-        /// Number of heads.
-        heads: u8,
-        /// Sectors in a track.
-        sectors: u8,
-        /// Where the device begins on the disk below.
-        start: Sectors,
-    },
+    Geometry(Geometry),
+}
+
+/// The geometry of a disk, as BIOS calls once saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Number of cylinders.
+    pub cylinders: u16,
+    /// Number of heads.
+    pub heads: u8,
+    /// Sectors in a track.
+    pub sectors: u8,
+    /// Where the device begins on the disk below.
+    pub start: Sectors,
+}
+
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} {}", self.cylinders, self.heads, self.sectors, self.start.0)
+    }
 }
 
 impl Payload<'_> {
@@ -54,9 +64,7 @@ impl Payload<'_> {
             Self::NewUuid(uuid) => Some(format!("uuid {uuid}")),
             Self::Table(table) => Some(table.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
             Self::Message { text, .. } => Some(text.to_string()),
-            Self::Geometry { cylinders, heads, sectors, start } => {
-                Some(format!("{cylinders} {heads} {sectors} {}", start.0))
-            }
+            Self::Geometry(geometry) => Some(geometry.to_string()),
         }
     }
 }
@@ -119,6 +127,11 @@ impl<'a> Request<'a> {
         Self { name: Some(name), uuid, number, flags, ..Self::new(Command::DEV_CREATE) }
     }
 
+    /// LIST_DEVICES, which takes prefixes of names and uuids since 4.45.
+    pub fn matching(name: Option<&'a DmName>, uuid: Option<&'a DmUuid>) -> Self {
+        Self { name, uuid, ..Self::new(Command::LIST_DEVICES) }
+    }
+
     /// GET_TARGET_VERSION, which takes the target's type in the place of a name.
     pub fn target_version(target: TargetType) -> Self {
         Self { target: Some(target), ..Self::new(Command::GET_TARGET_VERSION) }
@@ -171,7 +184,11 @@ impl<'a> Request<'a> {
 
     /// What it asks for in particular, for errors. A secret is not told.
     pub(in crate::dm) fn detail(&self) -> Option<String> {
-        if self.is_secure() { Some("secure data".to_owned()) } else { self.payload.describe() }
+        match self.payload {
+            Payload::None => None,
+            _ if self.is_secure() => Some("secure data".to_owned()),
+            payload => payload.describe(),
+        }
     }
 
     /// Whether its bytes, and those of its answer, are to be wiped after use.
@@ -246,8 +263,8 @@ fn encode_payload(payload: Payload<'_>, body: &mut [u8]) -> Result<(), EncodeErr
         Payload::NewUuid(uuid) => {
             write_text(body, uuid)?;
         }
-        Payload::Geometry { cylinders, heads, sectors, start } => {
-            write_text(body, &format_args!("{cylinders} {heads} {sectors} {}", start.0))?;
+        Payload::Geometry(geometry) => {
+            write_text(body, &geometry)?;
         }
         Payload::Message { sector, text } => {
             let message = dm_target_msg { sector: sector.0 };

@@ -117,7 +117,8 @@ fn names_of_the_greatest_length_fill_their_fields() {
 #[test]
 fn a_geometry_is_four_numbers() {
     let pool = name("pool");
-    let payload = Payload::Geometry { cylinders: 65535, heads: 255, sectors: 63, start: Sectors(2048) };
+    let geometry = Geometry { cylinders: 65535, heads: 255, sectors: 63, start: Sectors(2048) };
+    let payload = Payload::Geometry(geometry);
     let bytes = encode(&Request::on(Command::DEV_SET_GEOMETRY, DmId::Name(&pool)).payload(payload), 24);
     assert_eq!(&bytes[312..], b"65535 255 63 2048\0\0\0\0\0\0\0");
 }

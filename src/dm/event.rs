@@ -1,0 +1,171 @@
+//! Events of all devices, as they come.
+//!
+//! ```text
+//!        ┌────────────────────────────────────────┐
+//!   arm ─┴→ list ──→ compare ──→ poll until ready ─┘
+//! ```
+//!
+//! Whatever happens after the arming makes the poll ready, and whatever happened before it is in the
+//! list: nothing falls between.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::iter::FusedIterator;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{DeviceMapper, ListedDevice, UdevPolicy};
+use crate::abi::dm::DM_DEV_ARM_POLL;
+use crate::kernel::DeviceNumber;
+use crate::{Error, Result};
+
+/// What became of a device between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// It is there now.
+    Added(ListedDevice),
+    /// It has had events, or a uuid that says it is the same one and another name, or was given a uuid.
+    Changed(ListedDevice),
+    /// It is gone.
+    Removed(ListedDevice),
+}
+
+/// The events of all devices. As an iterator it blocks until there is one, and never ends by itself;
+/// an error does not end it either.
+///
+/// Several events of one device between two looks are told as one, and a device that came and went
+/// between them is not told at all.
+#[derive(Debug)]
+pub struct DeviceEvents {
+    /// With a control file of its own: what it arms, nobody else disarms.
+    dm: DeviceMapper,
+    known: BTreeMap<DeviceNumber, ListedDevice>,
+    pending: VecDeque<DeviceEvent>,
+    /// Whether the file is armed and the list was read after that.
+    armed: bool,
+}
+
+impl DeviceMapper {
+    /// The events of all devices from now on. Since interface 4.37.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`] before that.
+    pub fn events(&self) -> Result<DeviceEvents> {
+        self.needs(DM_DEV_ARM_POLL, 37)?;
+        let dm = Self::with_kernel(Arc::clone(self.kernel()), UdevPolicy::None)?;
+        let mut events = DeviceEvents { dm, known: BTreeMap::new(), pending: VecDeque::new(), armed: false };
+        events.look()?;
+        // What is there already is no event.
+        events.pending.clear();
+        Ok(events)
+    }
+}
+
+impl DeviceEvents {
+    /// The devices as they were at the last look.
+    pub fn devices(&self) -> impl Iterator<Item = &ListedDevice> {
+        self.known.values()
+    }
+
+    /// The next event; `None` if there is none within `timeout`.
+    ///
+    /// A zero timeout looks once, which together with [`AsFd`] suits an event loop: call it until it
+    /// says `None`, then wait for the file to become readable.
+    pub fn next_within(&mut self, timeout: Duration) -> Result<Option<DeviceEvent>> {
+        // A timeout that no clock reaches is none.
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    fn next_until(&mut self, end: Option<Instant>) -> Result<Option<DeviceEvent>> {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return Ok(Some(event));
+            }
+            // After a failure there is no telling what the poll would miss: look first.
+            if self.armed && !self.ready(end)? {
+                return Ok(None);
+            }
+            self.look()?;
+        }
+    }
+
+    /// Arm, list, compare.
+    fn look(&mut self) -> Result<()> {
+        self.armed = false;
+        self.dm.arm_poll()?;
+        let list = self.dm.list()?;
+        let now: BTreeMap<_, _> = list.into_iter().map(|device| (device.number, device)).collect();
+        for (number, before) in &self.known {
+            match now.get(number) {
+                Some(now) if now == before => {}
+                Some(now) if same(before, now) => {
+                    self.pending.push_back(DeviceEvent::Changed(*now));
+                }
+                _ => self.pending.push_back(DeviceEvent::Removed(*before)),
+            }
+        }
+        for (number, now) in &now {
+            if !self.known.get(number).is_some_and(|before| same(before, now)) {
+                self.pending.push_back(DeviceEvent::Added(*now));
+            }
+        }
+        self.known = now;
+        self.armed = true;
+        Ok(())
+    }
+
+    /// Wait until something happened since the arming; false if the time is up.
+    fn ready(&self, end: Option<Instant>) -> Result<bool> {
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            // Rounded up: what is left of a millisecond is not to be spun away.
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                let whole = left.saturating_add(Duration::from_nanos(999_999)).as_millis();
+                PollTimeout::try_from(whole).unwrap_or(PollTimeout::MAX)
+            });
+            let mut files = [PollFd::new(self.dm.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut files, timeout) {
+                Ok(0) if end.is_some_and(|end| Instant::now() >= end) => return Ok(false),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(true),
+                Err(errno) => {
+                    let path = "/dev/mapper/control".into();
+                    return Err(Error::Io { action: "poll", path, source: errno.into() });
+                }
+            }
+        }
+    }
+}
+
+/// Whether two looks at one device number saw the same device: a number is soon given to another one.
+fn same(before: &ListedDevice, now: &ListedDevice) -> bool {
+    match (before.uuid, now.uuid) {
+        (Some(before), Some(now)) => before == now,
+        // It may have been given one.
+        (None, _) => before.name == now.name,
+        (Some(_), None) => false,
+    }
+}
+
+impl Iterator for DeviceEvents {
+    type Item = Result<DeviceEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_until(None).transpose()
+    }
+}
+
+impl FusedIterator for DeviceEvents {}
+
+impl AsFd for DeviceEvents {
+    /// Readable when there may be something new.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dm.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;
