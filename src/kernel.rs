@@ -57,6 +57,19 @@ impl fmt::Display for DeviceNumber {
     }
 }
 
+impl std::str::FromStr for DeviceNumber {
+    type Err = crate::Error;
+
+    /// `major:minor`, as the kernel writes it in tables.
+    fn from_str(text: &str) -> crate::Result<Self> {
+        let number = text
+            .split_once(':')
+            .and_then(|(major, minor)| Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? }));
+        let fits = number.filter(|number| Self::from_huge(number.to_huge()) == *number);
+        fits.ok_or_else(|| crate::Error::Malformed { what: "device number", raw: text.to_owned() })
+    }
+}
+
 /// The kinds of device that this crate talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -287,6 +300,7 @@ mod tests {
         fn huge_encoding_round_trips(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
             let number = DeviceNumber { major, minor };
             prop_assert_eq!(DeviceNumber::from_huge(number.to_huge()), number);
+            prop_assert_eq!(number.to_string().parse::<DeviceNumber>().unwrap(), number);
         }
     }
 

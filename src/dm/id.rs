@@ -116,6 +116,28 @@ fixed_text! {
     TargetType, DM_MAX_TYPE_NAME, "target type", |_| None
 }
 
+impl TargetType {
+    /// `linear`
+    pub const LINEAR: Self = Self::literal("linear");
+    /// `zero`
+    pub const ZERO: Self = Self::literal("zero");
+    /// `error`
+    pub const ERROR: Self = Self::literal("error");
+    /// `flakey`
+    pub const FLAKEY: Self = Self::literal("flakey");
+    /// `thin-pool`
+    pub const THIN_POOL: Self = Self::literal("thin-pool");
+    /// `thin`
+    pub const THIN: Self = Self::literal("thin");
+
+    const fn literal(text: &str) -> Self {
+        assert!(!text.is_empty() && text.len() < DM_MAX_TYPE_NAME);
+        let mut bytes = [0; DM_MAX_TYPE_NAME];
+        bytes.split_at_mut(text.len()).0.copy_from_slice(text.as_bytes());
+        Self(FixedText(bytes))
+    }
+}
+
 /// How a request says which device it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DmId<'a> {

@@ -9,6 +9,7 @@ mod id;
 mod node;
 mod table;
 mod tables;
+pub mod targets;
 #[cfg(test)]
 mod tests;
 mod udev;
