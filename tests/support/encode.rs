@@ -166,6 +166,11 @@ fn check_encoding(request: &Request<'_>, kind: Kind, asked: &Asked, number: Opti
     assert_eq!(&read(&longer, kind), asked);
 }
 
+/// Check the request that the bytes stand for.
+pub fn fuzz(bytes: &[u8]) {
+    check(&plain(bytes));
+}
+
 /// A request out of a fuzzer's bytes.
 pub fn plain(bytes: &[u8]) -> Plain {
     let mut bytes = Bytes(bytes);

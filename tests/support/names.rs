@@ -2,6 +2,11 @@
 
 use dm_thin::dm::{DmName, DmUuid, TargetType};
 
+/// Take the bytes for text.
+pub fn fuzz(bytes: &[u8]) {
+    check(&String::from_utf8_lossy(bytes));
+}
+
 /// Take the text for each kind of name.
 pub fn check(text: &str) {
     let fits = |len: usize| !text.is_empty() && text.len() < len && !text.contains('\0');

@@ -1,0 +1,25 @@
+//! Table lines: what is parsed is printed as something that parses to the same.
+
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use dm_thin::dm::targets::{ErrorTarget, Flakey, Linear, Zero};
+use dm_thin::kernel::DeviceNumber;
+
+/// Take the bytes for each kind of line.
+pub fn fuzz(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    check::<DeviceNumber>(&text);
+    check::<Linear>(&text);
+    check::<Zero>(&text);
+    check::<ErrorTarget>(&text);
+    check::<Flakey>(&text);
+}
+
+/// Parse, print, parse.
+pub fn check<T: FromStr + Display + PartialEq + Debug>(text: &str) {
+    if let Ok(value) = text.parse::<T>() {
+        let printed = value.to_string();
+        assert_eq!(printed.parse::<T>().ok().as_ref(), Some(&value), "{text:?} became {printed:?}");
+    }
+}
