@@ -151,7 +151,7 @@ impl DeviceMapper {
     /// Take back a deferred removal.
     ///
     /// # Errors
-    /// ENXIO if none is pending, or the device is gone; EBUSY if it is going right now.
+    /// ENXIO if the device is gone, EBUSY if it is going right now. That none is pending is no error.
     #[doc(alias = "@cancel_deferred_remove")]
     pub fn cancel_deferred_remove(&self, id: DmId<'_>) -> Result<()> {
         self.message(id, Sectors(0), &"@cancel_deferred_remove").map(drop)
