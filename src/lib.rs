@@ -5,6 +5,10 @@
 //! the kernel's interfaces, one method for each command. [`abi`] has their bytes, and [`kernel`] is the seam
 //! between this crate and the kernel, where tests put another one.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 pub mod abi;
 pub mod dm;
 mod error;

@@ -7,6 +7,7 @@ mod dm;
 mod loopdev;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
+mod spy;
 mod story;
 mod threads;
 mod tree;

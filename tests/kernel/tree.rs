@@ -1,6 +1,7 @@
 //! The tree: what it promises to its callers.
 
 use std::fs;
+use std::sync::Arc;
 
 use dm_thin::thin::{Message, ThinId};
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, SnapshotTree};
@@ -8,6 +9,7 @@ use dm_thin::units::Bytes;
 use nix::sys::statvfs::statvfs;
 
 use crate::bench::{Bench, dm, small};
+use crate::spy::Spy;
 
 /// Write a file into a snapshot.
 fn fill(bench: &Bench, tree: &SnapshotTree, id: &str, text: &str) {
@@ -235,12 +237,19 @@ fn a_state_from_another_time_than_the_pool_is_refused() {
 }
 
 #[test]
-fn adding_takes_one_ioctl_and_no_more() {
+fn the_hot_path_keeps_to_its_budget() {
     let bench = Bench::new();
-    let tree = bench.tree();
-    tree.add("image", Parent::Base).unwrap();
-    tree.add("copy", Parent::Snapshot("image")).unwrap();
-    assert_eq!(tree.list().len(), 2);
+    let spy = Arc::new(Spy::default());
+    let tree = SnapshotTree::open(bench.root(), small().kernel(spy.clone())).unwrap();
+    let (message, suspend, remove) = ("DM_TARGET_MSG", "DM_DEV_SUSPEND", "DM_DEV_REMOVE");
+    assert_eq!(spy.during(|| tree.add("image", Parent::Base).unwrap()), [message]);
+    assert_eq!(spy.during(|| tree.add("idle", Parent::Snapshot("image")).unwrap()), [message]);
+    let activate = spy.during(|| drop(tree.activate("image").unwrap()));
+    assert_eq!(activate, ["DM_DEV_CREATE", "DM_TABLE_LOAD", suspend]);
+    let add = spy.during(|| tree.add("copy", Parent::Snapshot("image")).unwrap());
+    assert_eq!(add, [suspend, message, suspend]);
+    assert_eq!(spy.during(|| tree.deactivate("image").unwrap()), [remove]);
+    assert_eq!(spy.during(|| tree.remove("image").unwrap()), [message]);
     remove_all(&tree);
 }
 

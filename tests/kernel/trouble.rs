@@ -5,6 +5,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use dm_thin::kernel::{Kernel, RealKernel};
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, SnapshotTree};
@@ -13,7 +15,7 @@ use dm_thin::{Errno, Error, RootProblem};
 use nix::unistd::{Uid, seteuid};
 
 use crate::bench::{Bench, names, small};
-use crate::story::OldKernel;
+use crate::spy::Spy;
 
 fn open(bench: &Bench, options: Options) -> Error {
     let error = SnapshotTree::open(bench.root(), options).unwrap_err();
@@ -46,7 +48,7 @@ fn no_device_mapper() {
 #[test]
 fn no_loop_devices() {
     let bench = Bench::new();
-    let kernel = OldKernel { unknown: &[], errno: Errno::ENOTTY, without_loop: true };
+    let kernel = Spy { without_loop: true, ..Spy::default() };
     let error = open(&bench, small().kernel(Arc::new(kernel)));
     assert!(matches!(error, Error::NoLoopDevices), "{error}");
     assert!(!bench.root().exists());
@@ -95,7 +97,12 @@ impl TinyDisk {
 
 impl Drop for TinyDisk {
     fn drop(&mut self) {
-        RealKernel.unmount(&self.0, Default::default()).unwrap();
+        // udev may still be looking at a loop device over a file of it.
+        let end = Instant::now() + Duration::from_secs(10);
+        while let Err(errno) = RealKernel.unmount(&self.0, Default::default()) {
+            assert!(errno == Errno::EBUSY && Instant::now() < end, "{errno}");
+            sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -213,7 +220,7 @@ fn what_is_mounted_stays() {
 #[test]
 fn a_device_that_is_open_stays() {
     let bench = Bench::new();
-    let options = small().busy_timeout(std::time::Duration::from_millis(50));
+    let options = small().busy_timeout(Duration::from_millis(50));
     let tree = SnapshotTree::open(bench.root(), options).unwrap();
     tree.add("image", Parent::Base).unwrap();
     let device = tree.activate("image").unwrap();

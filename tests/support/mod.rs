@@ -12,6 +12,9 @@ pub mod names;
 pub mod reader;
 pub mod tables;
 
+/// Checks one input.
+pub type Check = fn(&[u8]);
+
 /// Every fuzz target by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
+pub const TARGETS: &[(&str, Check)] =
     &[("encode", encode::fuzz), ("decode", decode::fuzz), ("names", names::fuzz), ("tables", tables::fuzz)];

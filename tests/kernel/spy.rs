@@ -1,0 +1,96 @@
+//! The real kernel, watched, or as if it were older.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Mutex;
+
+use dm_thin::Errno;
+use dm_thin::abi::Ioctl;
+use dm_thin::abi::mount::{MountFlags, UnmountFlags};
+use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel, RealKernel};
+
+/// Passes everything on, except what it is told to refuse, and remembers the ioctls.
+#[derive(Debug)]
+pub struct Spy {
+    /// Requests that it does not know.
+    pub unknown: &'static [Ioctl],
+    /// How it says so.
+    pub errno: Errno,
+    /// Whether there is nothing at all of loop devices.
+    pub without_loop: bool,
+    /// Device-mapper ioctls so far.
+    pub dm_ioctls: Mutex<Vec<&'static str>>,
+}
+
+impl Default for Spy {
+    fn default() -> Self {
+        Self { unknown: &[], errno: Errno::ENOTTY, without_loop: false, dm_ioctls: Mutex::default() }
+    }
+}
+
+impl Spy {
+    /// The device-mapper ioctls of `work`.
+    pub fn during(&self, work: impl FnOnce()) -> Vec<&'static str> {
+        self.dm_ioctls.lock().unwrap().clear();
+        work();
+        std::mem::take(&mut self.dm_ioctls.lock().unwrap())
+    }
+}
+
+impl Kernel for Spy {
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+        if self.without_loop && path.to_string_lossy().starts_with("/dev/loop") {
+            return Err(Errno::ENOENT);
+        }
+        RealKernel.open(path, access)
+    }
+
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        if request.device() == DeviceKind::MapperControl {
+            self.dm_ioctls.lock().unwrap().push(request.name());
+        }
+        if self.unknown.contains(&request) {
+            return Err(self.errno);
+        }
+        RealKernel.ioctl(file, request, argument)
+    }
+
+    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
+        RealKernel.block_device(path)
+    }
+
+    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {
+        RealKernel.make_node(path, number)
+    }
+
+    fn remove_node(&self, path: &Path) -> Result<(), Errno> {
+        RealKernel.remove_node(path)
+    }
+
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
+        if self.without_loop { Ok(Vec::new()) } else { RealKernel.block_device_names() }
+    }
+
+    fn udev_runs(&self) -> bool {
+        RealKernel.udev_runs()
+    }
+
+    fn mount(
+        &self,
+        source: Option<&Path>,
+        target: &Path,
+        filesystem: Option<&str>,
+        flags: MountFlags,
+        options: &str,
+    ) -> Result<(), Errno> {
+        RealKernel.mount(source, target, filesystem, flags, options)
+    }
+
+    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno> {
+        RealKernel.unmount(target, flags)
+    }
+
+    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
+        RealKernel.mount_table()
+    }
+}
