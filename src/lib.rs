@@ -14,6 +14,8 @@ pub mod dm;
 mod error;
 pub mod kernel;
 pub mod loopdev;
+#[cfg(feature = "model")]
+pub mod model;
 mod sys;
 pub mod thin;
 pub mod tree;

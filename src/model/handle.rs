@@ -1,0 +1,73 @@
+//! Open devices. A caller holds one end of a socket pair; when it closes that, the other end says so.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+
+use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber};
+
+#[derive(Debug)]
+pub(super) struct Handle {
+    fd: RawFd,
+    kind: DeviceKind,
+    pub(super) number: DeviceNumber,
+    pub(super) writable: bool,
+    ours: UnixStream,
+    signalled: bool,
+}
+
+impl Handle {
+    pub(super) fn new(
+        kind: DeviceKind,
+        number: DeviceNumber,
+        access: Access,
+    ) -> Result<(Self, DeviceFile), Errno> {
+        let pair = || -> std::io::Result<_> {
+            let (ours, theirs) = UnixStream::pair()?;
+            ours.set_nonblocking(true)?;
+            theirs.set_nonblocking(true)?;
+            Ok((ours, theirs))
+        };
+        let (ours, theirs) = pair().map_err(|_| Errno::EMFILE)?;
+        let file = DeviceFile::simulated(OwnedFd::from(theirs), kind, number);
+        let writable = access == Access::ReadWrite;
+        Ok((Self { fd: file.as_raw_fd(), kind, number, writable, ours, signalled: false }, file))
+    }
+
+    /// Whether this is the handle behind `file`.
+    pub(super) fn is(&self, file: &DeviceFile) -> bool {
+        self.fd == file.as_raw_fd() && self.kind == file.kind() && self.number == file.number()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        match (&self.ours).read(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        }
+    }
+
+    pub(super) fn is_control(&self) -> bool {
+        self.kind == DeviceKind::MapperControl
+    }
+
+    pub(super) fn is_block(&self) -> bool {
+        matches!(self.kind, DeviceKind::Loop | DeviceKind::Block)
+    }
+
+    /// Make `poll` answer POLLIN.
+    pub(super) fn signal(&mut self) {
+        if !self.signalled {
+            self.signalled = (&self.ours).write(&[1]).is_ok();
+        }
+    }
+
+    /// DEV_ARM_POLL: only later events count.
+    pub(super) fn arm(&mut self, file: &DeviceFile) {
+        if self.signalled {
+            let _ = nix::unistd::read(file, &mut [0]);
+            self.signalled = false;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What a test does that no call through the seam could do: I/O, failures, looks behind the scenes.
+
+use std::ops::Range;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::pool::Mode;
+use super::world::{Disk, World, dm_number, loop_number};
+use super::{ModelKernel, State};
+use crate::kernel::DeviceNumber;
+use crate::units::Sectors;
+
+impl World {
+    fn named(&self, name: &str) -> Result<u32, Errno> {
+        let found = self.devices.iter().find(|(_, device)| device.name == name.as_bytes());
+        found.map(|(&minor, _)| minor).ok_or(Errno::ENXIO)
+    }
+
+    /// Minor number of the pool, and thin device id, of a volume that can do I/O.
+    fn volume(&self, name: &str) -> Result<(u32, u32), Errno> {
+        let minor = self.named(name)?;
+        let (pool, id) = self.thin_volume(dm_number(minor)).ok_or(Errno::EINVAL)?;
+        let suspended = |minor: &u32| self.devices.get(minor).is_some_and(|device| device.suspended);
+        if suspended(&minor) || suspended(&pool) { Err(Errno::EAGAIN) } else { Ok((pool, id)) }
+    }
+}
+
+impl ModelKernel {
+    fn hook<R>(&self, act: impl FnOnce(&mut World) -> R) -> R {
+        let State { world, .. } = &mut *self.lock();
+        world.settle();
+        let result = act(world);
+        world.settle();
+        self.changed.notify_all();
+        result
+    }
+
+    /// Write to blocks of the active thin volume `name`, counted in the pool's data blocks.
+    ///
+    /// # Errors
+    /// ENOSPC when no data block is free, whether the pool would queue the write or fail it; EIO when
+    /// the pool is read-only or failed; EAGAIN when volume or pool is suspended and the write would wait.
+    pub fn write(&self, name: &str, blocks: Range<u64>) -> Result<(), Errno> {
+        self.hook(|world| {
+            let (pool, id) = world.volume(name)?;
+            let (pool, stored) = world.pool(pool).ok_or(Errno::EIO)?;
+            blocks.into_iter().try_for_each(|block| pool.write(stored, id, block))
+        })
+    }
+
+    /// Write to unmapped blocks of the thin volume `name` until the pool has only `left` free ones.
+    pub fn fill(&self, name: &str, left: u64) -> Result<(), Errno> {
+        self.hook(|world| {
+            let (pool, id) = world.volume(name)?;
+            let (pool, stored) = world.pool(pool).ok_or(Errno::EIO)?;
+            let mut block = 0;
+            while pool.current.free_data() > left {
+                pool.write(stored, id, block)?;
+                block += 1;
+            }
+            Ok(())
+        })
+    }
+
+    /// What the pools' clocks do every second, and a flush on any volume: commit.
+    pub fn commit(&self) {
+        self.hook(|world| {
+            let minors: Vec<u32> = world.pools.keys().copied().collect();
+            for minor in minors {
+                if let Some((pool, stored)) = world.pool(minor) {
+                    pool.commit(stored);
+                }
+            }
+        });
+    }
+
+    fn with_pool<R>(
+        &self,
+        name: &str,
+        act: impl FnOnce(&mut super::pool::Pool, &mut super::metadata::Metadata) -> R,
+    ) -> Result<R, Errno> {
+        self.hook(|world| {
+            let minor = world.named(name)?;
+            let (pool, stored) = world.pool(minor).ok_or(Errno::EINVAL)?;
+            Ok(act(pool, stored))
+        })
+    }
+
+    /// Something happened that puts the pool `name` into this mode. The kernel's rules hold: from
+    /// [`Mode::Fail`] there is no way back, nor to [`Mode::Write`] while a check is needed.
+    pub fn set_mode(&self, name: &str, mode: Mode) -> Result<(), Errno> {
+        self.with_pool(name, |pool, _| pool.set_mode(mode))
+    }
+
+    /// The mode of the pool `name`.
+    pub fn mode(&self, name: &str) -> Result<Mode, Errno> {
+        self.with_pool(name, |pool, _| pool.mode)
+    }
+
+    /// Set or clear the flag in the pool's superblock, durably, as thin_repair would.
+    pub fn set_needs_check(&self, name: &str, needed: bool) -> Result<(), Errno> {
+        self.with_pool(name, |pool, stored| pool.set_needs_check(stored, needed))
+    }
+
+    /// Commits of the pool `name` fail from now on, or no longer. At the first one what was not
+    /// committed is lost, and the pool is read-only and needs a check: but the message that caused the
+    /// commit succeeds. Only the event number tells.
+    pub fn fail_commits(&self, name: &str, fail: bool) -> Result<(), Errno> {
+        self.with_pool(name, |pool, _| pool.commits_fail = fail)
+    }
+
+    /// The ids of the thin devices in the pool `name`, in order, with their mapped blocks.
+    pub fn thin_devices(&self, name: &str) -> Result<Vec<(u32, u64)>, Errno> {
+        self.with_pool(name, |pool, _| {
+            let current = &pool.current;
+            current.thins.keys().map(|&id| (id, current.mapped(id))).collect()
+        })
+    }
+
+    /// An event of the device `name`, as its target could have raised one.
+    pub fn event(&self, name: &str) -> Result<(), Errno> {
+        self.hook(|world| {
+            let minor = world.named(name)?;
+            world.event(minor);
+            Ok(())
+        })
+    }
+
+    /// Somebody works below the mount on `target`, so that unmounting it is EBUSY; or no longer.
+    pub fn set_mount_busy(&self, target: &Path, busy: bool) -> Result<(), Errno> {
+        let target = std::fs::canonicalize(target).map_err(|_| Errno::ENOENT)?;
+        self.hook(|world| {
+            let mount = world.mounts.iter_mut().rfind(|mount| mount.target == target);
+            mount.ok_or(Errno::EINVAL)?.busy = busy;
+            Ok(())
+        })
+    }
+
+    /// Add a plain disk, or give one another size. Its thin metadata survives a power cut.
+    ///
+    /// # Errors
+    /// EINVAL for a number that device mapper or the loop driver would give out.
+    pub fn set_disk(&self, path: &Path, number: DeviceNumber, size: Sectors) -> Result<(), Errno> {
+        if number.major == dm_number(0).major || number.major == loop_number(0).major {
+            return Err(Errno::EINVAL);
+        }
+        self.hook(|world| {
+            let marker = world.disks.get(&number).and_then(|disk| disk.marker);
+            world.disks.insert(number, Disk { path: path.to_owned(), sectors: size.0, marker });
+            Ok(())
+        })
+    }
+
+    /// How often a device is open: by file descriptors, by tables, by a mount.
+    pub fn open_count(&self, number: DeviceNumber) -> u32 {
+        self.hook(|world| world.open_count(number).unsigned_abs())
+    }
+
+    /// What a test should not leave behind: mapped devices, bound loop devices, nodes and mounts.
+    pub fn leftovers(&self) -> Vec<String> {
+        self.hook(|world| {
+            let names = world.devices.values().map(|device| String::from_utf8_lossy(&device.name));
+            let devices = names.map(|name| format!("device {name}"));
+            let loops = world.loops.iter().filter_map(|(index, device)| {
+                device.backing().map(|backing| format!("loop{index} on {backing}"))
+            });
+            let nodes = world.nodes.keys().map(|path| format!("node {}", path.display()));
+            let mounts = world.mounts.iter().filter(|mount| mount.number.is_some());
+            let mounts = mounts.map(|mount| format!("mount {}", mount.target.display()));
+            devices.chain(loops).chain(nodes).chain(mounts).collect()
+        })
+    }
+
+    /// Whether there are no [`leftovers`](Self::leftovers).
+    pub fn is_clean(&self) -> bool {
+        self.leftovers().is_empty()
+    }
+}

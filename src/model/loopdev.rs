@@ -1,0 +1,326 @@
+//! Loop devices over real files.
+
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+
+use nix::errno::Errno;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::table::Kind;
+use super::world::{DM_MAJOR, LOOP_MAJOR, World, loop_number};
+use crate::abi::Ioctl;
+use crate::abi::loopdev::{
+    self as abi, LO_KEY_SIZE, LO_NAME_SIZE, LOOP_CONFIGURE_SETTABLE_FLAGS, LOOP_SET_STATUS_CLEARABLE_FLAGS,
+    LOOP_SET_STATUS_SETTABLE_FLAGS, LoopFlags, loop_config, loop_info64,
+};
+use crate::kernel::{Arg, DeviceNumber};
+
+/// A loop device, bound or not.
+#[derive(Debug, Default)]
+pub(super) struct Loop {
+    binding: Option<Binding>,
+}
+
+#[derive(Debug)]
+struct Binding {
+    file: File,
+    sectors: u64,
+    offset: u64,
+    size_limit: u64,
+    flags: LoopFlags,
+    name: [u8; LO_NAME_SIZE],
+    sector_size: u32,
+}
+
+impl Binding {
+    /// SET_FD: EBADF, EINVAL for what is neither file nor block device.
+    fn new(fd: RawFd, writable: bool) -> Result<Self, Errno> {
+        let (file, file_writable) = reopen(fd)?;
+        let mut flags = LoopFlags::empty();
+        flags.set(LoopFlags::READ_ONLY, !(file_writable && writable));
+        let name = [0; LO_NAME_SIZE];
+        let mut binding = Self { file, sectors: 0, offset: 0, size_limit: 0, flags, name, sector_size: 512 };
+        binding.measure()?;
+        Ok(binding)
+    }
+
+    fn measure(&mut self) -> Result<(), Errno> {
+        use std::io::{Seek, SeekFrom};
+        let bytes = self.file.seek(SeekFrom::End(0)).map_err(errno)?.saturating_sub(self.offset);
+        let limit = if self.size_limit == 0 { bytes } else { self.size_limit };
+        self.sectors = bytes.min(limit) / 512;
+        Ok(())
+    }
+
+    /// `loop_set_status_from_info`, without the flags.
+    fn set_info(&mut self, info: &loop_info64) -> Result<(), Errno> {
+        if info.lo_encrypt_key_size as usize > LO_KEY_SIZE || info.lo_encrypt_type != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if i64::try_from(info.lo_offset).is_err() || i64::try_from(info.lo_sizelimit).is_err() {
+            return Err(Errno::EOVERFLOW);
+        }
+        self.offset = info.lo_offset;
+        self.size_limit = info.lo_sizelimit;
+        self.name = info.lo_file_name;
+        self.name[LO_NAME_SIZE - 1] = 0;
+        self.measure()
+    }
+
+    fn set_sector_size(&mut self, size: u32) -> Result<(), Errno> {
+        if !(512..=4096).contains(&size) || !size.is_power_of_two() {
+            return Err(Errno::EINVAL);
+        }
+        self.sector_size = size;
+        Ok(())
+    }
+
+    fn info(&self, index: u32) -> Result<loop_info64, Errno> {
+        let stat = self.file.metadata().map_err(errno)?;
+        let huge = |dev: u64| DeviceNumber::from_dev_t(dev).to_huge();
+        let mut info = loop_info64::zeroed();
+        info.lo_device = huge(stat.dev());
+        info.lo_inode = stat.ino();
+        info.lo_rdevice = huge(stat.rdev());
+        info.lo_offset = self.offset;
+        info.lo_sizelimit = self.size_limit;
+        info.lo_number = index;
+        info.lo_flags = self.flags.bits();
+        info.lo_file_name = self.name;
+        Ok(info)
+    }
+}
+
+impl Loop {
+    pub(super) fn is_bound(&self) -> bool {
+        self.binding.is_some()
+    }
+
+    pub(super) fn sectors(&self) -> u64 {
+        self.binding.as_ref().map_or(0, |binding| binding.sectors)
+    }
+
+    pub(super) fn sector_size(&self) -> u32 {
+        self.binding.as_ref().map_or(512, |binding| binding.sector_size)
+    }
+
+    pub(super) fn is_read_only(&self) -> bool {
+        self.has(LoopFlags::READ_ONLY)
+    }
+
+    pub(super) fn is_autoclear(&self) -> bool {
+        self.has(LoopFlags::AUTOCLEAR)
+    }
+
+    fn has(&self, flag: LoopFlags) -> bool {
+        self.binding.as_ref().is_some_and(|binding| binding.flags.contains(flag))
+    }
+
+    /// Device number and inode of the backing file.
+    pub(super) fn backing(&self) -> Option<String> {
+        let stat = self.binding.as_ref()?.file.metadata().ok()?;
+        Some(format!("inode {}", stat.ino()))
+    }
+}
+
+impl World {
+    /// An ioctl of `/dev/loop-control`.
+    pub(super) fn loop_control(&mut self, request: Ioctl, value: i32) -> Result<u32, Errno> {
+        let lowest_unused =
+            |world: &Self| (0..).find(|index| !world.loops.contains_key(index)).ok_or(Errno::ENOSPC);
+        if request == abi::LOOP_CTL_GET_FREE {
+            let unbound = self.loops.iter().find(|(_, device)| !device.is_bound()).map(|(&index, _)| index);
+            let index = unbound.map_or_else(|| lowest_unused(self), Ok)?;
+            self.loops.entry(index).or_default();
+            return Ok(index);
+        }
+        let index = u32::try_from(value);
+        if request == abi::LOOP_CTL_ADD {
+            let index = index.or_else(|_| lowest_unused(self))?;
+            if self.loops.contains_key(&index) {
+                return Err(Errno::EEXIST);
+            }
+            self.loops.insert(index, Loop::default());
+            return Ok(index);
+        }
+        if request != abi::LOOP_CTL_REMOVE {
+            return Err(Errno::ENOTTY);
+        }
+        let index = index.map_err(|_| Errno::EINVAL)?;
+        let bound = self.loops.get(&index).ok_or(Errno::ENODEV)?.is_bound();
+        if bound || self.open_count(loop_number(index)) > 0 {
+            return Err(Errno::EBUSY);
+        }
+        self.loops.remove(&index);
+        Ok(0)
+    }
+
+    /// An ioctl of a loop device.
+    pub(super) fn loop_ioctl(
+        &mut self,
+        index: u32,
+        writable: bool,
+        request: Ioctl,
+        argument: Arg<'_>,
+    ) -> Result<u32, Errno> {
+        use std::os::fd::AsRawFd;
+        let number = loop_number(index);
+        // Claimed by a table or a file system.
+        let claimed = self.is_in_table(number) || self.is_mounted(number);
+        let openers = self.open_count(number);
+        let device = self.loops.get_mut(&index).ok_or(Errno::ENXIO)?;
+        match (request, argument) {
+            (abi::LOOP_SET_FD, Arg::Fd(fd)) => {
+                if claimed || device.is_bound() {
+                    return Err(Errno::EBUSY);
+                }
+                device.binding = Some(Binding::new(fd.as_raw_fd(), writable)?);
+            }
+            (abi::LOOP_CONFIGURE, Arg::Bytes(bytes)) => {
+                let config = loop_config::read_from_bytes(bytes).map_err(|_| Errno::EINVAL)?;
+                let fd = RawFd::try_from(config.fd).map_err(|_| Errno::EBADF)?;
+                let mut binding = Binding::new(fd, writable)?;
+                if claimed || device.is_bound() {
+                    return Err(Errno::EBUSY);
+                }
+                let flags = LoopFlags::from_bits_retain(config.info.lo_flags);
+                if !(flags - LOOP_CONFIGURE_SETTABLE_FLAGS).is_empty() {
+                    return Err(Errno::EINVAL);
+                }
+                binding.set_info(&config.info)?;
+                binding.flags |= flags;
+                if config.block_size != 0 {
+                    binding.set_sector_size(config.block_size)?;
+                }
+                device.binding = Some(binding);
+            }
+            (abi::LOOP_CLR_FD, Arg::Value(_)) => {
+                let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
+                if openers > 1 {
+                    binding.flags |= LoopFlags::AUTOCLEAR;
+                } else {
+                    device.binding = None;
+                }
+            }
+            (abi::LOOP_SET_STATUS64, Arg::Bytes(bytes)) => {
+                let info = loop_info64::read_from_bytes(bytes).map_err(|_| Errno::EINVAL)?;
+                let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
+                binding.set_info(&info)?;
+                let asked = LoopFlags::from_bits_retain(info.lo_flags) & LOOP_SET_STATUS_SETTABLE_FLAGS;
+                binding.flags = asked | binding.flags - LOOP_SET_STATUS_CLEARABLE_FLAGS;
+            }
+            (abi::LOOP_GET_STATUS64, Arg::Bytes(bytes)) => {
+                let binding = device.binding.as_ref().ok_or(Errno::ENXIO)?;
+                binding.info(index)?.write_to(bytes).map_err(|_| Errno::EINVAL)?;
+            }
+            (abi::LOOP_CHANGE_FD, Arg::Fd(fd)) => {
+                let old = device.binding.as_mut().ok_or(Errno::ENXIO)?;
+                if !old.flags.contains(LoopFlags::READ_ONLY) {
+                    return Err(Errno::EINVAL);
+                }
+                let mut new = Binding::new(fd.as_raw_fd(), false)?;
+                (new.offset, new.size_limit) = (old.offset, old.size_limit);
+                new.measure()?;
+                if new.sectors != old.sectors {
+                    return Err(Errno::EINVAL);
+                }
+                old.file = new.file;
+            }
+            (abi::LOOP_SET_CAPACITY, Arg::Value(_)) => {
+                device.binding.as_mut().ok_or(Errno::ENXIO)?.measure()?;
+            }
+            (abi::LOOP_SET_DIRECT_IO, Arg::Value(value)) => {
+                device.binding.as_mut().ok_or(Errno::ENXIO)?.flags.set(LoopFlags::DIRECT_IO, value != 0);
+            }
+            (abi::LOOP_SET_BLOCK_SIZE, Arg::Value(value)) => {
+                let size = u32::try_from(value).map_err(|_| Errno::EINVAL)?;
+                device.binding.as_mut().ok_or(Errno::ENXIO)?.set_sector_size(size)?;
+            }
+            _ => return Err(Errno::ENOTTY),
+        }
+        self.released = true;
+        Ok(0)
+    }
+
+    /// The marker of the thin metadata that begins at `sector`; none if its first block is all zero.
+    pub(super) fn read_marker(&self, device: DeviceNumber, sector: u64) -> Result<Option<u64>, Errno> {
+        let (file, at) = match self.backing(device, sector)? {
+            Backing::Disk(device) => return Ok(self.disks.get(&device).and_then(|disk| disk.marker)),
+            Backing::File(file, at) => (file, at),
+        };
+        let mut block = [0; 4096];
+        file.read_exact_at(&mut block, at).map_err(|_| Errno::EIO)?;
+        if block.iter().all(|&byte| byte == 0) {
+            return Ok(None);
+        }
+        let (first, _) = block.split_first_chunk::<8>().ok_or(Errno::EIO)?;
+        Ok(Some(u64::from_le_bytes(*first)))
+    }
+
+    pub(super) fn write_marker(
+        &mut self,
+        device: DeviceNumber,
+        sector: u64,
+        marker: u64,
+    ) -> Result<(), Errno> {
+        match self.backing(device, sector)? {
+            Backing::File(file, at) => file.write_all_at(&marker.to_le_bytes(), at).map_err(errno),
+            Backing::Disk(device) => {
+                self.disks.get_mut(&device).ok_or(Errno::EIO)?.marker = Some(marker);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a sector of a device lies on, through linear tables.
+    fn backing(&self, device: DeviceNumber, sector: u64) -> Result<Backing<'_>, Errno> {
+        match device.major {
+            LOOP_MAJOR => {
+                let binding = self.loops.get(&device.minor).and_then(|device| device.binding.as_ref());
+                let binding = binding.ok_or(Errno::EIO)?;
+                Ok(Backing::File(&binding.file, binding.offset + sector * 512))
+            }
+            DM_MAJOR => {
+                let live = self.devices.get(&device.minor).and_then(|device| device.live.as_ref());
+                let target = live
+                    .and_then(|table| table.targets.iter().rfind(|target| target.start <= sector))
+                    .ok_or(Errno::EIO)?;
+                match target.kind {
+                    Kind::Linear { device, offset } => {
+                        let sector = (sector - target.start).checked_add(offset).ok_or(Errno::EIO)?;
+                        self.backing(device, sector)
+                    }
+                    _ => Err(Errno::EIO),
+                }
+            }
+            _ if self.disks.contains_key(&device) && sector == 0 => Ok(Backing::Disk(device)),
+            _ => Err(Errno::EIO),
+        }
+    }
+}
+
+enum Backing<'a> {
+    File(&'a File, u64),
+    Disk(DeviceNumber),
+}
+
+/// The file behind a number of this process, opened anew, and whether that number may write to it.
+fn reopen(fd: RawFd) -> Result<(File, bool), Errno> {
+    const ACCESS_MODE: u32 = 3;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).map_err(|_| Errno::EBADF)?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).ok_or(Errno::EBADF)?;
+    let path = format!("/proc/self/fd/{fd}");
+    let kind = std::fs::metadata(&path).map_err(|_| Errno::EBADF)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Errno::EINVAL);
+    }
+    let writable = flags & ACCESS_MODE != 0;
+    let file = File::options().read(true).write(writable).open(path).map_err(errno)?;
+    Ok((file, writable))
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

@@ -1,0 +1,298 @@
+//! A kernel in memory: device mapper with thin provisioning, loop devices and mounts behind the
+//! [`Kernel`] seam, for tests that have no root and no device mapper.
+//!
+//! It reads requests byte by byte as strictly as the kernel and answers in kernel bytes, errno for
+//! errno. Its loop devices are bound to real files, of which it uses the size and the identity, and the
+//! first eight bytes of a metadata file, where it leaves a mark by which it knows its pool again.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use dm_thin::dm::{DeviceMapper, UdevPolicy};
+//! use dm_thin::model::ModelKernel;
+//!
+//! let kernel = Arc::new(ModelKernel::new());
+//! let dm = DeviceMapper::with_kernel(kernel.clone(), UdevPolicy::None)?;
+//! assert!(dm.list()?.is_empty());
+//! assert!(kernel.is_clean());
+//! # Ok::<(), dm_thin::Error>(())
+//! ```
+//!
+//! What differs from a real kernel: no data is kept, and I/O happens only through
+//! [`write`](ModelKernel::write) and its like; nothing commits by the clock; the count of used metadata
+//! blocks is an estimate; the targets are error, linear, thin, thin-pool and zero; a request that would
+//! wait for ever is answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK.
+
+mod block;
+mod faults;
+mod handle;
+mod hooks;
+mod loopdev;
+mod mapper;
+mod metadata;
+mod mounts;
+mod pool;
+mod table;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+pub use self::faults::Call;
+use self::faults::{Faults, Verdict};
+pub use self::pool::Mode;
+use self::world::World;
+use crate::abi::mount::{MountFlags, UnmountFlags};
+use crate::abi::{Argument, Ioctl, dm};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel};
+
+/// What kind of kernel it is.
+#[derive(Debug, Clone)]
+pub struct ModelOptions {
+    /// Device mapper's interface version is 4.this.
+    pub interface_minor: u32,
+    /// Whether `/dev/loop-control` is there (since 3.1).
+    pub loop_control: bool,
+    /// Loop devices that are there from the start.
+    pub loop_devices: u32,
+    /// How long DEV_WAIT waits before it is interrupted.
+    pub wait_limit: Duration,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self { interface_minor: 48, loop_control: true, loop_devices: 8, wait_limit: Duration::from_secs(1) }
+    }
+}
+
+/// The kernel. Share it in an [`Arc`](std::sync::Arc).
+#[derive(Debug)]
+pub struct ModelKernel {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    faults: Faults,
+    world: World,
+}
+
+impl Default for ModelKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ModelKernel {
+    /// A kernel with the usual options, and nothing in it.
+    pub fn new() -> Self {
+        Self::with_options(ModelOptions::default())
+    }
+
+    /// The same with other options.
+    pub fn with_options(options: ModelOptions) -> Self {
+        Self::with_world(World::new(options, BTreeMap::new(), BTreeMap::new()))
+    }
+
+    fn with_world(world: World) -> Self {
+        Self { state: Mutex::new(State { faults: Faults::default(), world }), changed: Condvar::new() }
+    }
+
+    /// Pull the plug, and boot again. Mapped devices, loop bindings, nodes and mounts are gone; of a
+    /// pool is left what was committed. This kernel is dead from now on: every call fails with EIO.
+    pub fn power_cut(&self) -> Self {
+        let state = &mut *self.lock();
+        state.faults.kill();
+        let world = &state.world;
+        Self::with_world(World::new(world.options.clone(), world.storage.clone(), world.disks.clone()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One call through the seam.
+    fn call<R>(
+        &self,
+        name: &'static str,
+        subject: impl std::fmt::Display,
+        act: impl FnOnce(&mut World) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        let state = &mut *self.lock();
+        let verdict = state.faults.admit(name, None, subject.to_string())?;
+        state.world.settle();
+        let result = act(&mut state.world);
+        state.world.settle();
+        match verdict {
+            Verdict::Proceed => result,
+            Verdict::LoseAnswer(errno) => Err(errno),
+        }
+    }
+
+    /// The same for an ioctl. A lost answer leaves the caller's buffer as it was.
+    fn call_ioctl(
+        &self,
+        file: &DeviceFile,
+        request: Ioctl,
+        argument: Arg<'_>,
+        subject: String,
+    ) -> Result<u32, Errno> {
+        let mut state = self.lock();
+        let verdict = state.faults.admit(request.name(), Some(request.code()), subject)?;
+        let result = match (verdict, argument) {
+            (Verdict::LoseAnswer(errno), Arg::Bytes(bytes)) => {
+                let mut scratch = bytes.to_vec();
+                let _ = self.carry_out(state, file, request, &mut Arg::Bytes(&mut scratch));
+                Err(errno)
+            }
+            (Verdict::LoseAnswer(errno), mut argument) => {
+                let _ = self.carry_out(state, file, request, &mut argument);
+                Err(errno)
+            }
+            (Verdict::Proceed, mut argument) => self.carry_out(state, file, request, &mut argument),
+        };
+        self.changed.notify_all();
+        result
+    }
+
+    /// DEV_WAIT may have to wait for another call.
+    fn carry_out(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        file: &DeviceFile,
+        request: Ioctl,
+        argument: &mut Arg<'_>,
+    ) -> Result<u32, Errno> {
+        let limit = Instant::now() + state.world.options.wait_limit;
+        loop {
+            state.world.settle();
+            let result = state.world.ioctl(file, request, argument);
+            state.world.settle();
+            let left = limit.saturating_duration_since(Instant::now());
+            if request != dm::DM_DEV_WAIT || result != Err(Errno::EINTR) || left.is_zero() {
+                return result;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            if state.faults.dead() {
+                return Err(Errno::EIO);
+            }
+        }
+    }
+}
+
+impl World {
+    fn ioctl(&mut self, file: &DeviceFile, request: Ioctl, argument: &mut Arg<'_>) -> Result<u32, Errno> {
+        let handle = self.handles.iter_mut().find(|handle| handle.is(file)).ok_or(Errno::EBADF)?;
+        let (kind, number, writable) = (file.kind(), file.number(), handle.writable);
+        let loop_as_block = kind == DeviceKind::Loop && request.device() == DeviceKind::Block;
+        if kind != request.device() && !loop_as_block {
+            return Err(Errno::ENOTTY);
+        }
+        if request == dm::DM_DEV_ARM_POLL {
+            handle.arm(file);
+        }
+        let argument = match (request.argument(), argument) {
+            (Argument::Value, Arg::Value(value)) => Arg::Value(*value),
+            (Argument::Fd, Arg::Fd(fd)) => Arg::Fd(*fd),
+            (Argument::Bytes(size), Arg::Bytes(bytes)) if bytes.len() == size => Arg::Bytes(bytes),
+            (Argument::DmIoctl, Arg::Bytes(bytes)) => return self.mapper_ioctl(request, bytes),
+            _ => return Err(Errno::EINVAL),
+        };
+        match (request.device(), argument) {
+            (DeviceKind::LoopControl, Arg::Value(value)) => self.loop_control(request, value),
+            (DeviceKind::Loop, argument) => self.loop_ioctl(number.minor, writable, request, argument),
+            (DeviceKind::Block, argument) => self.block_ioctl(number, writable, request, argument),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}
+
+/// The name or the uuid in a request's header, without judging it.
+fn subject(file: &DeviceFile, argument: &Arg<'_>) -> String {
+    let number = file.number();
+    match (file.kind(), argument) {
+        (DeviceKind::MapperControl, Arg::Bytes(bytes)) => {
+            let text = |from, len| {
+                let bytes: &[u8] = bytes.get(from..from + len).unwrap_or_default();
+                let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+                String::from_utf8_lossy(&bytes[..end]).into_owned()
+            };
+            let (name, uuid) = (text(48, dm::DM_NAME_LEN), text(176, dm::DM_UUID_LEN));
+            let dev = bytes.get(40..48).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes);
+            match (name.is_empty(), uuid.is_empty(), dev) {
+                (false, ..) => name,
+                (_, false, _) => uuid,
+                (.., 0) => "control".to_owned(),
+                (.., dev) => DeviceNumber::from_huge(dev).to_string(),
+            }
+        }
+        (DeviceKind::MapperControl, _) => "control".to_owned(),
+        (DeviceKind::LoopControl, _) => "loop-control".to_owned(),
+        (DeviceKind::Loop, _) => format!("loop{}", number.minor),
+        (DeviceKind::Block, _) => number.to_string(),
+    }
+}
+
+impl Kernel for ModelKernel {
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+        self.call("open", path.display(), |world| world.open(path, access))
+    }
+
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        let subject = subject(file, &argument);
+        self.call_ioctl(file, request, argument, subject)
+    }
+
+    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
+        self.call("stat", path.display(), |world| world.block_device(path))
+    }
+
+    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {
+        self.call("mknod", path.display(), |world| {
+            if world.block_device(path) != Err(Errno::ENOENT) {
+                return Err(Errno::EEXIST);
+            }
+            world.nodes.insert(path.to_owned(), number);
+            Ok(())
+        })
+    }
+
+    fn remove_node(&self, path: &Path) -> Result<(), Errno> {
+        self.call("unlink", path.display(), |world| world.nodes.remove(path).map(drop).ok_or(Errno::ENOENT))
+    }
+
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
+        self.call("readdir", "/sys/block", |world| Ok(world.block_device_names()))
+    }
+
+    fn udev_runs(&self) -> bool {
+        false
+    }
+
+    fn mount(
+        &self,
+        source: Option<&Path>,
+        target: &Path,
+        filesystem: Option<&str>,
+        flags: MountFlags,
+        options: &str,
+    ) -> Result<(), Errno> {
+        self.call("mount", target.display(), |world| world.mount(source, target, filesystem, flags, options))
+    }
+
+    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno> {
+        self.call("umount", target.display(), |world| world.unmount(target, flags))
+    }
+
+    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
+        self.call("mountinfo", "/proc/self/mountinfo", |world| Ok(world.mount_table()))
+    }
+}

@@ -1,0 +1,407 @@
+//! Tables: what a target's constructor takes, and what the table says afterwards.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use super::metadata::Metadata;
+use super::pool::{Features, Mode, Pool, digits, number, thin_id};
+use super::world::{DM_MAJOR, World, dm_number};
+use crate::kernel::DeviceNumber;
+
+/// Smallest data block in sectors (64 KiB); the others are multiples of it.
+const BLOCK_MIN: u64 = 128;
+/// Largest data block in sectors (1 GiB).
+const BLOCK_MAX: u64 = 1 << 21;
+/// Sectors of a metadata device that are used at most.
+const METADATA_MAX: u64 = 255 * ((1 << 14) - 64) * METADATA_BLOCK;
+/// Sectors of a metadata block.
+const METADATA_BLOCK: u64 = 8;
+
+/// Target types and their versions, in the order in which the kernel lists them.
+pub(super) const TARGETS: [(&str, [u32; 3]); 5] = [
+    ("thin", [1, 23, 0]),
+    ("thin-pool", [1, 23, 0]),
+    ("zero", [1, 2, 0]),
+    ("linear", [1, 4, 0]),
+    ("error", [1, 6, 0]),
+];
+
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) read_only: bool,
+    pub(super) targets: Vec<Target>,
+}
+
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) start: u64,
+    pub(super) length: u64,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Error,
+    Linear { device: DeviceNumber, offset: u64 },
+    Thin { pool: DeviceNumber, id: u32, origin: Option<DeviceNumber> },
+    ThinPool(ThinPool),
+    Zero,
+}
+
+/// A line of a thin-pool table. The pool itself outlives it.
+#[derive(Debug, Clone)]
+pub(super) struct ThinPool {
+    metadata: DeviceNumber,
+    data: DeviceNumber,
+    low_water: u64,
+    requested: Features,
+    /// What the pool's mode becomes at the next resume.
+    pub(super) mode: Mode,
+}
+
+impl Kind {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Linear { .. } => "linear",
+            Self::Thin { .. } => "thin",
+            Self::ThinPool(_) => "thin-pool",
+            Self::Zero => "zero",
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn thin_pool(&self) -> Option<&Target> {
+        self.targets.iter().find(|target| matches!(target.kind, Kind::ThinPool(_)))
+    }
+
+    /// The devices used, in the kernel's order: the one opened last comes first.
+    pub(super) fn dependencies(&self) -> Vec<DeviceNumber> {
+        let mut opened = Vec::new();
+        for target in &self.targets {
+            match &target.kind {
+                Kind::Linear { device, .. } => opened.push(*device),
+                Kind::Thin { pool, origin, .. } => opened.extend(origin.iter().chain([pool])),
+                Kind::ThinPool(pool) => opened.extend([pool.metadata, pool.data]),
+                Kind::Error | Kind::Zero => {}
+            }
+        }
+        let mut unique = Vec::new();
+        for device in opened {
+            if !unique.contains(&device) {
+                unique.insert(0, device);
+            }
+        }
+        unique
+    }
+
+    pub(super) fn uses(&self, number: DeviceNumber) -> bool {
+        self.targets.iter().any(|target| match &target.kind {
+            Kind::Linear { device, .. } => *device == number,
+            Kind::Thin { pool, origin, .. } => *pool == number || *origin == Some(number),
+            Kind::ThinPool(pool) => pool.metadata == number || pool.data == number,
+            Kind::Error | Kind::Zero => false,
+        })
+    }
+}
+
+/// `dm_split_args`: split at blanks; a backslash takes the next byte as it is.
+pub(super) fn split_args(text: &[u8]) -> Vec<Vec<u8>> {
+    let blank = |byte: u8| byte.is_ascii_whitespace() || byte == 0x0b;
+    let (mut args, mut word) = (Vec::new(), None::<Vec<u8>>);
+    let mut bytes = text.iter().copied();
+    while let Some(byte) = bytes.next() {
+        if blank(byte) {
+            args.extend(word.take());
+            continue;
+        }
+        let byte = if byte == b'\\' { bytes.next().unwrap_or(byte) } else { byte };
+        word.get_or_insert_default().push(byte);
+    }
+    args.extend(word);
+    args
+}
+
+impl World {
+    /// A target's constructor, for a table of the device `minor`.
+    pub(super) fn construct(
+        &mut self,
+        minor: u32,
+        table: &Table,
+        target_type: &[u8],
+        parameters: &[u8],
+        (start, length): (u64, u64),
+    ) -> Result<Target, Errno> {
+        let args = split_args(parameters);
+        let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+        // A thin pool has its table to itself.
+        let alone = table.thin_pool().is_none();
+        let end = table.targets.last().map_or(0, |last| last.start + last.length);
+        if !alone || length == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let singleton = target_type == b"thin-pool";
+        if singleton && (!table.targets.is_empty() || table.read_only) {
+            return Err(Errno::EINVAL);
+        }
+        if !TARGETS.iter().any(|(name, _)| name.as_bytes() == target_type)
+            || start != end
+            || start.checked_add(length).is_none()
+        {
+            return Err(Errno::EINVAL);
+        }
+        let kind = match target_type {
+            b"error" => Kind::Error,
+            b"zero" if args.is_empty() => Kind::Zero,
+            b"linear" => match args[..] {
+                [device, offset] => {
+                    let offset = digits(offset)?;
+                    Kind::Linear { device: self.get_device(minor, device, !table.read_only)?, offset }
+                }
+                _ => return Err(Errno::EINVAL),
+            },
+            b"thin-pool" => Kind::ThinPool(self.construct_pool(minor, &args)?),
+            b"thin" => self.construct_thin(minor, &args, !table.read_only)?,
+            _ => return Err(Errno::EINVAL),
+        };
+        Ok(Target { start, length, kind })
+    }
+
+    /// `dm_get_device`: by number or by path; not what is mounted, nor the device itself.
+    fn get_device(&self, minor: u32, text: &[u8], write: bool) -> Result<DeviceNumber, Errno> {
+        let text = std::str::from_utf8(text).map_err(|_| Errno::ENOENT)?;
+        let by_number = text.split_once(':').and_then(|(major, minor)| {
+            Some((digits(major.as_bytes()).ok()?, digits(minor.as_bytes()).ok()?))
+        });
+        let number = match by_number {
+            Some((major, minor)) if major < 1 << 12 && minor < 1 << 20 => DeviceNumber {
+                major: u32::try_from(major).map_err(|_| Errno::EOVERFLOW)?,
+                minor: u32::try_from(minor).map_err(|_| Errno::EOVERFLOW)?,
+            },
+            Some(_) => return Err(Errno::EOVERFLOW),
+            // Before 6.5 whatever cannot be found was ENODEV.
+            None => self
+                .block_device(Path::new(text))
+                .map_err(|errno| if self.options.interface_minor < 48 { Errno::ENODEV } else { errno })?,
+        };
+        if number == dm_number(minor) {
+            return Err(Errno::EINVAL);
+        }
+        if !self.exists(number) {
+            return Err(Errno::ENXIO);
+        }
+        if self.is_mounted(number) {
+            return Err(Errno::EBUSY);
+        }
+        if write && self.is_read_only(number) {
+            return Err(Errno::EACCES);
+        }
+        Ok(number)
+    }
+
+    fn construct_pool(&mut self, minor: u32, args: &[&[u8]]) -> Result<ThinPool, Errno> {
+        let [metadata, data, block, low_water, features @ ..] = args else { return Err(Errno::EINVAL) };
+        if metadata == data {
+            return Err(Errno::EINVAL);
+        }
+        let requested = pool_features(features)?;
+        let metadata = self.get_device(minor, metadata, !requested.read_only)?;
+        let data = self.get_device(minor, data, true)?;
+        let block = number(block)?;
+        if !(BLOCK_MIN..=BLOCK_MAX).contains(&block) || !block.is_multiple_of(BLOCK_MIN) {
+            return Err(Errno::EINVAL);
+        }
+        let low_water = number(low_water)?;
+
+        let holder = self.pools.iter().find(|(_, pool)| pool.metadata_device == metadata);
+        let existing = match (holder, self.pools.get(&minor)) {
+            (Some((&holder, pool)), _) if holder != minor || pool.data_device != data => {
+                return Err(Errno::EBUSY);
+            }
+            (Some((_, pool)), _) => Some(pool),
+            (None, Some(_)) => return Err(Errno::EINVAL),
+            (None, None) => None,
+        };
+        match existing {
+            Some(pool) if pool.features.discard != requested.discard => return Err(Errno::EINVAL),
+            Some(_) => {}
+            None => {
+                let marker = self.open_metadata(metadata, block, !requested.read_only)?;
+                let stored = self.storage.get(&marker).ok_or(Errno::EIO)?;
+                self.pools.insert(minor, Pool::new(metadata, data, marker, stored));
+            }
+        }
+        Ok(ThinPool { metadata, data, low_water, requested, mode: requested.mode() })
+    }
+
+    /// `dm_pool_metadata_open`: find the metadata on a device, or format it.
+    fn open_metadata(&mut self, device: DeviceNumber, block: u64, format: bool) -> Result<u64, Errno> {
+        if let Some(marker) = self.read_marker(device, 0)? {
+            // Bytes that are no superblock of this kernel.
+            let stored = self.storage.get(&marker).ok_or(Errno::EILSEQ)?;
+            return if stored.block_sectors == block { Ok(marker) } else { Err(Errno::EINVAL) };
+        }
+        if !format {
+            return Err(Errno::EPERM);
+        }
+        let metadata = Metadata::format(block, self.metadata_blocks(device))?;
+        let marker = new_marker();
+        self.write_marker(device, 0, marker)?;
+        self.storage.insert(marker, metadata);
+        Ok(marker)
+    }
+
+    fn metadata_blocks(&self, device: DeviceNumber) -> u64 {
+        self.sectors(device).unwrap_or(0).min(METADATA_MAX) / METADATA_BLOCK
+    }
+
+    fn construct_thin(&mut self, minor: u32, args: &[&[u8]], write: bool) -> Result<Kind, Errno> {
+        let (device, id, origin) = match *args {
+            [device, id] => (device, id, None),
+            [device, id, origin] if device != origin => (device, id, Some(origin)),
+            _ => return Err(Errno::EINVAL),
+        };
+        let origin = origin.map(|origin| self.get_device(minor, origin, false)).transpose()?;
+        let device = self.get_device(minor, device, write)?;
+        let id = thin_id(id)?;
+        let pool = (device.major == DM_MAJOR).then(|| self.pools.get(&device.minor)).flatten();
+        let pool = pool.ok_or(Errno::EINVAL)?;
+        if pool.mode == Mode::Fail {
+            return Err(Errno::EINVAL);
+        }
+        if !pool.current.thins.contains_key(&id) {
+            return Err(Errno::ENODATA);
+        }
+        if pool.suspended {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Kind::Thin { pool: device, id, origin })
+    }
+
+    /// `dm_swap_table`'s look at what the new table lies on.
+    pub(super) fn check_areas(&self, table: &Table) -> Result<(), Errno> {
+        for target in &table.targets {
+            let (device, start, length) = match &target.kind {
+                Kind::Linear { device, offset } => (*device, *offset, target.length),
+                Kind::ThinPool(pool) => (pool.data, 0, target.length),
+                // A thin device is as large as it likes.
+                Kind::Thin { .. } | Kind::Error | Kind::Zero => continue,
+            };
+            let size = self.sectors(device).unwrap_or(0);
+            let sectors = u64::from(self.sector_size(device) / 512);
+            let inside = start.checked_add(length).is_some_and(|end| end <= size) && start < size;
+            let aligned = start.is_multiple_of(sectors) && length.is_multiple_of(sectors);
+            if size > 0 && !(inside && aligned) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(())
+    }
+
+    /// A thin pool's preresume: its settings and its growth.
+    pub(super) fn bind_pool(&mut self, minor: u32) -> Result<(), Errno> {
+        let live = self.devices.get(&minor).and_then(|device| device.live.as_ref());
+        let Some(Target { length, kind: Kind::ThinPool(line), .. }) = live.and_then(Table::thin_pool) else {
+            return Ok(());
+        };
+        let (length, line) = (*length, line.clone());
+        let metadata_blocks = self.metadata_blocks(line.metadata);
+        let (pool, stored) = self.pool(minor).ok_or(Errno::EINVAL)?;
+        let result = pool.bind(stored, length, line.mode, line.requested, line.low_water, metadata_blocks);
+        self.sync_mode(minor);
+        result
+    }
+
+    /// The pool's mode is kept in its live line, so that a plain resume does not change it.
+    pub(super) fn sync_mode(&mut self, minor: u32) {
+        let Some(mode) = self.pools.get(&minor).map(|pool| pool.mode) else { return };
+        let live = self.devices.get_mut(&minor).and_then(|device| device.live.as_mut());
+        for target in live.into_iter().flat_map(|table| &mut table.targets) {
+            if let Kind::ThinPool(line) = &mut target.kind {
+                line.mode = mode;
+            }
+        }
+    }
+
+    /// A target's parameters, as TABLE_STATUS gives them with STATUS_TABLE.
+    pub(super) fn table_text(&self, minor: u32, kind: &Kind) -> String {
+        match kind {
+            Kind::Error | Kind::Zero => String::new(),
+            Kind::Linear { device, offset } => format!("{device} {offset}"),
+            Kind::Thin { pool, .. } if self.pool_failed(pool.minor) => "Fail".to_owned(),
+            Kind::Thin { pool, id, origin: None } => format!("{pool} {id}"),
+            Kind::Thin { pool, id, origin: Some(origin) } => format!("{pool} {id} {origin}"),
+            Kind::ThinPool(line) => {
+                let block = self.pools.get(&minor).map_or(0, |pool| pool.current.block_sectors);
+                let mut text = format!("{} {} {block} {} ", line.metadata, line.data, line.low_water);
+                let features = line.requested;
+                let words = [
+                    (!features.zero_new_blocks, "skip_block_zeroing "),
+                    (!features.discard, "ignore_discard "),
+                    (!features.discard_passdown, "no_discard_passdown "),
+                    (features.read_only, "read_only "),
+                    (features.error_if_no_space, "error_if_no_space "),
+                ];
+                text += &format!("{} ", words.iter().filter(|(set, _)| *set).count());
+                words.iter().filter(|(set, _)| *set).for_each(|(_, word)| text += word);
+                text
+            }
+        }
+    }
+
+    fn pool_failed(&self, minor: u32) -> bool {
+        self.pools.get(&minor).is_none_or(|pool| pool.mode == Mode::Fail)
+    }
+
+    /// A target's status.
+    pub(super) fn status_text(&self, minor: u32, kind: &Kind) -> String {
+        match kind {
+            Kind::Error | Kind::Zero | Kind::Linear { .. } => String::new(),
+            Kind::ThinPool(_) => self.pools.get(&minor).map_or_else(String::new, Pool::status),
+            Kind::Thin { pool, id, .. } => match self.pools.get(&pool.minor) {
+                Some(pool) if pool.mode != Mode::Fail => {
+                    let block = pool.current.block_sectors;
+                    let last = pool.current.thins.get(id).and_then(|map| map.last_key_value());
+                    let highest = last.map(|(highest, _)| (highest + 1) * block - 1);
+                    let highest = highest.map_or_else(|| "-".to_owned(), |sector| sector.to_string());
+                    format!("{} {highest}", pool.current.mapped(*id) * block)
+                }
+                _ => "Fail".to_owned(),
+            },
+        }
+    }
+}
+
+fn pool_features(args: &[&[u8]]) -> Result<Features, Errno> {
+    let mut features = Features::default();
+    let Some((count, words)) = args.split_first() else { return Ok(features) };
+    let count = usize::try_from(digits(count)?).map_err(|_| Errno::EINVAL)?;
+    if count > 4 {
+        return Err(Errno::EINVAL);
+    }
+    for word in words.get(..count).ok_or(Errno::EINVAL)? {
+        match word.to_ascii_lowercase().as_slice() {
+            b"skip_block_zeroing" => features.zero_new_blocks = false,
+            b"ignore_discard" => features.discard = false,
+            b"no_discard_passdown" => features.discard_passdown = false,
+            b"read_only" => features.read_only = true,
+            b"error_if_no_space" => features.error_if_no_space = true,
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    Ok(features)
+}
+
+/// A number that no other metadata on this machine carries.
+fn new_marker() -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut hasher = DefaultHasher::new();
+    COUNT.fetch_add(1, Ordering::Relaxed).hash(&mut hasher);
+    std::process::id().hash(&mut hasher);
+    std::time::SystemTime::now().hash(&mut hasher);
+    hasher.finish() | 1
+}

@@ -1,0 +1,309 @@
+//! Everything that the model kernel knows, and the questions that its parts ask each other.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use super::ModelOptions;
+use super::handle::Handle;
+use super::loopdev::Loop;
+use super::metadata::Metadata;
+use super::mounts::Mount;
+use super::pool::Pool;
+use super::table::{Kind, Table};
+use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, loop_index};
+
+pub(super) const DM_MAJOR: u32 = 253;
+pub(super) const LOOP_MAJOR: u32 = 7;
+const MAPPER_CONTROL: DeviceNumber = DeviceNumber { major: 10, minor: 236 };
+const LOOP_CONTROL: DeviceNumber = DeviceNumber { major: 10, minor: 237 };
+
+pub(super) const fn dm_number(minor: u32) -> DeviceNumber {
+    DeviceNumber { major: DM_MAJOR, minor }
+}
+
+pub(super) const fn loop_number(minor: u32) -> DeviceNumber {
+    DeviceNumber { major: LOOP_MAJOR, minor }
+}
+
+/// A mapped device.
+#[derive(Debug, Default)]
+pub(super) struct Device {
+    pub(super) name: Vec<u8>,
+    pub(super) uuid: Vec<u8>,
+    pub(super) live: Option<Table>,
+    pub(super) inactive: Option<Table>,
+    pub(super) suspended: bool,
+    pub(super) read_only: bool,
+    pub(super) deferred_remove: bool,
+    pub(super) event_nr: u32,
+}
+
+/// A plain disk.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
+    pub(super) sectors: u64,
+    /// The thin metadata on it.
+    pub(super) marker: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) options: ModelOptions,
+    pub(super) devices: BTreeMap<u32, Device>,
+    pub(super) loops: BTreeMap<u32, Loop>,
+    pub(super) disks: BTreeMap<DeviceNumber, Disk>,
+    /// Pools by the minor number of the device that they belong to.
+    pub(super) pools: BTreeMap<u32, Pool>,
+    /// Committed metadata by marker: what a power cut leaves.
+    pub(super) storage: BTreeMap<u64, Metadata>,
+    pub(super) nodes: BTreeMap<PathBuf, DeviceNumber>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) next_mount: u32,
+    pub(super) handles: Vec<Handle>,
+    /// Something was let go: unused pools, loop and deferred devices are looked for.
+    pub(super) released: bool,
+}
+
+impl World {
+    pub(super) fn new(
+        options: ModelOptions,
+        storage: BTreeMap<u64, Metadata>,
+        disks: BTreeMap<DeviceNumber, Disk>,
+    ) -> Self {
+        let loops = (0..options.loop_devices).map(|index| (index, Loop::default())).collect();
+        Self {
+            options,
+            devices: BTreeMap::new(),
+            loops,
+            disks,
+            pools: BTreeMap::new(),
+            storage,
+            nodes: BTreeMap::new(),
+            mounts: vec![Mount::root()],
+            next_mount: 2,
+            handles: Vec::new(),
+            released: false,
+        }
+    }
+
+    /// The block device of that path.
+    pub(super) fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
+        if let Some(&number) = self.nodes.get(path) {
+            return Ok(number);
+        }
+        if let Some((&number, _)) = self.disks.iter().find(|(_, disk)| disk.path == path) {
+            return Ok(number);
+        }
+        if self.control_device(path).is_some() {
+            return Err(Errno::ENOTBLK);
+        }
+        let name = path.strip_prefix("/dev").map_err(|_| Errno::ENOENT)?.as_os_str();
+        if let Some(index) = loop_index(name).filter(|index| self.loops.contains_key(index)) {
+            return Ok(loop_number(index));
+        }
+        let minor = name.as_bytes().strip_prefix(b"dm-").and_then(|minor| std::str::from_utf8(minor).ok());
+        match minor.and_then(|minor| minor.parse().ok()) {
+            Some(minor) if self.devices.contains_key(&minor) => Ok(dm_number(minor)),
+            _ => Err(Errno::ENOENT),
+        }
+    }
+
+    fn control_device(&self, path: &Path) -> Option<(DeviceKind, DeviceNumber)> {
+        match path.to_str()? {
+            "/dev/mapper/control" => Some((DeviceKind::MapperControl, MAPPER_CONTROL)),
+            "/dev/loop-control" if self.options.loop_control => Some((DeviceKind::LoopControl, LOOP_CONTROL)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn open(&mut self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+        let (kind, number) = match self.control_device(path) {
+            Some(control) => control,
+            None => {
+                let number = self.block_device(path)?;
+                if !self.exists(number) {
+                    return Err(Errno::ENXIO);
+                }
+                let kind = if number.major == LOOP_MAJOR { DeviceKind::Loop } else { DeviceKind::Block };
+                (kind, number)
+            }
+        };
+        let (handle, file) = Handle::new(kind, number, access)?;
+        self.handles.push(handle);
+        Ok(file)
+    }
+
+    pub(super) fn exists(&self, number: DeviceNumber) -> bool {
+        self.sectors(number).is_some()
+    }
+
+    /// A device's size in sectors; none if there is no such device.
+    pub(super) fn sectors(&self, number: DeviceNumber) -> Option<u64> {
+        match number.major {
+            DM_MAJOR => self.devices.get(&number.minor).map(|device| {
+                device.live.as_ref().map_or(0, |table| table.targets.iter().map(|target| target.length).sum())
+            }),
+            LOOP_MAJOR => self.loops.get(&number.minor).map(Loop::sectors),
+            _ => self.disks.get(&number).map(|disk| disk.sectors),
+        }
+    }
+
+    pub(super) fn is_read_only(&self, number: DeviceNumber) -> bool {
+        match number.major {
+            DM_MAJOR => self.devices.get(&number.minor).is_some_and(|device| device.read_only),
+            LOOP_MAJOR => self.loops.get(&number.minor).is_some_and(Loop::is_read_only),
+            _ => false,
+        }
+    }
+
+    /// Logical sector size in bytes: the largest of what is below.
+    pub(super) fn sector_size(&self, number: DeviceNumber) -> u32 {
+        match number.major {
+            DM_MAJOR => {
+                let live = self.devices.get(&number.minor).and_then(|device| device.live.as_ref());
+                let below = live.into_iter().flat_map(Table::dependencies);
+                // A loaded table only means devices that were there before it: no cycle.
+                below.map(|number| self.sector_size(number)).max().unwrap_or(512)
+            }
+            LOOP_MAJOR => self.loops.get(&number.minor).map_or(512, Loop::sector_size),
+            _ => 512,
+        }
+    }
+
+    /// Every table, with the minor number of its device.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (u32, &Table)> {
+        self.devices
+            .iter()
+            .flat_map(|(&minor, device)| device.live.iter().chain(&device.inactive).map(move |t| (minor, t)))
+    }
+
+    pub(super) fn is_mounted(&self, number: DeviceNumber) -> bool {
+        self.mounts.iter().any(|mount| mount.number == Some(number))
+    }
+
+    /// How many mapped devices use it. A device opens another once, for both of its tables.
+    fn table_users(&self, number: DeviceNumber) -> usize {
+        let mut users: Vec<u32> =
+            self.tables().filter(|(_, table)| table.uses(number)).map(|(minor, _)| minor).collect();
+        users.dedup();
+        users.len()
+    }
+
+    pub(super) fn is_in_table(&self, number: DeviceNumber) -> bool {
+        self.tables().any(|(_, table)| table.uses(number))
+    }
+
+    pub(super) fn open_count(&self, number: DeviceNumber) -> i32 {
+        let handles =
+            self.handles.iter().filter(|handle| handle.is_block() && handle.number == number).count();
+        let count = handles + self.table_users(number) + usize::from(self.is_mounted(number));
+        i32::try_from(count).unwrap_or(i32::MAX)
+    }
+
+    /// A device's pool and its committed metadata.
+    pub(super) fn pool(&mut self, minor: u32) -> Option<(&mut Pool, &mut Metadata)> {
+        let pool = self.pools.get_mut(&minor)?;
+        let stored = self.storage.get_mut(&pool.marker)?;
+        Some((pool, stored))
+    }
+
+    /// `dm_table_event`.
+    pub(super) fn event(&mut self, minor: u32) {
+        if let Some(device) = self.devices.get_mut(&minor) {
+            device.event_nr = device.event_nr.wrapping_add(1);
+            self.global_event();
+        }
+    }
+
+    pub(super) fn global_event(&mut self) {
+        self.handles.iter_mut().filter(|handle| handle.is_control()).for_each(Handle::signal);
+    }
+
+    /// Tell devices the events that their pools have raised.
+    pub(super) fn deliver_events(&mut self) {
+        let raised: Vec<(u32, u32)> = self
+            .pools
+            .iter_mut()
+            .filter(|(_, pool)| pool.raised > 0)
+            .map(|(&minor, pool)| (minor, std::mem::take(&mut pool.raised)))
+            .collect();
+        for (minor, count) in raised {
+            self.sync_mode(minor);
+            (0..count).for_each(|_| self.event(minor));
+        }
+    }
+
+    /// Take a device out, as far as its tables go.
+    pub(super) fn remove_device(&mut self, minor: u32) {
+        if self.devices.get(&minor).is_some_and(|device| device.live.is_some()) {
+            self.event(minor);
+        }
+        self.devices.remove(&minor);
+        self.released = true;
+    }
+
+    /// What happens by itself when something is closed or let go: pools without a table are closed
+    /// (and commit), autoclear loop devices cleared, deferred removals done.
+    pub(super) fn settle(&mut self) {
+        let open = self.handles.len();
+        self.handles.retain(|handle| !handle.is_closed());
+        self.released |= self.handles.len() < open;
+        self.deliver_events();
+        while std::mem::take(&mut self.released) {
+            self.close_pools();
+            let autoclear: Vec<u32> = self
+                .loops
+                .iter()
+                .filter(|(index, device)| device.is_autoclear() && self.open_count(loop_number(**index)) == 0)
+                .map(|(&index, _)| index)
+                .collect();
+            for index in autoclear {
+                self.loops.insert(index, Loop::default());
+            }
+            let deferred = self
+                .devices
+                .iter()
+                .find(|(minor, device)| device.deferred_remove && self.open_count(dm_number(**minor)) == 0);
+            if let Some((&minor, _)) = deferred {
+                self.remove_device(minor);
+            }
+        }
+    }
+
+    fn close_pools(&mut self) {
+        let minors: Vec<u32> = self.pools.keys().copied().collect();
+        for minor in minors {
+            let used = self.tables().any(|(user, table)| {
+                table.targets.iter().any(|target| match target.kind {
+                    Kind::ThinPool(_) => user == minor,
+                    Kind::Thin { pool, .. } => pool == dm_number(minor),
+                    _ => false,
+                })
+            });
+            let controlled = self
+                .devices
+                .get(&minor)
+                .is_some_and(|device| device.live.as_ref().is_some_and(|table| table.thin_pool().is_some()));
+            let Some((pool, stored)) = self.pool(minor) else { continue };
+            if !controlled {
+                pool.bound = None;
+            }
+            if !used {
+                pool.commit(stored);
+                self.pools.remove(&minor);
+            }
+        }
+    }
+
+    pub(super) fn block_device_names(&self) -> Vec<OsString> {
+        let loops = self.loops.keys().map(|index| format!("loop{index}").into());
+        let mapped = self.devices.keys().map(|minor| format!("dm-{minor}").into());
+        let disks = self.disks.values().filter_map(|disk| disk.path.file_name().map(OsString::from));
+        loops.chain(mapped).chain(disks).collect()
+    }
+}
