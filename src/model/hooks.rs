@@ -176,4 +176,18 @@ impl ModelKernel {
     pub fn is_clean(&self) -> bool {
         self.leftovers().is_empty()
     }
+
+    /// What must always hold.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        self.hook(|world| {
+            world.pools.values().for_each(|pool| pool.current.check());
+            world.storage.values().for_each(super::metadata::Metadata::check);
+            for (minor, device) in &world.devices {
+                assert!(world.devices.iter().all(|(other, twin)| other == minor || twin.name != device.name));
+                let used = device.live.iter().chain(&device.inactive).flat_map(|table| table.dependencies());
+                used.for_each(|number| assert!(world.exists(number)));
+            }
+        });
+    }
 }

@@ -208,7 +208,7 @@ impl World {
                 let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
                 binding.set_info(&info)?;
                 let asked = LoopFlags::from_bits_retain(info.lo_flags) & LOOP_SET_STATUS_SETTABLE_FLAGS;
-                binding.flags = asked | binding.flags - LOOP_SET_STATUS_CLEARABLE_FLAGS;
+                binding.flags = asked | (binding.flags - LOOP_SET_STATUS_CLEARABLE_FLAGS);
             }
             (abi::LOOP_GET_STATUS64, Arg::Bytes(bytes)) => {
                 let binding = device.binding.as_ref().ok_or(Errno::ENXIO)?;

@@ -26,6 +26,7 @@ mod block;
 mod faults;
 mod handle;
 mod hooks;
+mod lines;
 mod loopdev;
 mod mapper;
 mod metadata;
