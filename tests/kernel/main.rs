@@ -3,6 +3,7 @@
 //! Where there is no device mapper every test fails: none passes by not running.
 
 mod bench;
+mod commands;
 mod dm;
 mod loopdev;
 #[path = "../../examples/quickstart.rs"]
