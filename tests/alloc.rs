@@ -1,4 +1,5 @@
-//! Encoding a message allocates nothing, and its request is small.
+//! Messages, suspends and resumes allocate nothing, from the call to the kernel and back; and their
+//! requests are small.
 //!
 //! A test of its own: it counts what the whole process allocates.
 #![allow(unsafe_code)]
@@ -7,8 +8,16 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use dm_thin::Errno;
+use dm_thin::abi::Ioctl;
+use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::wire::{Command, Payload, Request};
-use dm_thin::dm::{DmFlags, DmName, TargetSpec, TargetType};
+use dm_thin::dm::{DeviceMapper, DmFlags, DmName, TargetSpec, TargetType, UdevPolicy};
+use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel};
 use dm_thin::units::Sectors;
 
 struct Counting;
@@ -74,6 +83,68 @@ fn a_table_and_a_name_are_encoded_without_allocating() {
             .flags(DmFlags::READONLY)
             .payload(Payload::Table(&payload));
         request.encode(&mut buffer).unwrap();
+    });
+    assert_eq!(count, 0);
+}
+
+/// A kernel that says yes to small requests.
+#[derive(Debug)]
+struct Nodding;
+
+impl Kernel for Nodding {
+    fn open(&self, _: &Path, _: Access) -> Result<DeviceFile, Errno> {
+        let fd = std::fs::File::open("/dev/null").map_err(|_| Errno::EIO)?.into();
+        let number = DeviceNumber { major: 10, minor: 236 };
+        Ok(DeviceFile::simulated(fd, DeviceKind::MapperControl, number))
+    }
+    fn ioctl(&self, _: &DeviceFile, _: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        let Arg::Bytes(bytes) = argument else { return Err(Errno::ENOTTY) };
+        assert!(bytes.len() < 512, "{} bytes", bytes.len());
+        bytes[4..8].copy_from_slice(&47u32.to_ne_bytes());
+        Ok(0)
+    }
+    fn block_device(&self, _: &Path) -> Result<DeviceNumber, Errno> {
+        Err(Errno::ENOSYS)
+    }
+    fn make_node(&self, _: &Path, _: DeviceNumber) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+    fn remove_node(&self, _: &Path) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+    fn udev_runs(&self) -> bool {
+        false
+    }
+    fn mount(
+        &self,
+        _: Option<&Path>,
+        _: &Path,
+        _: Option<&str>,
+        _: MountFlags,
+        _: &str,
+    ) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+    fn unmount(&self, _: &Path, _: UnmountFlags) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
+    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+}
+
+#[test]
+fn a_snapshot_of_an_active_origin_allocates_nothing() {
+    let dm = DeviceMapper::with_kernel(Arc::new(Nodding), UdevPolicy::None).unwrap();
+    let pool = DmName::new("docker-8:1-7077897-pool").unwrap();
+    let origin = DmName::new(&"o".repeat(127)).unwrap();
+    let count = allocations(|| {
+        dm.suspend((&origin).into(), DmFlags::empty()).unwrap();
+        dm.message((&pool).into(), Sectors(0), &format_args!("create_snap {} {}", 16_777_215, 7)).unwrap();
+        dm.resume(&origin).unwrap();
     });
     assert_eq!(count, 0);
 }
