@@ -26,6 +26,10 @@ enum Fault {
     CutAfter,
 }
 
+/// What [`unwind_at_cut`](super::ModelKernel::unwind_at_cut) unwinds with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut;
+
 /// What becomes of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -33,6 +37,8 @@ pub(super) enum Verdict {
     Proceed,
     /// It is carried out, and the caller hears this errno.
     LoseAnswer(Errno),
+    /// It is carried out, and the caller hears EIO, or nothing ever again.
+    LastOne,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +47,7 @@ pub(super) struct Faults {
     planned: Vec<(u64, Fault)>,
     refused: Vec<(u32, Errno)>,
     dead: bool,
+    unwind: bool,
     log: Vec<Call>,
 }
 
@@ -64,11 +71,12 @@ impl Faults {
                 Fault::LoseAnswer(errno) => return Ok(Verdict::LoseAnswer(errno)),
                 Fault::Cut => {
                     self.dead = true;
+                    self.unwind_if_asked();
                     return Err(Errno::EIO);
                 }
                 Fault::CutAfter => {
                     self.dead = true;
-                    return Ok(Verdict::LoseAnswer(Errno::EIO));
+                    return Ok(Verdict::LastOne);
                 }
             }
         }
@@ -80,6 +88,13 @@ impl Faults {
 
     fn plan(&mut self, n: u64, fault: Fault) {
         self.planned.push((self.calls + n, fault));
+    }
+
+    /// Without the panic hook: nothing went wrong.
+    pub(super) fn unwind_if_asked(&self) {
+        if self.unwind {
+            std::panic::resume_unwind(Box::new(Cut));
+        }
     }
 
     /// Whether the power is off.
@@ -112,6 +127,13 @@ impl super::ModelKernel {
     /// The same, but the `n`-th call still has its effect. Its answer is lost.
     pub fn cut_after(&self, n: u64) {
         self.lock().faults.plan(n, Fault::CutAfter);
+    }
+
+    /// The call that a cut happens at does not return an error: it unwinds with a [`Cut`], to be caught by
+    /// [`catch_unwind`](std::panic::catch_unwind). So the caller's error handling cannot do to files what
+    /// a process that was killed would not have done any more. Calls after that fail with EIO.
+    pub fn unwind_at_cut(&self, unwind: bool) {
+        self.lock().faults.unwind = unwind;
     }
 
     /// Whether a cut has happened.

@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-pub use self::faults::Call;
+pub use self::faults::{Call, Cut};
 use self::faults::{Faults, Verdict};
 pub use self::pool::Mode;
 use self::world::World;
@@ -135,6 +135,10 @@ impl ModelKernel {
         match verdict {
             Verdict::Proceed => result,
             Verdict::LoseAnswer(errno) => Err(errno),
+            Verdict::LastOne => {
+                state.faults.unwind_if_asked();
+                Err(Errno::EIO)
+            }
         }
     }
 
@@ -149,16 +153,25 @@ impl ModelKernel {
         let mut state = self.lock();
         let verdict = state.faults.admit(request.name(), Some(request.code()), subject)?;
         let result = match (verdict, argument) {
-            (Verdict::LoseAnswer(errno), Arg::Bytes(bytes)) => {
-                let mut scratch = bytes.to_vec();
-                let _ = self.carry_out(state, file, request, &mut Arg::Bytes(&mut scratch));
-                Err(errno)
-            }
-            (Verdict::LoseAnswer(errno), mut argument) => {
-                let _ = self.carry_out(state, file, request, &mut argument);
-                Err(errno)
-            }
             (Verdict::Proceed, mut argument) => self.carry_out(state, file, request, &mut argument),
+            (lost, argument) => {
+                let mut scratch;
+                let mut argument = match argument {
+                    Arg::Bytes(bytes) => {
+                        scratch = bytes.to_vec();
+                        Arg::Bytes(&mut scratch)
+                    }
+                    argument => argument,
+                };
+                let _ = self.carry_out(state, file, request, &mut argument);
+                match lost {
+                    Verdict::LoseAnswer(errno) => Err(errno),
+                    Verdict::Proceed | Verdict::LastOne => {
+                        self.lock().faults.unwind_if_asked();
+                        Err(Errno::EIO)
+                    }
+                }
+            }
         };
         self.changed.notify_all();
         result
