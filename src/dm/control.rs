@@ -133,9 +133,12 @@ impl DeviceMapper {
                 Err(EncodeError::NumberTooLarge) => return Err(unfit(request, "device number too large")),
             };
             if fits {
-                self.kernel
-                    .ioctl(&self.control, ioctl, Arg::Bytes(buffer))
-                    .map_err(|errno| refused(request, errno))?;
+                let answered = self.kernel.ioctl(&self.control, ioctl, Arg::Bytes(buffer));
+                match answered.map_err(|errno| refused(request, errno))? {
+                    0 => {}
+                    // A message to a device without a live table: 2, and nothing is copied back.
+                    _ => return Err(refused(request, Errno::ENXIO)),
+                }
                 let answer = Response::decode(buffer)?;
                 if !answer.flags().contains(DmFlags::BUFFER_FULL) {
                     return decode(answer);
@@ -210,7 +213,8 @@ fn refused(request: &Request<'_>, errno: Errno) -> Error {
         detail: request.detail(),
         errno,
     };
-    if is_permission(errno) {
+    // Without privilege every command is refused, this one first. Later, EACCES means a read-only device.
+    if is_permission(errno) && request.command() == Command::VERSION {
         return Error::NotPermitted { what: error.to_string() };
     }
     Error::Ioctl(Box::new(error))

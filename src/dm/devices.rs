@@ -122,9 +122,12 @@ impl DeviceMapper {
     fn remove_with(&self, name: &DmName, flags: DmFlags) -> Result<Removal> {
         let minor = if flags.contains(DmFlags::DEFERRED_REMOVE) { 27 } else { 0 };
         let request = Request::on(Command::DEV_REMOVE, name.into()).flags(flags).since(minor);
-        let (flags, _) = self.with_udev(request)?;
-        if flags.contains(DmFlags::DEFERRED_REMOVE) {
-            return Ok(Removal::Deferred);
+        match self.with_udev(request) {
+            Ok((flags, _)) if flags.contains(DmFlags::DEFERRED_REMOVE) => return Ok(Removal::Deferred),
+            // Gone already; the node may have been left by a call that failed after that.
+            Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
+            Err(gone) => return node::remove(&**self.kernel(), name).and(Err(gone)),
+            Ok(_) => {}
         }
         node::remove(&**self.kernel(), name)?;
         Ok(Removal::Removed)

@@ -71,7 +71,10 @@ impl ThinPool {
             },
             _ => error,
         })?;
-        Self::look_at(dm, name, status.number)
+        Self::look_at(dm.clone(), name, status.number).inspect_err(|_| {
+            // What failed is the news.
+            let _ = dm.remove(name);
+        })
     }
 
     /// An active pool, by its name.

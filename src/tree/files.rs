@@ -14,6 +14,9 @@ pub trait StateDir: fmt::Debug + Send + Sync {
     /// Put `from` in the place of `to`, at once.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
+    /// Remove a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
     /// Make names durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -58,6 +61,10 @@ impl StateDir for RealDir {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
     }
 
     fn sync(&self) -> io::Result<()> {

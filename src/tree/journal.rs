@@ -153,7 +153,7 @@ pub(super) fn encode_line(
 pub(super) struct Replayed {
     /// The last line taken in.
     pub last: Position,
-    /// Bytes up to its end, or to the end of the last line passed over.
+    /// Bytes up to its end; 0 if everything is in the checkpoint.
     pub len: u64,
 }
 
@@ -191,7 +191,10 @@ pub(super) fn replay(state: &mut State, bytes: &[u8], path: &Path, acknowledged:
         let reason = format!("ends with change {}, but change {acknowledged} was made", last.seq);
         return Err(corrupt(number.max(1), reason));
     }
-    Ok(Replayed { last, len: at as u64 })
+    // Of a journal that is all in the checkpoint, the last lines may be missing: what is written next
+    // could not follow them.
+    let len = if last == state.journal { 0 } else { at as u64 };
+    Ok(Replayed { last, len })
 }
 
 /// One line, checked against the one before it. The first one follows the checkpoint, or lies before

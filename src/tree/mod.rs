@@ -119,7 +119,7 @@ impl SnapshotTree {
 
     /// After a change: keep the journal short.
     fn compact(&self) {
-        if self.store.wants_checkpoint() {
+        if self.store.wants_checkpoint(self.options.checkpoint_at) {
             // The journal holds everything. It can wait for the next change.
             let _ = self.checkpoint();
         }

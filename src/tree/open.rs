@@ -39,23 +39,25 @@ impl SnapshotTree {
         options.check()?;
         let dm = Arc::new(DeviceMapper::with_kernel(options.kernel.clone(), options.udev)?);
         let root = Root::open(root.as_ref())?;
-        let dir: Arc<dyn StateDir> =
-            Arc::new(RealDir::open(&root.path).map_err(Error::io("open", &root.path))?);
+        let dir: Arc<dyn StateDir> = match &options.state_dir {
+            Some(dir) => dir.clone(),
+            None => Arc::new(RealDir::open(&root.path).map_err(Error::io("open", &root.path))?),
+        };
         if let Some(store) = Store::load(root.path.clone(), dir.clone())? {
             store.read_state(|state| options.check_against(state))?;
             return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
         }
         refuse_orphans(&root, &*dir)?;
-        let store = match Store::create(root.path.clone(), dir, new_state(&options)) {
+        let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options)) {
             Ok(store) => store,
             Err(error) => {
-                root.clear();
+                root.clear(&*dir);
                 return Err(error);
             }
         };
         Self::assemble(options, root, store, dm).map_err(|failed| {
             let (error, root) = *failed;
-            root.clear();
+            root.clear(&*dir);
             error
         })
     }
@@ -166,12 +168,12 @@ impl SnapshotTree {
         let dm = self.pool.device_mapper();
         let prefix = DmUuid::format(format_args!("DMTHIN-{}-", self.tree.simple()))?;
         let mut active = Vec::new();
-        for device in dm.list()? {
-            // Before interface 4.45 the list has no uuids.
-            let foreign = device.uuid.is_some_and(|uuid| !uuid.as_str().starts_with(prefix.as_str()));
-            if foreign || (device.uuid.is_none() && dm.version().minor >= 45) {
-                continue;
-            }
+        // The kernel sorts the others out since interface 4.45; before, the list has no uuids.
+        let devices = match dm.version().minor {
+            45.. => dm.list_matching(None, Some(&prefix))?,
+            _ => dm.list()?,
+        };
+        for device in devices {
             // It can go at any time.
             let Some(status) = dm.find(DmId::Number(device.number))? else { continue };
             let uuid = status.uuid;

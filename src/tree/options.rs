@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::files::StateDir;
 use super::journal::{PoolRecord, State};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
@@ -48,6 +49,10 @@ pub struct Options {
     pub(super) busy_timeout: Duration,
     pub(super) udev: UdevPolicy,
     pub(super) kernel: Arc<dyn Kernel>,
+    /// Where the state is kept, if not in files of the root.
+    pub(super) state_dir: Option<Arc<dyn StateDir>>,
+    /// Bytes of journal that are worth a new checkpoint, if they outgrow the last one.
+    pub(super) checkpoint_at: Bytes,
 }
 
 impl Default for Options {
@@ -68,6 +73,8 @@ impl Default for Options {
             busy_timeout: Duration::from_secs(5),
             udev: UdevPolicy::Auto,
             kernel: Arc::new(RealKernel),
+            state_dir: None,
+            checkpoint_at: Bytes::kib(256),
         }
     }
 }
@@ -125,6 +132,14 @@ impl Options {
         udev: UdevPolicy => udev;
         /// Another kernel than the real one.
         kernel: Arc<dyn Kernel> => kernel;
+    }
+
+    #[cfg(feature = "model")]
+    setters! {
+        /// Keep the state somewhere else than in files of the root: for tests of crashes and full disks.
+        state_dir: Arc<dyn StateDir> => Some(state_dir);
+        /// Write a checkpoint when the journal has outgrown this and the last checkpoint.
+        checkpoint_at: Bytes => checkpoint_at;
     }
 
     /// What is wrong regardless of any tree.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use super::files::StateDir;
 use crate::kernel::DeviceNumber;
 use crate::{Error, Result, RootProblem};
 
@@ -63,8 +64,17 @@ impl Root {
     }
 
     /// Undo what making a tree left, when that failed: everything is this call's own.
-    pub(super) fn clear(self) {
-        for name in ["state.json", "state.json.tmp", "journal.jsonl", "pool/data", "pool/metadata", "lock"] {
+    pub(super) fn clear(self, dir: &dyn StateDir) {
+        // The state goes first, durably: with a state, the pool it speaks of has to be there.
+        if dir.remove("state.json").is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+            || dir.sync().is_err()
+        {
+            return;
+        }
+        for name in ["state.json.tmp", "journal.jsonl"] {
+            let _ = dir.remove(name);
+        }
+        for name in ["pool/data", "pool/metadata", "lock"] {
             let _ = fs::remove_file(self.path.join(name));
         }
         let _ = fs::remove_dir(self.pool_dir());

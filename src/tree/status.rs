@@ -71,6 +71,11 @@ impl SnapshotTree {
         snapshots.into_iter().map(|(id, snapshot)| self.info(id, snapshot)).collect()
     }
 
+    /// The base's id in the pool.
+    pub fn base_id(&self) -> Option<ThinId> {
+        self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id))
+    }
+
     fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
         let slot = self.slots().get(&id).cloned();
         let (device, mounted) = slot.map_or((None, None), |slot| {

@@ -8,10 +8,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::SnapshotId;
+use uuid::Uuid;
+
 use super::files::{StateDir, StateFile};
 use super::graph::{Graph, IdWindow, Record};
 use super::journal::{self, PoolRecord, State};
 use crate::thin::ThinId;
+use crate::units::Bytes;
 use crate::{Error, Result};
 
 const STATE: &str = "state.json";
@@ -22,13 +25,11 @@ const MARK: &str = "lock";
 
 /// Thin ids reserved at a time.
 const WINDOW: u32 = 64;
-/// Bytes of journal that are worth a new checkpoint, if they outgrow the last one.
-const COMPACT_AT: u64 = 256 << 10;
-
 /// The durable tree.
 #[derive(Debug)]
 pub(super) struct Store {
     root: PathBuf,
+    tree: Uuid,
     dir: Arc<dyn StateDir>,
     journal: Box<dyn StateFile>,
     mark: Box<dyn StateFile>,
@@ -84,7 +85,7 @@ impl Store {
         let (journal, mark) = open_files(&root, &*dir)?;
         let path = root.join(JOURNAL);
         let bytes = journal.read().map_err(Error::io("read", &path))?;
-        let acknowledged = read_mark(&*mark);
+        let acknowledged = read_mark(&*mark, state.tree);
         let replayed = journal::replay(&mut state, &bytes, &path, acknowledged)?;
         state.journal = replayed.last;
         let mut len = replayed.len;
@@ -95,8 +96,9 @@ impl Store {
         if len < bytes.len() as u64 {
             journal.set_len(len).map_err(Error::io("cut", &path))?;
         }
-        // Lines that were read may have been written by a process that died before its sync.
+        // What was read may have been written by a process that died before its sync.
         journal.sync().map_err(Error::io("sync", &path))?;
+        dir.sync().map_err(Error::io("sync", &root))?;
         Ok(Some(Self::new(root, dir, journal, mark, state, len, checkpoint_len)))
     }
 
@@ -121,6 +123,7 @@ impl Store {
         len: u64,
         checkpoint_len: u64,
     ) -> Self {
+        let tree = state.tree;
         let inner = Inner {
             len,
             checkpoint_len,
@@ -134,7 +137,7 @@ impl Store {
             pending_names: HashSet::new(),
             state,
         };
-        Self { root, dir, journal, mark, inner: Mutex::new(inner), changed: Condvar::new() }
+        Self { root, tree, dir, journal, mark, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -213,7 +216,7 @@ impl Store {
             let result = self.journal.sync();
             if result.is_ok() {
                 // Not synced itself: after a power cut the mark may be older, never newer.
-                let _ = self.mark.write_at(0, format!("{written:020}\n").as_bytes());
+                let _ = self.mark.write_at(0, mark_text(self.tree, written).as_bytes());
             }
             inner = self.lock();
             inner.syncing = false;
@@ -283,10 +286,10 @@ impl Store {
         }
     }
 
-    /// Whether the journal has outgrown the checkpoint.
-    pub(super) fn wants_checkpoint(&self) -> bool {
+    /// Whether the journal has outgrown the checkpoint, and `at`.
+    pub(super) fn wants_checkpoint(&self, at: Bytes) -> bool {
         let inner = self.lock();
-        !inner.compacting && !inner.failed && inner.len > COMPACT_AT.max(inner.checkpoint_len)
+        !inner.compacting && !inner.failed && inner.len > at.0.max(inner.checkpoint_len)
     }
 
     /// Write a checkpoint of the next generation, then let `settle` carry the generation into the pool.
@@ -367,8 +370,16 @@ fn open_files(
     Ok((open(JOURNAL)?, open(MARK)?))
 }
 
+/// The tree's uuid comes along because the file can be older than the tree, the checksum because a torn
+/// write leaves digits of two numbers.
+fn mark_text(tree: Uuid, acknowledged: u64) -> String {
+    let text = format!("{} {acknowledged:020}", tree.simple());
+    format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+}
+
 /// Nothing readable counts as nothing acknowledged: the mark is evidence, not state.
-fn read_mark(mark: &dyn StateFile) -> u64 {
+fn read_mark(mark: &dyn StateFile, tree: Uuid) -> u64 {
     let bytes = mark.read().unwrap_or_default();
-    std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok()).unwrap_or(0)
+    let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.split(' ').nth(1)?.parse().ok());
+    number.filter(|&number| mark_text(tree, number).as_bytes() == bytes).unwrap_or(0)
 }
