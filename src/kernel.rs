@@ -195,6 +195,9 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The names in `/sys/block`, in no particular order.
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno>;
 
+    /// The names in `/dev/mapper`, in no particular order.
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno>;
+
     /// Whether udevd runs, so that somebody else makes device nodes: `/run/udev/control` is there.
     fn udev_runs(&self) -> bool;
 
@@ -251,8 +254,11 @@ impl Kernel for RealKernel {
     }
 
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
-        let entries = std::fs::read_dir("/sys/block").map_err(errno)?;
-        entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(errno)).collect()
+        names_in("/sys/block")
+    }
+
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
+        names_in("/dev/mapper")
     }
 
     fn udev_runs(&self) -> bool {
@@ -278,6 +284,11 @@ impl Kernel for RealKernel {
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         std::fs::read("/proc/self/mountinfo").map_err(errno)
     }
+}
+
+fn names_in(directory: &str) -> Result<Vec<OsString>, Errno> {
+    let entries = std::fs::read_dir(directory).map_err(errno)?;
+    entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(errno)).collect()
 }
 
 fn errno(error: std::io::Error) -> Errno {

@@ -115,6 +115,9 @@ impl Kernel for Nodding {
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
         Err(Errno::ENOSYS)
     }
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
+        Err(Errno::ENOSYS)
+    }
     fn udev_runs(&self) -> bool {
         false
     }

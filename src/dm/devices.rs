@@ -70,7 +70,7 @@ impl DeviceMapper {
         if !self.waits_for_udev()
             && let Err(error) = node::ensure(&**self.kernel(), name, status.number)
         {
-            let _ = self.transact(&Request::on(Command::DEV_REMOVE, name.into()), |_| Ok(()));
+            let _ = self.remove(name);
             return Err(error);
         }
         Ok(status)
@@ -292,6 +292,11 @@ impl DeviceMapper {
     /// Where the node of a device of that name is.
     pub fn node_path(&self, name: &DmName) -> PathBuf {
         node::path(name)
+    }
+
+    /// Remove the node of a device that is gone.
+    pub fn remove_node(&self, name: &DmName) -> Result<()> {
+        node::remove(&**self.kernel(), name)
     }
 
     /// See to it that the node of an active device is there and means that device.

@@ -129,6 +129,10 @@ impl Kernel for Fake {
         Ok(Vec::new())
     }
 
+    fn mapper_node_names(&self) -> Result<Vec<std::ffi::OsString>, Errno> {
+        Ok(Vec::new())
+    }
+
     fn udev_runs(&self) -> bool {
         false
     }

@@ -287,6 +287,13 @@ impl Kernel for ModelKernel {
         self.call("readdir", "/sys/block", |world| Ok(world.block_device_names()))
     }
 
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
+        self.call("readdir", "/dev/mapper", |world| {
+            let in_mapper = world.nodes.keys().filter_map(|path| path.strip_prefix("/dev/mapper").ok());
+            Ok(in_mapper.map(OsString::from).collect())
+        })
+    }
+
     fn udev_runs(&self) -> bool {
         false
     }

@@ -193,7 +193,20 @@ impl SnapshotTree {
 
     pub(super) fn activate_volume(&self, id: &str, thin_id: ThinId, size: Bytes) -> Result<ThinVolume> {
         let (name, uuid) = (self.volume_name(id)?, self.volume_uuid(thin_id)?);
-        self.pool.activate(&name, &uuid, thin_id, size.sectors())
+        let activate = || self.pool.activate(&name, &uuid, thin_id, size.sectors());
+        let dm = self.pool.device_mapper();
+        match activate() {
+            // Left by an activation that failed, and could not be undone.
+            Err(error) if error.is_busy() => match dm.find((&uuid).into())? {
+                Some(stale) if !stale.has_live_table() => {
+                    dm.remove(&stale.name)?;
+                    activate()
+                }
+                Some(live) => self.pool.active_volume(&live.name),
+                None => Err(error),
+            },
+            result => result,
+        }
     }
 
     pub(super) fn remove_volume(&self, volume: &ThinVolume) -> Result<()> {

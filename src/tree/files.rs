@@ -6,6 +6,9 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
 /// The directory that holds a tree's state.
 pub trait StateDir: fmt::Debug + Send + Sync {
     /// Open a file for reading and writing, made with mode 0600 if it is not there and `create` is set.
@@ -29,7 +32,11 @@ pub trait StateFile: fmt::Debug + Send + Sync {
     /// Write all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Cut or extend the file.
+    /// See to it that writes up to `len` find space, if the file system can promise that. The size of
+    /// the file stays.
+    fn reserve(&self, len: u64) -> io::Result<()>;
+
+    /// Cut or extend the file; what was reserved behind its end is given back.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
     /// Make contents and size durable.
@@ -82,6 +89,14 @@ impl StateFile for File {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.write_all_at(bytes, offset)
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        let len = libc::off_t::try_from(len).map_err(io::Error::other)?;
+        match fallocate(self, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -100,6 +100,9 @@ impl SnapshotTree {
     pub fn close(&self) -> Result<()> {
         self.check_open()?;
         self.deactivate_all()?;
+        for (stale, _) in self.active_devices()? {
+            self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
+        }
         self.checkpoint()?;
         self.closed.store(true, Ordering::Release);
         self.patiently(self.pool.name(), || self.pool.deactivate())

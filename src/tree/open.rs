@@ -15,7 +15,7 @@ use super::journal::{FORMAT, Position, State};
 use super::root::Root;
 use super::store::Store;
 use super::{Filesystem, Options, SnapshotId, SnapshotTree, mount, pool_uuid, source, volume_name};
-use crate::dm::{DeviceMapper, DeviceStatus, DmId, DmUuid};
+use crate::dm::{DeviceMapper, DeviceStatus, DmId, DmName, DmUuid};
 use crate::thin::{PoolStatus, ThinId, ThinPool, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -103,6 +103,7 @@ impl SnapshotTree {
         if !activated {
             self.take_over()?;
         }
+        self.sweep_nodes()?;
         self.finish_removals()?;
         self.sweep_ids()?;
         self.make_base()?;
@@ -164,7 +165,7 @@ impl SnapshotTree {
     }
 
     /// Volumes of this tree that are active, told by their uuids.
-    fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
+    pub(super) fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
         let dm = self.pool.device_mapper();
         let prefix = DmUuid::format(format_args!("DMTHIN-{}-", self.tree.simple()))?;
         let mut active = Vec::new();
@@ -183,6 +184,25 @@ impl SnapshotTree {
             }
         }
         Ok(active)
+    }
+
+    /// Nodes of this tree's devices without the device: left by a process that died in between.
+    fn sweep_nodes(&self) -> Result<()> {
+        let dm = self.pool.device_mapper();
+        let prefix = volume_name(&self.options.name_prefix, &self.root, "")?;
+        let names = self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
+            action: "list",
+            path: "/dev/mapper".into(),
+            source: errno.into(),
+        })?;
+        for name in names {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(prefix.as_str())) else { continue };
+            let name = DmName::new(name)?;
+            if dm.find((&name).into())?.is_none() {
+                dm.remove_node(&name)?;
+            }
+        }
+        Ok(())
     }
 
     fn finish_removals(&self) -> Result<()> {

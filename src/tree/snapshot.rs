@@ -151,8 +151,8 @@ impl SnapshotTree {
                     self.store.take_another(reservation)?;
                 }
                 Err(error) => {
-                    // With a pool that lost its metadata in between, the id may be there or not.
-                    reservation.unresolved = matches!(error, Error::PoolMode { .. });
+                    // Whatever it was, there must not be a volume that nobody knows.
+                    self.undo(reservation, snapshot.thin_id);
                     return Err(error);
                 }
             }

@@ -23,6 +23,10 @@ const JOURNAL: &str = "journal.jsonl";
 /// The lock file holds the number of the last acknowledged change: see `journal`.
 const MARK: &str = "lock";
 
+/// Room that a snapshot's removal takes in the journal: two lines with the longest id.
+const REMOVAL: u64 = 400;
+/// The journal's room is reserved in such steps.
+const ROOM: u64 = 64 << 10;
 /// Thin ids reserved at a time.
 const WINDOW: u32 = 64;
 /// The durable tree.
@@ -43,6 +47,8 @@ struct Inner {
     state: State,
     /// Bytes of the journal.
     len: u64,
+    /// Bytes for which the journal has room.
+    room: u64,
     /// Bytes of the last checkpoint.
     checkpoint_len: u64,
     /// Lines up to this one are durable.
@@ -126,6 +132,7 @@ impl Store {
         let tree = state.tree;
         let inner = Inner {
             len,
+            room: 0,
             checkpoint_len,
             synced: state.journal.seq,
             syncing: false,
@@ -180,11 +187,11 @@ impl Store {
         }
         let (line, position) = journal::encode_line(inner.state.journal, inner.synced, record)
             .map_err(|error| Error::io("encode", path())(error.into()))?;
+        self.make_room(inner, record, line.len() as u64)?;
         if let Err(error) = self.journal.write_at(inner.len, &line) {
             // A part of the line may be there.
-            if self.journal.set_len(inner.len).is_err() {
-                inner.failed = true;
-            }
+            inner.failed = self.journal.set_len(inner.len).is_err();
+            inner.room = 0;
             return Err(Error::io("write", path())(error));
         }
         if let Err(reason) = inner.state.graph.apply(record) {
@@ -194,6 +201,22 @@ impl Store {
         inner.len += line.len() as u64;
         inner.state.journal = position;
         Ok(position.seq)
+    }
+
+    /// A change that takes space must leave room in the journal to remove every snapshot: what is full
+    /// can then be emptied.
+    fn make_room(&self, inner: &mut Inner, record: &Record, line: u64) -> Result<()> {
+        if matches!(record, Record::Deleting { .. } | Record::Deleted { .. }) {
+            return Ok(());
+        }
+        let snapshots = inner.state.graph.snapshots.len() as u64 + 1;
+        let needed = inner.len + line + snapshots * REMOVAL;
+        if needed > inner.room {
+            let room = needed.next_multiple_of(ROOM);
+            self.journal.reserve(room).map_err(Error::io("reserve space for", self.root.join(JOURNAL)))?;
+            inner.room = room;
+        }
+        Ok(())
     }
 
     /// Wait until line `seq` is durable: by the sync of another caller, or by one's own for all.
@@ -313,7 +336,7 @@ impl Store {
             inner.synced = inner.synced.max(state.journal.seq);
             // Lines written meanwhile stay; the older ones before them are passed over.
             if inner.state.journal == state.journal && self.journal.set_len(0).is_ok() {
-                inner.len = 0;
+                (inner.len, inner.room) = (0, 0);
             }
             drop(inner);
             self.changed.notify_all();

@@ -71,6 +71,10 @@ impl Kernel for Spy {
         if self.without_loop { Ok(Vec::new()) } else { RealKernel.block_device_names() }
     }
 
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
+        RealKernel.mapper_node_names()
+    }
+
     fn udev_runs(&self) -> bool {
         RealKernel.udev_runs()
     }

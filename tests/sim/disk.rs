@@ -12,7 +12,7 @@ use crate::dice::Dice;
 
 /// What goes wrong, and at which call from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The power goes instead of the call.
     Cut,
     /// The call fails, having had none or some of its effect.
@@ -25,6 +25,8 @@ struct Inode {
     durable: Vec<u8>,
     /// What happened since the last sync.
     unsynced: Vec<Change>,
+    /// Writes up to here find space.
+    room: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -66,7 +68,7 @@ struct Inner {
 
 /// The disk. The power of its machine is the model kernel's.
 #[derive(Clone)]
-pub struct Disk(Arc<Mutex<Inner>>);
+pub(crate) struct Disk(Arc<Mutex<Inner>>);
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,7 +77,7 @@ impl fmt::Debug for Disk {
 }
 
 impl Disk {
-    pub fn new(kernel: Arc<ModelKernel>, dice: Dice) -> Self {
+    pub(crate) fn new(kernel: Arc<ModelKernel>, dice: Dice) -> Self {
         Self::with(Contents::default(), kernel, dice)
     }
 
@@ -88,26 +90,22 @@ impl Disk {
     }
 
     /// Let the `n`-th call from now go wrong.
-    pub fn plan(&self, n: u64, fault: Fault) {
+    pub(crate) fn plan(&self, n: u64, fault: Fault) {
         let mut inner = self.lock();
         inner.fault = Some((inner.calls + n, fault));
     }
 
-    pub fn forget_faults(&self) {
+    pub(crate) fn forget_faults(&self) {
         self.lock().fault = None;
     }
 
     /// Whether every write that needs space fails.
-    pub fn set_full(&self, full: bool) {
+    pub(crate) fn set_full(&self, full: bool) {
         self.lock().full = full;
     }
 
-    pub fn calls(&self) -> u64 {
-        self.lock().calls
-    }
-
     /// What is left when the power comes back: what was synced, and any part of the rest.
-    pub fn after_power_cut(&self, kernel: Arc<ModelKernel>) -> Self {
+    pub(crate) fn after_power_cut(&self, kernel: Arc<ModelKernel>) -> Self {
         let inner = &mut *self.lock();
         let mut contents = inner.contents.clone();
         let dice = &mut inner.dice;
@@ -227,11 +225,23 @@ impl StateFile for Handle {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.disk.call(true, |contents, dice, fails| {
             let inode = &mut contents.inodes[self.inode];
+            let end = usize::try_from(offset).unwrap() + bytes.len();
+            let fails = fails && end > inode.current.len().max(inode.room);
             let len = if fails { dice.below(bytes.len() + 1) } else { bytes.len() };
             let change = Change::Write(usize::try_from(offset).unwrap(), bytes[..len].to_vec());
             change.apply(&mut inode.current);
             inode.unsynced.push(change);
             if fails { no_space() } else { Ok(()) }
+        })
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        self.disk.call(true, |contents, _, fails| {
+            if fails {
+                return no_space();
+            }
+            contents.inodes[self.inode].room = usize::try_from(len).unwrap();
+            Ok(())
         })
     }
 
@@ -241,6 +251,7 @@ impl StateFile for Handle {
                 return no_space();
             }
             let inode = &mut contents.inodes[self.inode];
+            inode.room = 0;
             let change = Change::SetLen(usize::try_from(len).unwrap());
             change.apply(&mut inode.current);
             inode.unsynced.push(change);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
@@ -37,6 +38,8 @@ struct World {
     /// The call that was under way: it may be done, or not, but not half.
     doubt: Option<(String, Option<Option<String>>)>,
     operations: u64,
+    /// Calls fail in this world.
+    faulty: bool,
 }
 
 impl World {
@@ -46,7 +49,8 @@ impl World {
         let disk = Disk::new(kernel.clone(), dice.fork());
         let directory = TempDir::new_in(memory()).unwrap();
         let (known, doubt) = (BTreeMap::new(), None);
-        Self { dice, directory, kernel, disk, tree: None, known, doubt, operations: 0 }
+        let (tree, operations, faulty) = (None, 0, false);
+        Self { dice, directory, kernel, disk, tree, known, doubt, operations, faulty }
     }
 
     fn root(&self) -> PathBuf {
@@ -141,8 +145,61 @@ impl World {
                 self.doubt = None;
             }
             Err(_) if self.kernel.is_cut() => {}
+            Err(error) if self.faulty => self.look(error),
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// An operation failed because a call did: it was done, or it was not. Which, only the next open
+    /// tells if the state is unknown.
+    fn look(&mut self, error: &dm_thin::Error) {
+        if matches!(error, dm_thin::Error::StateUnknown) {
+            self.tree = None;
+        }
+        self.resolve();
+    }
+
+    /// Find out what became of the call that was under way.
+    fn resolve(&mut self) {
+        let Some(tree) = &self.tree else { return };
+        let Some((id, outcome)) = self.doubt.take() else { return };
+        let found = tree.get(&id).ok().map(|info| info.parent.map(|parent| parent.to_string()));
+        if found.as_ref() != self.known.get(&id) {
+            assert_eq!(found, outcome, "half done: {id}");
+            match found {
+                Some(parent) => drop(self.known.insert(id, parent)),
+                None => drop(self.known.remove(&id)),
+            }
+        }
+    }
+
+    /// Let one of the next calls fail, and no other.
+    fn plan_a_fault(&mut self) {
+        self.kernel.heal();
+        self.disk.forget_faults();
+        let call = 1 + self.dice.below(30) as u64;
+        let errno = [Errno::EIO, Errno::ENOMEM, Errno::EBUSY, Errno::ENOSPC][self.dice.below(4)];
+        match self.dice.below(3) {
+            0 => self.kernel.fail_at(call, errno),
+            1 => self.kernel.lose_answer_at(call, errno),
+            _ => self.disk.plan(call, Fault::NoSpace),
+        }
+    }
+
+    /// A life in which calls fail.
+    fn suffer(&mut self) {
+        self.faulty = true;
+        for _ in 0..STEPS {
+            self.plan_a_fault();
+            if self.tree.is_some() {
+                self.step();
+            } else if self.open().is_ok() {
+                self.resolve();
+            }
+        }
+        self.faulty = false;
+        self.recover();
+        self.check();
     }
 
     /// Let the power go at a call of one of the next operations.
@@ -185,21 +242,13 @@ impl World {
 
     /// Every promise.
     fn check(&mut self) {
+        self.resolve();
         let tree = self.tree.as_ref().unwrap();
         let listed = tree.list();
         let found: BTreeMap<_, _> = listed
             .iter()
             .map(|info| (info.id.to_string(), info.parent.as_ref().map(ToString::to_string)))
             .collect();
-        if let Some((id, outcome)) = self.doubt.take()
-            && found.get(&id) != self.known.get(&id)
-        {
-            assert_eq!(found.get(&id), outcome.as_ref(), "half done: {id}");
-            match outcome {
-                Some(parent) => drop(self.known.insert(id, parent)),
-                None => drop(self.known.remove(&id)),
-            }
-        }
         assert_eq!(found, self.known);
         let pool = self.kernel.thin_devices(tree.pool().name().as_str()).unwrap();
         let mut in_pool: Vec<u32> = pool.into_iter().map(|(id, _)| id).collect();
@@ -268,4 +317,40 @@ fn nothing_is_lost_or_leaked_when_the_power_goes() {
         world.live();
         world.operations
     });
+}
+
+#[test]
+fn nothing_is_lost_or_leaked_when_calls_fail() {
+    worlds(300, |seed| {
+        let mut world = World::new(seed);
+        world.suffer();
+        world.operations
+    });
+}
+
+#[test]
+fn on_a_full_disk_everything_can_be_removed_and_nothing_added() {
+    let mut world = World::new(0);
+    world.open().unwrap();
+    let tree = world.tree.as_ref().unwrap();
+    let ids: Vec<_> = (0..500).map(|index| format!("a-name-of-some-length-{index}")).collect();
+    ids.iter().for_each(|id| tree.add(id, Parent::Base).unwrap());
+    world.disk.set_full(true);
+    // What room is left is for removals.
+    let mut added = 0;
+    let error = loop {
+        match tree.add(&format!("more-{added}"), Parent::Base) {
+            Ok(()) => added += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_out_of_space(), "{error}");
+    assert_eq!(tree.list().len(), ids.len() + added);
+    for snapshot in tree.list() {
+        tree.remove(snapshot.id.as_str()).unwrap();
+    }
+    assert!(tree.list().is_empty());
+    world.disk.set_full(false);
+    world.recover();
+    world.check();
 }

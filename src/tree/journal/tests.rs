@@ -163,6 +163,16 @@ fn lines_before_the_checkpoint_are_passed_over() {
     assert_eq!(read, state);
 }
 
+#[test]
+fn what_follows_the_checkpoint_need_not_follow_what_is_left_of_the_journal() {
+    let (state, bytes) = journal(6);
+    let mut read = state.clone();
+    // Lines 5 and 6 are in the checkpoint, but got lost in the journal.
+    let left = &bytes[..journal(4).1.len()];
+    let replayed = replay(&mut read, left, Path::new(PATH), 6).unwrap();
+    assert_eq!(replayed, Replayed { last: state.journal, len: 0 });
+}
+
 proptest! {
     /// Lines that were not synced may reach the disk in any combination. What was synced stays.
     #[test]
