@@ -110,6 +110,8 @@ fn try_check(plain: &Plain) -> Option<()> {
         .since(plain.minor)
         .payload(payload);
 
+    // What an error would say of it.
+    assert!(!format!("{request:?}").is_empty());
     let asked = Asked {
         minor: plain.minor.max(request.command().minor),
         flags,
