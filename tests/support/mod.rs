@@ -18,3 +18,6 @@ pub type Check = fn(&[u8]);
 /// Every fuzz target by name.
 pub const TARGETS: &[(&str, Check)] =
     &[("encode", encode::fuzz), ("decode", decode::fuzz), ("names", names::fuzz), ("tables", tables::fuzz)];
+
+/// Checks one input.
+pub type Fuzz = fn(&[u8]);
