@@ -2,12 +2,15 @@
 //!
 //! See the kernel's `Documentation/admin-guide/device-mapper/thin-provisioning.rst`.
 
+mod activate;
 mod message;
 mod pool;
+mod reload;
 mod status;
 mod table;
 mod volume;
 
+pub use activate::ActivateOptions;
 pub use message::{Message, ThinId};
 pub use pool::{Origin, ThinPool};
 pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::errno::Errno;
 
-use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, ThinTable, ThinVolume};
+use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TableKind, TargetLine, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
@@ -60,7 +60,7 @@ impl ThinPool {
         size: Sectors,
     ) -> Result<Self> {
         table.check()?;
-        let target_type = thin_pool()?;
+        let target_type = TargetType::THIN_POOL;
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
         let created = dm.create_active(name, uuid, &[line], DmFlags::empty());
         let status = created.map_err(|error| match error.errno() {
@@ -128,7 +128,7 @@ impl ThinPool {
 
     fn only_line<'a>(&self, lines: &'a [TargetLine]) -> Result<&'a TargetLine> {
         match lines {
-            [line] if line.target_type.as_str() == "thin-pool" => Ok(line),
+            [line] if line.target_type == TargetType::THIN_POOL => Ok(line),
             _ => Err(Error::WrongTarget {
                 device: self.name.to_string(),
                 found: lines.first().map(|line| line.target_type.to_string()).unwrap_or_default(),
@@ -201,39 +201,6 @@ impl ThinPool {
         Some(Error::PoolMode { pool: self.name.to_string(), mode, consequence })
     }
 
-    /// Activate a thin device as a block device of `size`.
-    ///
-    /// # Errors
-    /// ENODATA if the pool has no such device ([`Error::is_not_found`]), EBUSY if the name or the uuid is
-    /// taken ([`Error::is_busy`]). On an error no device is left.
-    pub fn activate(&self, name: &DmName, uuid: &DmUuid, id: ThinId, size: Sectors) -> Result<ThinVolume> {
-        let table = ThinTable { pool: self.number, id, external_origin: None };
-        let target_type = TargetType::new("thin")?;
-        let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: &table };
-        let status = self.dm.create_active(name, uuid, &[line], DmFlags::empty())?;
-        Ok(ThinVolume { dm: self.dm.clone(), name: *name, number: status.number, id })
-    }
-
-    /// A volume of this pool that is active already.
-    ///
-    /// # Errors
-    /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin volume of this pool.
-    pub fn active_volume(&self, name: &DmName) -> Result<ThinVolume> {
-        let number = self.dm.status(name.into())?.number;
-        let lines = self.dm.table(name.into(), TableKind::Live)?;
-        let found = || lines.first().map(|line| line.to_string()).unwrap_or_default();
-        let wrong = || Error::WrongTarget { device: name.to_string(), found: found(), expected: "thin" };
-        let [line] = &lines[..] else { return Err(wrong()) };
-        if line.target_type.as_str() != "thin" {
-            return Err(wrong());
-        }
-        let table: ThinTable = line.text.parse()?;
-        if table.pool != self.number {
-            return Err(wrong());
-        }
-        Ok(ThinVolume { dm: self.dm.clone(), name: *name, number, id: table.id })
-    }
-
     /// Remove the device. The pool's contents stay on its data and metadata devices.
     ///
     /// # Errors
@@ -241,8 +208,4 @@ impl ThinPool {
     pub fn deactivate(&self) -> Result<()> {
         self.dm.remove(&self.name)
     }
-}
-
-fn thin_pool() -> Result<TargetType> {
-    TargetType::new("thin-pool")
 }

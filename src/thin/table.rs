@@ -164,6 +164,23 @@ pub struct ThinTable {
     pub external_origin: Option<DeviceNumber>,
 }
 
+impl ThinTable {
+    /// Check what the kernel would answer with a bare EINVAL.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if the external origin is the pool.
+    pub fn check(&self) -> Result<()> {
+        match self.external_origin {
+            Some(origin) if origin == self.pool => Err(Error::InvalidOption {
+                option: "external origin",
+                value: origin.to_string(),
+                reason: "is the pool itself",
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for ThinTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.pool, self.id)?;
@@ -257,6 +274,8 @@ mod tests {
 
     #[test]
     fn what_the_kernel_would_refuse_is_named() {
+        let table: ThinTable = "253:0 1 253:0".parse().unwrap();
+        assert_eq!(table.check().unwrap_err().to_string(), "external origin: 253:0: is the pool itself");
         let table: PoolTable = "7:1 7:1 128 0 0".parse().unwrap();
         assert_eq!(table.check().unwrap_err().to_string(), "data device: 7:1: is the metadata device too");
         for bad in [0, 64, 129, 2_097_280] {

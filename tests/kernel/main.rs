@@ -9,7 +9,9 @@ mod loopdev;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod spy;
+mod rig;
 mod story;
+mod thin_volume;
 mod threads;
 mod tree;
 mod trouble;

@@ -1,0 +1,150 @@
+//! Thin devices of a pool to block devices.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::{ThinId, ThinPool, ThinTable, ThinVolume};
+use crate::dm::{DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
+use crate::kernel::DeviceNumber;
+use crate::units::Sectors;
+use crate::{Error, Result};
+
+/// How a volume is activated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ActivateOptions {
+    pub(super) read_only: bool,
+    pub(super) external_origin: Option<DeviceNumber>,
+}
+
+impl ActivateOptions {
+    /// Writable, and what is not mapped reads as zeroes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Refuse writes (a read-only table).
+    #[must_use]
+    #[doc(alias = "DM_READONLY_FLAG")]
+    pub fn read_only(mut self, on: bool) -> Self {
+        self.read_only = on;
+        self
+    }
+
+    /// A device that shows through where nothing is mapped, and is never written to. It must not change
+    /// as long as there are volumes over it, and every activation must name it again: the pool does not
+    /// remember it.
+    #[must_use]
+    pub fn external_origin(mut self, device: DeviceNumber) -> Self {
+        self.external_origin = Some(device);
+        self
+    }
+}
+
+impl ThinPool {
+    /// Activate a thin device as a block device of `size`.
+    ///
+    /// # Errors
+    /// ENODATA if the pool has no such device ([`Error::is_not_found`]), EBUSY if the name or the uuid is
+    /// taken ([`Error::is_busy`]). On an error no device is left.
+    pub fn activate(&self, name: &DmName, uuid: &DmUuid, id: ThinId, size: Sectors) -> Result<ThinVolume> {
+        self.activate_with(name, uuid, id, size, &ActivateOptions::new())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool.
+    pub fn activate_with(
+        &self,
+        name: &DmName,
+        uuid: &DmUuid,
+        id: ThinId,
+        size: Sectors,
+        options: &ActivateOptions,
+    ) -> Result<ThinVolume> {
+        let table = ThinTable { pool: self.number(), id, external_origin: options.external_origin };
+        table.check()?;
+        let line =
+            TargetSpec { start: Sectors(0), length: size, target_type: TargetType::THIN, parameters: &table };
+        let flags = if options.read_only { DmFlags::READONLY } else { DmFlags::empty() };
+        let status = self.device_mapper().create_active(name, uuid, &[line], flags)?;
+        Ok(ThinVolume { dm: self.device_mapper().clone(), name: *name, number: status.number, id })
+    }
+
+    /// A volume, active already or not: a deferred removal of it is cancelled; one that is gone, or goes
+    /// meanwhile, is activated again. What is active keeps its size and its options.
+    ///
+    /// Nothing is asked first, so a volume that is not active costs what [`activate`](Self::activate)
+    /// costs.
+    ///
+    /// # Errors
+    /// As [`activate_with`](Self::activate_with); EBUSY if somebody else has the name or the uuid, or the
+    /// removal is not over after `patience`; [`Error::WrongTarget`] if the device is not that volume.
+    pub fn reactivate(
+        &self,
+        name: &DmName,
+        uuid: &DmUuid,
+        id: ThinId,
+        size: Sectors,
+        options: &ActivateOptions,
+        patience: Duration,
+    ) -> Result<ThinVolume> {
+        let end = Instant::now().checked_add(patience);
+        loop {
+            let taken = match self.activate_with(name, uuid, id, size, options) {
+                Err(error) if error.errno() == Some(Errno::EBUSY) => error,
+                result => return result,
+            };
+            let dm = self.device_mapper();
+            let gone = match dm.cancel_deferred_remove(uuid.into()) {
+                Ok(()) => match self.active_volume(name) {
+                    Ok(volume) if volume.id == id => return Ok(volume),
+                    Ok(volume) => return Err(self.not_the_volume(name, &volume)),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            match gone.errno() {
+                // On its way out, or out.
+                Some(Errno::EBUSY) => {}
+                // The uuid is not there; is it the name that is taken, by another device?
+                Some(Errno::ENXIO) if dm.find(name.into())?.is_none_or(|found| found.uuid == Some(*uuid)) => {
+                }
+                Some(Errno::ENXIO) => return Err(taken),
+                _ => return Err(gone),
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Err(taken);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A volume of this pool that is active already.
+    ///
+    /// # Errors
+    /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin volume of this pool.
+    pub fn active_volume(&self, name: &DmName) -> Result<ThinVolume> {
+        let dm = self.device_mapper();
+        let number = dm.status(name.into())?.number;
+        let lines = dm.table(name.into(), TableKind::Live)?;
+        let found = || lines.first().map(|line| line.to_string()).unwrap_or_default();
+        let wrong = || Error::WrongTarget { device: name.to_string(), found: found(), expected: "thin" };
+        let [line] = &lines[..] else { return Err(wrong()) };
+        if line.target_type != TargetType::THIN {
+            return Err(wrong());
+        }
+        let table: ThinTable = line.text.parse()?;
+        if table.pool != self.number() {
+            return Err(wrong());
+        }
+        Ok(ThinVolume { dm: dm.clone(), name: *name, number, id: table.id })
+    }
+
+    fn not_the_volume(&self, name: &DmName, volume: &ThinVolume) -> Error {
+        let found = format!("thin {} {}", self.number(), volume.id);
+        Error::WrongTarget { device: name.to_string(), found, expected: "thin" }
+    }
+}
