@@ -195,6 +195,19 @@ pub enum Error {
         consequence: &'static str,
     },
 
+    /// Something that stays as it is as long as the device is in use.
+    #[error("{what} of {device} is {is}; it cannot become {asked}")]
+    Unchangeable {
+        /// The device.
+        device: String,
+        /// What of it.
+        what: &'static str,
+        /// What it is.
+        is: String,
+        /// What was asked for.
+        asked: String,
+    },
+
     /// Every one of the 2^24 device ids is in use.
     #[error("no free thin device id")]
     NoFreeDeviceId,

@@ -106,9 +106,66 @@ impl fmt::Display for Message {
     }
 }
 
+impl FromStr for Message {
+    type Err = Error;
+
+    /// As the kernel takes it: words parted by white space.
+    fn from_str(text: &str) -> Result<Self> {
+        parse(text).ok_or_else(|| Error::Malformed { what: "thin-pool message", raw: text.to_owned() })
+    }
+}
+
+fn parse(text: &str) -> Option<Message> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    Some(match words[..] {
+        ["create_thin", id] => Message::CreateThin { id: id.parse().ok()? },
+        ["create_snap", id, origin] => {
+            Message::CreateSnap { id: id.parse().ok()?, origin: origin.parse().ok()? }
+        }
+        ["delete", id] => Message::Delete { id: id.parse().ok()? },
+        ["set_transaction_id", current, new] => {
+            Message::SetTransactionId { current: current.parse().ok()?, new: new.parse().ok()? }
+        }
+        ["reserve_metadata_snap"] => Message::ReserveMetadataSnap,
+        ["release_metadata_snap"] => Message::ReleaseMetadataSnap,
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn messages_round_trip(id in 0u32..1 << 24, origin in 0u32..1 << 24, current: u64, new: u64) {
+            let (id, origin) = (ThinId(id), ThinId(origin));
+            for message in [
+                Message::CreateThin { id },
+                Message::CreateSnap { id, origin },
+                Message::Delete { id },
+                Message::SetTransactionId { current, new },
+                Message::ReserveMetadataSnap,
+                Message::ReleaseMetadataSnap,
+            ] {
+                prop_assert_eq!(message.to_string().parse::<Message>().unwrap(), message);
+            }
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*") {
+            let _ = text.parse::<Message>();
+        }
+    }
+
+    #[test]
+    fn what_is_no_message() {
+        for text in ["", "create_thin", "create_thin 1 2", "create_thin 16777216", "delete x", "Delete 1"] {
+            assert!(text.parse::<Message>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn messages_are_the_kernels() {

@@ -3,6 +3,8 @@
 //! See the kernel's `Documentation/admin-guide/device-mapper/thin-provisioning.rst`.
 
 mod activate;
+mod backing;
+mod change;
 mod message;
 mod pool;
 mod reload;
@@ -11,6 +13,7 @@ mod table;
 mod volume;
 
 pub use activate::ActivateOptions;
+pub use backing::{Backing, LoopFile};
 pub use message::{Message, ThinId};
 pub use pool::{Origin, ThinPool};
 pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};
@@ -28,3 +31,33 @@ pub const METADATA_MAX: Sectors = Sectors(33_292_800);
 pub const BLOCK_SIZE_MIN: Sectors = Sectors(128);
 /// The largest data block: 1 GiB.
 pub const BLOCK_SIZE_MAX: Sectors = Sectors(2_097_152);
+/// The smallest metadata device: 2 MiB.
+pub const METADATA_MIN: Sectors = Bytes::mib(2).sectors();
+
+/// The size of a metadata device that does not run out before a data device of size `data` does: 48
+/// bytes for each data block, in whole metadata blocks, within what the kernel uses.
+///
+/// It is the rule of the kernel's `thin-provisioning.rst`. With very many snapshots of which much is
+/// overwritten, `thin_metadata_size` asks for more.
+pub fn metadata_size(data: Sectors, block_size: Sectors) -> Sectors {
+    let blocks = data.0.div_ceil(block_size.0.max(1));
+    let block = METADATA_BLOCK_SIZE.sectors().0;
+    let sectors = Bytes(blocks.saturating_mul(48)).sectors().0.saturating_add(1);
+    Sectors(sectors.div_ceil(block).saturating_mul(block)).clamp(METADATA_MIN, METADATA_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_follows_the_data() {
+        let size = |data: Bytes| metadata_size(data.sectors(), BLOCK_SIZE_MIN).bytes();
+        assert_eq!(size(Bytes::mib(1)), Bytes::mib(2));
+        // 48 bytes for each of 1,638,400 blocks, and a block for the rest.
+        assert_eq!(size(Bytes::gib(100)), Bytes::mib(75) + Bytes::kib(4));
+        assert_eq!(size(Bytes(u64::MAX)), METADATA_MAX.bytes());
+        assert_eq!(metadata_size(Sectors(u64::MAX), Sectors(0)), METADATA_MAX);
+        assert_eq!(metadata_size(Bytes::gib(100).sectors(), BLOCK_SIZE_MAX), METADATA_MIN);
+    }
+}

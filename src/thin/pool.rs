@@ -171,6 +171,24 @@ impl ThinPool {
         self.message(Message::SetTransactionId { current, new })
     }
 
+    /// Keep the metadata as it is now readable for other programs, until it is
+    /// [released](Self::release_metadata_snap); [`PoolUsage::held_metadata_root`](super::PoolUsage)
+    /// tells where.
+    ///
+    /// # Errors
+    /// EBUSY if one is held already ([`Error::is_busy`]).
+    pub fn reserve_metadata_snap(&self) -> Result<()> {
+        self.message(Message::ReserveMetadataSnap)
+    }
+
+    /// Let go of that.
+    ///
+    /// # Errors
+    /// EINVAL if none is held.
+    pub fn release_metadata_snap(&self) -> Result<()> {
+        self.message(Message::ReleaseMetadataSnap)
+    }
+
     /// Send any message. Returning `Ok` means that the kernel did it and committed it.
     pub fn message(&self, message: Message) -> Result<()> {
         let answer = self.dm.message((&self.name).into(), Sectors(0), &message);

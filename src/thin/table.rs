@@ -1,12 +1,13 @@
 //! Table lines of `thin-pool` and `thin`, both ways.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, ThinId};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, Kernel};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
@@ -95,6 +96,20 @@ pub struct PoolTable {
 }
 
 impl PoolTable {
+    /// A table over the devices behind two paths, with the default features and no low water mark.
+    ///
+    /// # Errors
+    /// [`Error::Open`] with ENOENT or ENOTBLK if a path is no block device; as [`check`](Self::check),
+    /// however the paths are spelled.
+    pub fn on(kernel: &dyn Kernel, metadata: &Path, data: &Path, block_size: Sectors) -> Result<Self> {
+        let number =
+            |path: &Path| kernel.block_device(path).map_err(|errno| Error::Open { path: path.into(), errno });
+        let (metadata, data) = (number(metadata)?, number(data)?);
+        let (low_water_mark, features) = (Blocks(0), PoolFeatures::default());
+        let table = Self { metadata, data, block_size, low_water_mark, features };
+        table.check().map(|()| table)
+    }
+
     /// Check what the kernel would answer with a bare EINVAL, or not at all.
     ///
     /// # Errors

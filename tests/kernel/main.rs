@@ -11,6 +11,7 @@ mod quickstart;
 mod spy;
 mod rig;
 mod story;
+mod thin_pool;
 mod thin_volume;
 mod threads;
 mod tree;

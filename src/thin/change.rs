@@ -1,0 +1,105 @@
+//! A pool that goes on with another table: larger, or with other features.
+
+use super::reload::reload;
+use super::{Discards, NoSpace, PoolMode, PoolStatus, PoolTable, ThinPool};
+use crate::dm::{DmFlags, TargetSpec, TargetType};
+use crate::units::{Blocks, Sectors};
+use crate::{Error, Result};
+
+impl ThinPool {
+    /// Take over the data device's new size, while volumes are in use. The caller has made the device
+    /// larger. Writes that wait for space go on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a size below the one it has; EINVAL if the data device is smaller
+    /// than that. [`Error::PoolMode`] if the kernel took the table but did not grow the pool, as it does
+    /// silently while the metadata needs a check.
+    pub fn grow_data(&self, size: Sectors) -> Result<()> {
+        let (table, _) = self.table()?;
+        self.reload(&table, size)?;
+        let blocks = Blocks(size.0 / table.block_size.0);
+        self.demand_growth(|total_data, _| total_data >= blocks)
+    }
+
+    /// Take over the metadata device's new size, while volumes are in use.
+    ///
+    /// # Errors
+    /// [`Error::PoolMode`] if the pool has not more than before: the device did not grow, is above
+    /// [`METADATA_MAX`](super::METADATA_MAX), or the metadata needs a check.
+    pub fn grow_metadata(&self) -> Result<()> {
+        let before = match self.status()? {
+            PoolStatus::Usage(usage) => usage.total_metadata,
+            PoolStatus::Fail | PoolStatus::Error => return Err(self.did_not_grow(PoolMode::Fail)),
+        };
+        let (table, size) = self.table()?;
+        self.reload(&table, size)?;
+        self.demand_growth(|_, total_metadata| total_metadata > before)
+    }
+
+    /// Let writes without space wait, or fail.
+    pub fn set_no_space(&self, no_space: NoSpace) -> Result<()> {
+        let (mut table, size) = self.table()?;
+        table.features.no_space = no_space;
+        self.reload(&table, size)
+    }
+
+    /// Have an event raised when fewer blocks than this are free.
+    pub fn set_low_water_mark(&self, blocks: Blocks) -> Result<()> {
+        let (mut table, size) = self.table()?;
+        table.low_water_mark = blocks;
+        self.reload(&table, size)
+    }
+
+    /// Go on with another table and size. Volumes in use are suspended for a moment.
+    ///
+    /// The low water mark and all features can change, except that discards cannot begin or cease to
+    /// be ignored.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a table that the kernel would not take or a size below the one it
+    /// has, [`Error::Unchangeable`] for another block size or other devices, or for discards. The pool
+    /// then goes on as it was.
+    pub fn reload(&self, table: &PoolTable, size: Sectors) -> Result<()> {
+        table.check()?;
+        let (now, now_size) = self.table()?;
+        self.check_change(&now, table)?;
+        if size < now_size {
+            let reason = "smaller than the pool is";
+            return Err(Error::InvalidOption { option: "data size", value: size.to_string(), reason });
+        }
+        let target_type = TargetType::THIN_POOL;
+        let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
+        reload(self.device_mapper(), self.name(), line, DmFlags::empty())?;
+        // The mode may be another one, with no event to tell it.
+        self.status().map(drop)
+    }
+
+    fn check_change(&self, is: &PoolTable, asked: &PoolTable) -> Result<()> {
+        let ignores = |table: &PoolTable| table.features.discards == Discards::Ignore;
+        let (what, is, asked) = if is.block_size != asked.block_size {
+            ("block size", is.block_size.bytes().to_string(), asked.block_size.bytes().to_string())
+        } else if is.metadata != asked.metadata {
+            ("metadata device", is.metadata.to_string(), asked.metadata.to_string())
+        } else if is.data != asked.data {
+            ("data device", is.data.to_string(), asked.data.to_string())
+        } else if ignores(is) != ignores(asked) {
+            let text = |table: &PoolTable| format!("{:?}", table.features.discards);
+            ("discards", text(is), text(asked))
+        } else {
+            return Ok(());
+        };
+        Err(Error::Unchangeable { device: self.name().to_string(), what, is, asked })
+    }
+
+    fn demand_growth(&self, grown: impl FnOnce(Blocks, Blocks) -> bool) -> Result<()> {
+        match self.status()? {
+            PoolStatus::Usage(usage) if grown(usage.total_data, usage.total_metadata) => Ok(()),
+            status => Err(self.did_not_grow(status.mode())),
+        }
+    }
+
+    fn did_not_grow(&self, mode: PoolMode) -> Error {
+        let consequence = "it did not grow; is the device larger, and the metadata free of needs_check?";
+        Error::PoolMode { pool: self.name().to_string(), mode, consequence }
+    }
+}
