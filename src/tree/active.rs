@@ -131,18 +131,21 @@ impl SnapshotTree {
             let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(id)));
             snapshot.and_then(|snapshot| work(&mut slot, &snapshot))
         };
+        self.tidy(&name, slot);
+        result
+    }
+
+    /// Done with a slot: forget it if it is idle.
+    pub(super) fn tidy(&self, id: &SnapshotId, slot: Arc<Mutex<Slot>>) {
         let idle = lock(&slot).volume.is_none();
         drop(slot);
         let mut slots = self.slots();
         // Nobody else holds it, and nobody can get it while the map is locked.
         if idle
-            && slots
-                .get(&name)
-                .is_some_and(|slot| Arc::strong_count(slot) == 1 && lock(slot).volume.is_none())
+            && slots.get(id).is_some_and(|slot| Arc::strong_count(slot) == 1 && lock(slot).volume.is_none())
         {
-            slots.remove(&name);
+            slots.remove(id);
         }
-        result
     }
 
     pub(super) fn slots(&self) -> MutexGuard<'_, std::collections::HashMap<SnapshotId, Arc<Mutex<Slot>>>> {

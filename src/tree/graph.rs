@@ -1,11 +1,11 @@
 //! The tree itself: which snapshot is which thin device. Pure; knows no kernel and no file.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Filesystem, SnapshotId};
+use super::{Filesystem, Labels, SnapshotId};
 use crate::thin::ThinId;
 use crate::units::Bytes;
 
@@ -46,6 +46,12 @@ pub(super) struct Snapshot {
     /// What it was made from; `None` is the base. That snapshot may be gone since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) parent: Option<SnapshotId>,
+    /// The parent was removed; a snapshot that has its id now is another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) parent_gone: bool,
+    /// What callers noted about it.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub(super) labels: Labels,
     /// Its size.
     pub(super) size: Bytes,
     /// Its file system.
@@ -53,6 +59,14 @@ pub(super) struct Snapshot {
     /// To be deleted from the pool. No caller sees it any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) deleting: bool,
+}
+
+impl Snapshot {
+    /// A new one.
+    pub(super) fn new(thin_id: ThinId, parent: Option<SnapshotId>, size: Bytes, fs: FsState) -> Self {
+        let labels = Labels::default();
+        Self { thin_id, parent, parent_gone: false, labels, size, fs, deleting: false }
+    }
 }
 
 /// Thin ids that may have been handed to the kernel without a record of what became of them.
@@ -114,6 +128,20 @@ pub(super) enum Record {
         /// Which.
         id: SnapshotId,
     },
+    /// These are a snapshot's labels.
+    Labels {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// All of them.
+        labels: Labels,
+    },
+    /// A snapshot has another id.
+    Renamed {
+        /// The one it had.
+        id: SnapshotId,
+        /// The one it has.
+        to: SnapshotId,
+    },
 }
 
 /// The tree.
@@ -129,6 +157,9 @@ pub(super) struct Graph {
     /// The thin ids of the above.
     #[serde(skip)]
     used: HashSet<ThinId>,
+    /// Parents that are there, each with each of its children.
+    #[serde(skip)]
+    edges: BTreeSet<(SnapshotId, SnapshotId)>,
 }
 
 impl Graph {
@@ -170,20 +201,70 @@ impl Graph {
                     return Err("a second snapshot of that id");
                 }
                 self.claim(snapshot.thin_id)?;
-                self.snapshots.insert(id.clone(), snapshot.clone());
+                let mut snapshot = snapshot.clone();
+                if let Some(parent) = &snapshot.parent {
+                    // The parent may be removed before its child is recorded.
+                    snapshot.parent_gone |= self.get(parent.as_str()).is_none();
+                }
+                self.link(id, &snapshot);
+                self.snapshots.insert(id.clone(), snapshot);
             }
-            Record::Fs { id, fs } => self.snapshots.get_mut(id).ok_or("no such snapshot")?.fs = *fs,
-            Record::Deleting { id } => self.snapshots.get_mut(id).ok_or("no such snapshot")?.deleting = true,
+            Record::Fs { id, fs } => self.find(id)?.fs = *fs,
+            Record::Deleting { id } => {
+                self.find(id)?.deleting = true;
+                for child in self.children(id) {
+                    self.edges.remove(&(id.clone(), child.clone()));
+                    self.find(&child)?.parent_gone = true;
+                }
+            }
             Record::Deleted { id } => {
-                if !self.snapshots.get(id).ok_or("no such snapshot")?.deleting {
+                if !self.find(id)?.deleting {
                     return Err("deleted without warning");
                 }
                 if let Some(gone) = self.snapshots.remove(id) {
                     self.used.remove(&gone.thin_id);
+                    self.unlink(id, &gone);
+                }
+            }
+            Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
+            Record::Renamed { id, to } => {
+                if self.snapshots.contains_key(to) {
+                    return Err("a second snapshot of that id");
+                }
+                let snapshot = self.snapshots.remove(id).ok_or("no such snapshot")?;
+                self.unlink(id, &snapshot);
+                self.link(to, &snapshot);
+                self.snapshots.insert(to.clone(), snapshot);
+                for child in self.children(id) {
+                    self.edges.remove(&(id.clone(), child.clone()));
+                    self.edges.insert((to.clone(), child.clone()));
+                    self.find(&child)?.parent = Some(to.clone());
                 }
             }
         }
         Ok(())
+    }
+
+    fn find(&mut self, id: &SnapshotId) -> Result<&mut Snapshot, &'static str> {
+        self.snapshots.get_mut(id).ok_or("no such snapshot")
+    }
+
+    /// The children of a snapshot, in order; to be deleted or not.
+    pub(super) fn children(&self, id: &SnapshotId) -> Vec<SnapshotId> {
+        let from = self.edges.range((id.clone(), SnapshotId::first())..);
+        from.take_while(|(parent, _)| parent == id).map(|(_, child)| child.clone()).collect()
+    }
+
+    fn link(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
+        if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {
+            self.edges.insert((parent, id.clone()));
+        }
+    }
+
+    fn unlink(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
+        if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {
+            self.edges.remove(&(parent, id.clone()));
+        }
     }
 
     fn claim(&mut self, id: ThinId) -> Result<(), &'static str> {
@@ -195,7 +276,40 @@ impl Graph {
         self.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
         let ids: Vec<_> = self.snapshots.values().map(|snapshot| snapshot.thin_id).chain(base).collect();
-        ids.into_iter().try_for_each(|id| self.claim(id))
+        ids.into_iter().try_for_each(|id| self.claim(id))?;
+        self.relink();
+        Ok(())
+    }
+
+    /// Rebuild the edges. A parent that is not there is gone; so is one of which a snapshot would be its
+    /// own ancestor, which states written before that was recorded can hold.
+    fn relink(&mut self) {
+        self.edges.clear();
+        let mut rooted: HashSet<SnapshotId> = HashSet::new();
+        let mut gone = Vec::new();
+        for start in self.snapshots.keys() {
+            let (mut path, mut at) = (HashSet::new(), start);
+            while rooted.insert(at.clone()) {
+                path.insert(at.clone());
+                let Some(snapshot) = self.snapshots.get(at).filter(|snapshot| !snapshot.parent_gone) else {
+                    break;
+                };
+                let Some(parent) = &snapshot.parent else { break };
+                if self.get(parent.as_str()).is_none() || path.contains(parent) {
+                    gone.push(at.clone());
+                    break;
+                }
+                at = parent;
+            }
+        }
+        for id in gone {
+            if let Some(snapshot) = self.snapshots.get_mut(&id) {
+                snapshot.parent_gone = true;
+            }
+        }
+        let edges = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.parent_gone);
+        self.edges =
+            edges.filter_map(|(id, snapshot)| Some((snapshot.parent.clone()?, id.clone()))).collect();
     }
 }
 
@@ -205,8 +319,7 @@ mod tests {
 
     fn add(id: &str, thin_id: u32) -> Record {
         let thin_id = ThinId::new(thin_id).unwrap();
-        let snapshot =
-            Snapshot { thin_id, parent: None, size: Bytes::gib(1), fs: FsState::Ready, deleting: false };
+        let snapshot = Snapshot::new(thin_id, None, Bytes::gib(1), FsState::Ready);
         Record::Add { id: SnapshotId::new(id).unwrap(), snapshot }
     }
 

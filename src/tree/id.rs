@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use crate::{Error, Result};
 /// nor udev has to escape. `base` and `pool` are taken.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SnapshotId(Box<str>);
+pub struct SnapshotId(Arc<str>);
 
 impl SnapshotId {
     /// The longest id. With the longest prefix and device numbers, it still fits into a device's name.
@@ -29,6 +30,11 @@ impl SnapshotId {
             _ => return Ok(Self(id.into())),
         };
         Err(Error::InvalidName { what: "snapshot id", value: id.to_owned(), reason })
+    }
+
+    /// Sorts before every other, and is none itself.
+    pub(super) fn first() -> Self {
+        Self("".into())
     }
 
     /// The text.
@@ -58,7 +64,7 @@ impl TryFrom<String> for SnapshotId {
 
 impl From<SnapshotId> for String {
     fn from(id: SnapshotId) -> Self {
-        id.0.into()
+        id.0.as_ref().to_owned()
     }
 }
 

@@ -156,7 +156,12 @@ impl SnapshotTree {
                 dm.resume(&status.name)?;
             }
             dm.ensure_node(&status.name, status.number)?;
-            let volume = self.pool.active_volume(&status.name)?;
+            let mut volume = self.pool.active_volume(&status.name)?;
+            let name = self.volume_name(id.as_str())?;
+            if *volume.name() != name {
+                // A rename was interrupted, or the root has moved. Under a foreign name it works as well.
+                let _ = volume.rename(&name);
+            }
             let mounted = targets.into_iter().next().map(|target| Mounted { target, count: 1, made: false });
             let slot = Slot { volume: Some(volume), held: mounted.is_none(), mounted };
             self.slots().insert(id.clone(), Arc::new(Mutex::new(slot)));

@@ -5,8 +5,8 @@ use nix::errno::Errno;
 use super::graph::{FsState, Record, Snapshot};
 use super::options::check_size;
 use super::store::Reservation;
-use super::{Filesystem, SnapshotId, SnapshotTree};
-use crate::thin::{Origin, ThinId};
+use super::{Filesystem, Labels, SnapshotId, SnapshotTree};
+use crate::thin::{Origin, ThinId, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -24,6 +24,7 @@ pub enum Parent<'a> {
 #[non_exhaustive]
 pub struct AddOptions {
     size: Option<Bytes>,
+    labels: Labels,
 }
 
 impl AddOptions {
@@ -36,6 +37,13 @@ impl AddOptions {
     #[must_use]
     pub fn size(mut self, size: Bytes) -> Self {
         self.size = Some(size);
+        self
+    }
+
+    /// Labels that it has from the start.
+    #[must_use]
+    pub fn labels(mut self, labels: Labels) -> Self {
+        self.labels = labels;
         self
     }
 }
@@ -59,46 +67,69 @@ impl SnapshotTree {
         let name = SnapshotId::new(id)?;
         self.finish_removal(&name)?;
         let mut reservation = self.store.reserve(Some(name.clone()))?;
-        let snapshot = match parent {
+        let (snapshot, seq) = match parent {
             Parent::Base => {
                 let base = self.store.read(|graph| graph.base.clone());
                 let base = base.ok_or(Error::Closed)?;
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
-                let origin = Origin::Inactive(base.thin_id);
-                self.create_snap(&mut reservation, made, &origin)?
+                let made = self.create_snap(&mut reservation, made, &Origin::Inactive(base.thin_id))?;
+                self.record(&mut reservation, &name, made)?
             }
+            // Recorded while the parent's slot is held: it can neither be renamed nor removed in between.
             Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
-                let name = Some(SnapshotId::new(parent_id)?);
-                let made = self.derive(name, (parent.size, parent.fs), options, reservation.thin_id)?;
-                let Some(volume) = &slot.volume else {
-                    return self.create_snap(&mut reservation, made, &Origin::Inactive(parent.thin_id));
+                let parent_name = Some(SnapshotId::new(parent_id)?);
+                let made =
+                    self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
+                let made = match &slot.volume {
+                    None => self.create_snap(&mut reservation, made, &Origin::Inactive(parent.thin_id))?,
+                    Some(volume) => self.snap_active(&mut reservation, made, volume)?,
                 };
-                let suspended = volume.suspend()?;
-                let created = self.create_snap(&mut reservation, made, &Origin::Suspended(&suspended));
-                // A parent that does not come back is worse than a snapshot that failed.
-                if let Err(error) = suspended.resume() {
-                    if let Ok(snapshot) = created {
-                        self.undo(&mut reservation, snapshot.thin_id);
-                    }
-                    return Err(error);
-                }
-                created
+                self.record(&mut reservation, &name, made)
             })?,
         };
-        let (thin_id, fs) = (snapshot.thin_id, snapshot.fs);
-        if let Err(error) = reservation.commit(&Record::Add { id: name, snapshot }) {
-            // Unresolved, the record may be on disk: then the volume has to stay.
-            if !reservation.unresolved {
-                self.undo(&mut reservation, thin_id);
-            }
-            return Err(error);
-        }
+        // Unsynced, the record may be on disk: then the volume has to stay.
+        self.store.sync(seq).inspect_err(|_| reservation.unresolved = true)?;
         drop(reservation);
         self.compact();
-        if fs == FsState::Growing {
+        if snapshot.fs == FsState::Growing {
             return self.grow_now(id);
         }
         Ok(())
+    }
+
+    /// Snapshot an active parent, which is suspended meanwhile.
+    fn snap_active(
+        &self,
+        reservation: &mut Reservation<'_>,
+        made: Snapshot,
+        parent: &ThinVolume,
+    ) -> Result<Snapshot> {
+        let suspended = parent.suspend()?;
+        let created = self.create_snap(reservation, made, &Origin::Suspended(&suspended));
+        // A parent that does not come back is worse than a snapshot that failed.
+        if let Err(error) = suspended.resume() {
+            if let Ok(snapshot) = created {
+                self.undo(reservation, snapshot.thin_id);
+            }
+            return Err(error);
+        }
+        created
+    }
+
+    /// Record a snapshot that the pool has; if that fails the pool has it no more.
+    fn record(
+        &self,
+        reservation: &mut Reservation<'_>,
+        id: &SnapshotId,
+        snapshot: Snapshot,
+    ) -> Result<(Snapshot, u64)> {
+        match self.store.append(&Record::Add { id: id.clone(), snapshot: snapshot.clone() }) {
+            Ok(seq) => Ok((snapshot, seq)),
+            Err(error) => {
+                self.undo(reservation, snapshot.thin_id);
+                Err(error)
+            }
+        }
     }
 
     /// Remove a snapshot: deactivate it and delete its volume. Snapshots made from it stay.
@@ -133,7 +164,8 @@ impl SnapshotTree {
         }
         let grows = size > parent_size && self.filesystem != Filesystem::None;
         let fs = if grows { FsState::Growing } else { parent_fs };
-        Ok(Snapshot { thin_id, parent, size, fs, deleting: false })
+        let labels = options.labels.clone();
+        Ok(Snapshot { labels, ..Snapshot::new(thin_id, parent, size, fs) })
     }
 
     /// Create the snapshot in the pool. An id that somebody else has taken is passed over.
@@ -175,7 +207,7 @@ impl SnapshotTree {
     }
 
     /// A name whose volume could not be deleted when it was removed is free once it can.
-    fn finish_removal(&self, id: &SnapshotId) -> Result<()> {
+    pub(super) fn finish_removal(&self, id: &SnapshotId) -> Result<()> {
         let leftover = self.store.read(|graph| graph.snapshots.get(id).filter(|s| s.deleting).cloned());
         match leftover {
             Some(snapshot) => self.delete_volume(id, snapshot.thin_id),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::active::lock;
 use super::graph::Snapshot;
-use super::{Filesystem, SnapshotId, SnapshotTree};
+use super::{Filesystem, Labels, Lineage, SnapshotId, SnapshotTree};
 use crate::Result;
 use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinId};
 use crate::units::{Blocks, Bytes};
@@ -18,8 +18,10 @@ use crate::units::{Blocks, Bytes};
 pub struct SnapshotInfo {
     /// Its id.
     pub id: SnapshotId,
-    /// What it was made from, which may be gone since; `None` is the base.
-    pub parent: Option<SnapshotId>,
+    /// What it was made from.
+    pub parent: Lineage,
+    /// What callers noted about it.
+    pub labels: Labels,
     /// Its size.
     pub size: Bytes,
     /// Its id in the pool.
@@ -83,8 +85,9 @@ impl SnapshotTree {
             let device = slot.volume.as_ref().map(|volume| volume.path());
             (device, slot.mounted.as_ref().map(|mounted| mounted.target.clone()))
         });
-        let Snapshot { thin_id, parent, size, .. } = snapshot;
-        SnapshotInfo { id, parent, size, thin_id, device, mounted }
+        let parent = snapshot.lineage();
+        let Snapshot { thin_id, labels, size, .. } = snapshot;
+        SnapshotInfo { id, parent, labels, size, thin_id, device, mounted }
     }
 
     /// The tree and its pool, as the kernel sees it now.

@@ -21,13 +21,7 @@ fn state() -> State {
 }
 
 fn add(index: u32) -> Record {
-    let snapshot = Snapshot {
-        thin_id: ThinId::new(index).unwrap(),
-        parent: None,
-        size: Bytes::gib(10),
-        fs: FsState::Ready,
-        deleting: false,
-    };
+    let snapshot = Snapshot::new(ThinId::new(index).unwrap(), None, Bytes::gib(10), FsState::Ready);
     Record::Add { id: SnapshotId::new(&format!("snapshot-{index}")).unwrap(), snapshot }
 }
 

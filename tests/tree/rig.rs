@@ -1,0 +1,93 @@
+//! A small tree on a model kernel.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dm_thin::Result;
+use dm_thin::dm::UdevPolicy;
+use dm_thin::model::{Cut, ModelKernel};
+use dm_thin::tree::{Filesystem, Options, SnapshotTree};
+use dm_thin::units::Bytes;
+use tempfile::TempDir;
+
+pub struct Rig {
+    pub kernel: Arc<ModelKernel>,
+    pub directory: TempDir,
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        Self { kernel: Arc::new(ModelKernel::new()), directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    pub fn options(&self) -> Options {
+        let small = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(4));
+        let small = small.base_size(Bytes::mib(16)).filesystem(Filesystem::None);
+        small.kernel(self.kernel.clone()).udev(UdevPolicy::None)
+    }
+
+    pub fn tree(&self) -> SnapshotTree {
+        self.open(self.options()).unwrap()
+    }
+
+    pub fn open(&self, options: Options) -> Result<SnapshotTree> {
+        SnapshotTree::open(self.root(), options)
+    }
+
+    /// The names of the mapped devices, without what they have in common.
+    pub fn devices(&self) -> Vec<String> {
+        let left = self.kernel.leftovers();
+        let names = left.iter().filter_map(|thing| thing.strip_prefix("device "));
+        let mut names: Vec<_> = names.map(|name| name.splitn(5, '-').last().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Run `work` on a fresh tree with a crash at its first, second, … call, until it gets through; after
+/// each, `look` judges what the next open found.
+pub fn crash_everywhere(
+    prepare: impl Fn(&SnapshotTree),
+    work: impl Fn(&SnapshotTree) -> Result<()>,
+    look: impl Fn(&Rig, &SnapshotTree),
+) {
+    for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
+        for n in 1.. {
+            let mut rig = Rig::new();
+            let tree = rig.tree();
+            prepare(&tree);
+            rig.kernel.unwind_at_cut(true);
+            if answer_lost {
+                rig.kernel.cut_after(n)
+            } else {
+                rig.kernel.cut_at(n)
+            };
+            let run = catch_unwind(AssertUnwindSafe(|| work(&tree)));
+            drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
+            match run {
+                Ok(result) => {
+                    result.unwrap();
+                    break;
+                }
+                Err(payload) => assert!(payload.is::<Cut>()),
+            }
+            if power {
+                rig.kernel = Arc::new(rig.kernel.power_cut());
+            } else {
+                rig.kernel.heal();
+            }
+            let tree = rig.tree();
+            look(&rig, &tree);
+            for snapshot in tree.list() {
+                tree.deactivate(snapshot.id.as_str()).unwrap();
+            }
+            tree.close().unwrap();
+            assert!(rig.kernel.is_clean(), "call {n}: {:?}", rig.kernel.leftovers());
+        }
+    }
+}
