@@ -12,7 +12,7 @@ use crate::dice::Dice;
 
 /// What goes wrong, and at which call from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The power goes instead of the call.
     Cut,
     /// The call fails, having had none or some of its effect.
@@ -68,7 +68,7 @@ struct Inner {
 
 /// The disk. The power of its machine is the model kernel's.
 #[derive(Clone)]
-pub(crate) struct Disk(Arc<Mutex<Inner>>);
+pub struct Disk(Arc<Mutex<Inner>>);
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,7 +77,7 @@ impl fmt::Debug for Disk {
 }
 
 impl Disk {
-    pub(crate) fn new(kernel: Arc<ModelKernel>, dice: Dice) -> Self {
+    pub fn new(kernel: Arc<ModelKernel>, dice: Dice) -> Self {
         Self::with(Contents::default(), kernel, dice)
     }
 
@@ -90,22 +90,22 @@ impl Disk {
     }
 
     /// Let the `n`-th call from now go wrong.
-    pub(crate) fn plan(&self, n: u64, fault: Fault) {
+    pub fn plan(&self, n: u64, fault: Fault) {
         let mut inner = self.lock();
         inner.fault = Some((inner.calls + n, fault));
     }
 
-    pub(crate) fn forget_faults(&self) {
+    pub fn forget_faults(&self) {
         self.lock().fault = None;
     }
 
     /// Whether every write that needs space fails.
-    pub(crate) fn set_full(&self, full: bool) {
+    pub fn set_full(&self, full: bool) {
         self.lock().full = full;
     }
 
     /// What is left when the power comes back: what was synced, and any part of the rest.
-    pub(crate) fn after_power_cut(&self, kernel: Arc<ModelKernel>) -> Self {
+    pub fn after_power_cut(&self, kernel: Arc<ModelKernel>) -> Self {
         let inner = &mut *self.lock();
         let mut contents = inner.contents.clone();
         let dice = &mut inner.dice;

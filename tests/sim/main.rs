@@ -4,6 +4,8 @@
 //! `DM_THIN_SIM_SEED=7 cargo test --all-features --test sim` replays it, `DM_THIN_SIM_WORLDS=100000` runs
 //! more of them.
 
+#![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
+
 mod dice;
 mod disk;
 
@@ -15,7 +17,7 @@ use std::time::Duration;
 use dm_thin::Errno;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::ModelKernel;
-use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
+use dm_thin::tree::{Filesystem, Lineage, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 use tempfile::TempDir;
 
@@ -26,6 +28,61 @@ use disk::{Disk, Fault};
 const NAMES: usize = 12;
 const STEPS: usize = 60;
 
+/// Snapshots, and what each was made from.
+type Snapshots = BTreeMap<String, Origin>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    Base,
+    Snapshot(String),
+    Removed,
+}
+
+/// What a call changes.
+#[derive(Debug, Clone)]
+enum Change {
+    Add(String, Option<String>),
+    Remove(String),
+    Rename(String, String),
+}
+
+impl Change {
+    /// Whether it can be done.
+    fn is_possible(&self, known: &Snapshots) -> bool {
+        match self {
+            Self::Add(id, parent) => {
+                !known.contains_key(id) && parent.as_ref().is_none_or(|parent| known.contains_key(parent))
+            }
+            Self::Remove(id) => known.contains_key(id),
+            Self::Rename(id, to) => known.contains_key(id) && (id == to || !known.contains_key(to)),
+        }
+    }
+
+    fn apply(&self, known: &mut Snapshots) {
+        match self {
+            Self::Add(id, parent) => {
+                let origin = parent.clone().map_or(Origin::Base, Origin::Snapshot);
+                known.insert(id.clone(), origin);
+            }
+            Self::Remove(id) => {
+                known.remove(id);
+                replace(known, id, &Origin::Removed);
+            }
+            Self::Rename(id, to) => {
+                let origin = known.remove(id).unwrap();
+                known.insert(to.clone(), origin);
+                replace(known, id, &Origin::Snapshot(to.clone()));
+            }
+        }
+    }
+}
+
+/// What was made from `id` was made from `origin`.
+fn replace(known: &mut Snapshots, id: &str, origin: &Origin) {
+    let made_from_it = known.values_mut().filter(|origin| **origin == Origin::Snapshot(id.to_owned()));
+    made_from_it.for_each(|found| *found = origin.clone());
+}
+
 /// A machine, and what its user was told.
 struct World {
     dice: Dice,
@@ -33,10 +90,10 @@ struct World {
     kernel: Arc<ModelKernel>,
     disk: Disk,
     tree: Option<SnapshotTree>,
-    /// Acknowledged: these snapshots are there, made from these.
-    known: BTreeMap<String, Option<String>>,
+    /// Acknowledged: these snapshots are there.
+    known: Snapshots,
     /// The call that was under way: it may be done, or not, but not half.
-    doubt: Option<(String, Option<Option<String>>)>,
+    doubt: Option<Change>,
     operations: u64,
     /// Calls fail in this world.
     faulty: bool,
@@ -48,7 +105,7 @@ impl World {
         let kernel = Arc::new(ModelKernel::new());
         let disk = Disk::new(kernel.clone(), dice.fork());
         let directory = TempDir::new_in(memory()).unwrap();
-        let (known, doubt) = (BTreeMap::new(), None);
+        let (known, doubt) = (Snapshots::new(), None);
         let (tree, operations, faulty) = (None, 0, false);
         Self { dice, directory, kernel, disk, tree, known, doubt, operations, faulty }
     }
@@ -79,72 +136,69 @@ impl World {
         format!("s{}", self.dice.below(NAMES))
     }
 
-    /// One call of a user, right or wrong. Only the power excuses an error in what must work.
+    /// One call of a user, right or wrong. Only what the world does excuses an error in what must work.
     fn step(&mut self) {
-        let id = self.name();
-        let parent = if self.dice.one_in(3) { None } else { Some(self.name()) };
-        let choice = self.dice.below(10);
+        let (id, other) = (self.name(), self.name());
+        let parent = if self.dice.one_in(3) { None } else { Some(other.clone()) };
+        let choice = self.dice.below(11);
         let tree = self.tree.as_ref().unwrap();
         self.operations += 1;
+        let there = self.known.contains_key(&id);
         match choice {
             0..=3 => {
-                self.doubt = Some((id.clone(), Some(parent.clone())));
                 let result = tree.add(&id, parent.as_deref().map_or(Parent::Base, Parent::Snapshot));
-                let possible = !self.known.contains_key(&id)
-                    && parent.as_ref().is_none_or(|parent| self.known.contains_key(parent));
-                self.settle(&result, possible, |known| drop(known.insert(id, parent)));
+                self.settle_change(&result, Change::Add(id, parent));
             }
             4..=5 => {
-                self.doubt = Some((id.clone(), None));
                 let result = tree.remove(&id);
-                let possible = self.known.contains_key(&id);
-                self.settle(&result, possible, |known| drop(known.remove(&id)));
+                self.settle_change(&result, Change::Remove(id));
             }
             6 => {
-                let result = tree.activate(&id);
-                let possible = self.known.contains_key(&id);
-                self.settle(&result, possible, |_| {});
+                let result = tree.rename(&id, &other);
+                self.settle_change(&result, Change::Rename(id, other));
             }
             7 => {
-                let result = tree.deactivate(&id);
-                let possible = self.known.contains_key(&id);
-                self.settle(&result, possible, |_| {});
+                let result = tree.activate(&id);
+                self.settle(&result, there);
             }
             8 => {
+                let result = tree.deactivate(&id);
+                self.settle(&result, there);
+            }
+            9 => {
                 let result = tree.status();
-                self.settle(&result, true, |_| {});
+                self.settle(&result, true);
             }
             _ => {
                 let result = tree.close();
-                self.settle(&result, true, |_| {});
+                self.settle(&result, true);
                 self.tree = None;
                 if result.is_ok() {
                     assert_eq!(self.kernel.leftovers(), Vec::<String>::new(), "after a close");
                     let result = self.open();
-                    self.settle(&result, true, |_| {});
+                    self.settle(&result, true);
                 }
             }
         }
     }
 
-    fn settle<T>(
-        &mut self,
-        result: &dm_thin::Result<T>,
-        possible: bool,
-        done: impl FnOnce(&mut BTreeMap<String, Option<String>>),
-    ) {
+    fn settle_change(&mut self, result: &dm_thin::Result<()>, change: Change) {
+        let possible = change.is_possible(&self.known);
+        if result.is_ok() && possible {
+            change.apply(&mut self.known);
+        } else if possible {
+            self.doubt = Some(change);
+        }
+        self.settle(result, possible);
+    }
+
+    fn settle<T>(&mut self, result: &dm_thin::Result<T>, possible: bool) {
         match result {
-            Ok(_) => {
-                assert!(possible, "what cannot be done was done");
-                done(&mut self.known);
-                self.doubt = None;
-            }
-            Err(error) if !possible && !self.kernel.is_cut() => {
-                let typed = error.is_not_found() || error.is_exists();
-                assert!(typed, "{error}");
-                self.doubt = None;
-            }
+            Ok(_) => assert!(possible, "what cannot be done was done"),
             Err(_) if self.kernel.is_cut() => {}
+            Err(error) if !possible => {
+                assert!(error.is_not_found() || error.is_exists() || self.faulty, "{error}")
+            }
             Err(error) if self.faulty => self.look(error),
             Err(error) => panic!("{error}"),
         }
@@ -162,14 +216,9 @@ impl World {
     /// Find out what became of the call that was under way.
     fn resolve(&mut self) {
         let Some(tree) = &self.tree else { return };
-        let Some((id, outcome)) = self.doubt.take() else { return };
-        let found = tree.get(&id).ok().map(|info| info.parent.map(|parent| parent.to_string()));
-        if found.as_ref() != self.known.get(&id) {
-            assert_eq!(found, outcome, "half done: {id}");
-            match found {
-                Some(parent) => drop(self.known.insert(id, parent)),
-                None => drop(self.known.remove(&id)),
-            }
+        let Some(change) = self.doubt.take() else { return };
+        if snapshots(tree) != self.known {
+            change.apply(&mut self.known);
         }
     }
 
@@ -245,11 +294,7 @@ impl World {
         self.resolve();
         let tree = self.tree.as_ref().unwrap();
         let listed = tree.list();
-        let found: BTreeMap<_, _> = listed
-            .iter()
-            .map(|info| (info.id.to_string(), info.parent.as_ref().map(ToString::to_string)))
-            .collect();
-        assert_eq!(found, self.known);
+        assert_eq!(snapshots(tree), self.known);
         let pool = self.kernel.thin_devices(tree.pool().name().as_str()).unwrap();
         let mut in_pool: Vec<u32> = pool.into_iter().map(|(id, _)| id).collect();
         let mut in_state: Vec<u32> = listed.iter().map(|info| info.thin_id.get()).collect();
@@ -279,6 +324,15 @@ impl World {
         self.recover();
         self.check();
     }
+}
+
+fn snapshots(tree: &SnapshotTree) -> Snapshots {
+    let origin = |parent| match parent {
+        Lineage::Base => Origin::Base,
+        Lineage::Snapshot(parent) => Origin::Snapshot(parent.to_string()),
+        Lineage::Removed(_) => Origin::Removed,
+    };
+    tree.list().into_iter().map(|info| (info.id.to_string(), origin(info.parent))).collect()
 }
 
 /// A place for the files of the pool that costs nothing to sync.

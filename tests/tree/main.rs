@@ -1,4 +1,6 @@
 //! What the tree offers beyond adding and removing, on the model kernel: no root needed.
 
+#![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
+
 mod family;
 mod rig;
