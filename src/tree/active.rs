@@ -238,11 +238,15 @@ impl SnapshotTree {
 
     /// Grow the file system of an active volume to the volume's size, through a mount of its own.
     pub(super) fn grow(&self, volume: &ThinVolume) -> Result<()> {
-        let target = self.root.path.join(format!("grow-{}", volume.id()));
+        let target = self.grow_target(volume.id());
         let mounted = self.mount_on(&volume.path(), &target)?;
         let grown = self.filesystem.grow(&volume.path(), &target);
         let unmounted = self.unmount_from(&mounted);
         grown.and(unmounted)
+    }
+
+    pub(super) fn grow_target(&self, id: ThinId) -> PathBuf {
+        self.root.path.join(format!("grow-{id}"))
     }
 
     fn mount_on(&self, device: &Path, target: &Path) -> Result<Mounted> {

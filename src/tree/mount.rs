@@ -50,12 +50,14 @@ pub(super) fn mounts(kernel: &dyn Kernel) -> Result<Vec<(DeviceNumber, PathBuf)>
     Ok(table.split(|&byte| byte == b'\n').filter_map(parse).collect())
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`: see proc_pid_mountinfo(5).
+/// `36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw`: see proc_pid_mountinfo(5).
 fn parse(line: &[u8]) -> Option<(DeviceNumber, PathBuf)> {
     let mut fields = line.split(|&byte| byte == b' ').skip(2);
     let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
     let number = DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? };
-    let target = unescape(fields.nth(1)?);
+    // What else somebody bound from inside the file system is not its mount.
+    fields.next().filter(|root| root == b"/")?;
+    let target = unescape(fields.next()?);
     Some((number, OsString::from_vec(target).into()))
 }
 
@@ -82,9 +84,10 @@ mod tests {
 
     #[test]
     fn a_line_of_the_manual() {
-        let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let line = b"36 35 98:0 / /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         let number = DeviceNumber { major: 98, minor: 0 };
         assert_eq!(parse(line), Some((number, PathBuf::from("/mnt 2"))));
+        assert_eq!(parse(b"36 35 98:0 /inside /mnt rw,noatime - ext3 /dev/root rw"), None);
     }
 
     #[test]

@@ -57,24 +57,26 @@ impl SnapshotTree {
         };
         Self::assemble(options, root, store, dm).map_err(|failed| {
             let (error, root) = *failed;
-            root.clear(&*dir);
+            // Not under a pool that could not be taken down.
+            root.into_iter().for_each(|root| root.clear(&*dir));
             error
         })
     }
 
+    /// An error comes with the root, unless something is active there.
     fn assemble(
         options: Options,
         root: Root,
         store: Store,
         dm: Arc<DeviceMapper>,
-    ) -> Result<Self, Box<(Error, Root)>> {
+    ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let pool = if ready { Ok(()) } else { filesystem.check_maker() }
             .and_then(|()| open_pool(&options, &root, &store, &dm));
         let (pool, activated) = match pool {
             Ok(pool) => pool,
-            Err(error) => return Err(Box::new((error, root))),
+            Err(error) => return Err(Box::new((error, Some(root)))),
         };
         let this = Self {
             options,
@@ -90,10 +92,8 @@ impl SnapshotTree {
         match this.agree(activated) {
             Ok(()) => Ok(this),
             Err(error) => {
-                if activated {
-                    let _ = this.patiently(this.pool.name(), || this.pool.deactivate());
-                }
-                Err(Box::new((error, this.root)))
+                let down = !activated || this.patiently(this.pool.name(), || this.pool.deactivate()).is_ok();
+                Err(Box::new((error, Some(this.root).filter(|_| down))))
             }
         }
     }
@@ -140,7 +140,7 @@ impl SnapshotTree {
         for (status, thin_id) in self.active_devices()? {
             let targets = mounts.iter().filter(|(number, _)| *number == status.number);
             let mut targets: Vec<_> = targets.map(|(_, target)| target.clone()).collect();
-            if let Some(own) = targets.iter().position(|target| target.starts_with(&self.root.path)) {
+            if let Some(own) = targets.iter().position(|target| *target == self.grow_target(thin_id)) {
                 // A growing that was interrupted.
                 let target = targets.remove(own);
                 mount::unmount(&*self.options.kernel, &target)?;

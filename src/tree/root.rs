@@ -74,10 +74,12 @@ impl Root {
         for name in ["state.json.tmp", "journal.jsonl"] {
             let _ = dir.remove(name);
         }
-        for name in ["pool/data", "pool/metadata", "lock"] {
+        for name in ["pool/data", "pool/metadata"] {
             let _ = fs::remove_file(self.path.join(name));
         }
         let _ = fs::remove_dir(self.pool_dir());
+        // From here on another manager can begin.
+        let _ = fs::remove_file(self.path.join("lock"));
         if self.made {
             let _ = fs::remove_dir(&self.path);
         }

@@ -103,7 +103,8 @@ fn everything_is_found_after_a_restart_of_the_machine() {
 fn active_and_mounted_snapshots_survive_their_manager() {
     let bench = Bench::new();
     let tree = bench.tree();
-    let target = bench.path().join("a target");
+    // In the root, of all places, and with a blank.
+    let target = bench.root().join("a target");
     for id in ["active", "mounted", "idle"] {
         tree.add(id, Parent::Base).unwrap();
     }
