@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use dm_thin::Errno;
 use dm_thin::kernel::Access;
@@ -39,8 +40,13 @@ fn attach_find_grow_detach() {
     let index = device.index();
     drop(found);
     device.detach().unwrap();
-    let device = control.device(index, Access::Read).unwrap();
-    assert_eq!(device.status().unwrap_err().errno(), Some(Errno::ENXIO));
+    // udev may have it open a moment longer.
+    let end = Instant::now() + Duration::from_secs(10);
+    let status = || control.device(index, Access::Read).unwrap().status();
+    while status().is_ok() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(status().unwrap_err().errno(), Some(Errno::ENXIO));
     assert!(fs::read(&path).unwrap().starts_with(b"through the device"));
 }
 

@@ -1,0 +1,92 @@
+//! Power cuts for real: a guest is killed in the middle of its work, again and again, and what it had
+//! acknowledged until then has to be there when it boots next.
+//!
+//! `cargo test --test power -- 30` kills thirty times. This program is both sides: here the driver, which
+//! starts the guest and listens to it, and, run in the guest as `power worker`, the one that works.
+
+#![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
+
+mod worker;
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+/// What was acknowledged: snapshots, and the text in each; `?` where that was not acknowledged.
+type Known = BTreeMap<String, String>;
+
+/// Seconds that a life lasts at least, and how many more it may.
+const LEAST: u64 = 4;
+const RANGE: u64 = 18;
+
+fn main() {
+    let argument = std::env::args().nth(1);
+    if argument.as_deref() == Some("worker") {
+        return worker::main();
+    }
+    let cuts: u64 = argument.map_or(3, |cuts| cuts.parse().expect("how many times the power is cut"));
+    let directory = tempfile::tempdir().unwrap();
+    let disk = directory.path().join("disk");
+    let disk = disk.to_str().unwrap();
+    let mut known = Known::new();
+    let mut doubt = Known::new();
+    let mut operations = 0;
+    for cut in 0..=cuts {
+        // After the last cut the guest only looks.
+        let seconds = (cut < cuts).then(|| LEAST + RandomState::new().hash_one(cut) % RANGE);
+        operations += boot(disk, seconds, &mut known, &mut doubt);
+        println!("boot {cut}: {} snapshots known, {operations} operations acknowledged so far", known.len());
+    }
+    assert!(operations > 0, "no operation was acknowledged");
+    println!("test result: ok. 1 passed; 0 failed; {cuts} power cuts, {operations} operations acknowledged");
+}
+
+/// One life of the guest; how many operations it acknowledged.
+fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known) -> u64 {
+    let mut run = Command::new("tests/vm/run");
+    run.args(["--disk", disk]);
+    if let Some(seconds) = seconds {
+        run.args(["--power-cut-after", &seconds.to_string()]);
+    }
+    let text = |snapshots: &Known| {
+        snapshots.iter().map(|(id, text)| format!("{id}={text}")).collect::<Vec<_>>().join(" ")
+    };
+    run.env("DM_THIN_KNOWN", text(known)).env("DM_THIN_DOUBT", text(doubt));
+    run.env("DM_THIN_WORK", if seconds.is_some() { "yes" } else { "no" });
+    run.arg("--").arg(std::env::current_exe().unwrap()).arg("worker").stdout(Stdio::piped());
+    let mut guest = run.spawn().unwrap();
+    let mut operations = 0;
+    let mut resolved = false;
+    for line in BufReader::new(guest.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            // The tree was opened and checked: what was in doubt is settled.
+            ["have", ref ids @ ..] => {
+                known.append(doubt);
+                known.retain(|id, _| ids.contains(&id.as_str()));
+                resolved = true;
+            }
+            ["begin", "add", id] => drop(doubt.insert(id.to_owned(), "?".to_owned())),
+            ["begin", "remove", id] => {
+                let text = known.remove(id).expect("known before it is removed");
+                doubt.insert(id.to_owned(), text);
+            }
+            ["added", id, text] => {
+                doubt.remove(id);
+                known.insert(id.to_owned(), text.to_owned());
+                operations += 1;
+            }
+            ["removed", id] => {
+                doubt.remove(id);
+                operations += 1;
+            }
+            _ => println!("guest: {line}"),
+        }
+    }
+    let status = guest.wait().unwrap();
+    assert!(status.success(), "the guest found a broken promise: {status}");
+    assert!(resolved || seconds.is_some(), "the guest did not get to look");
+    operations
+}
