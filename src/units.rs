@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::ops::{Add, Sub};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
 
 /// Bytes in a sector, whatever the device's own sector size: the kernel's unit.
 pub const SECTOR_SIZE: u64 = 512;
@@ -77,6 +80,39 @@ impl Bytes {
     }
 }
 
+impl FromStr for Bytes {
+    type Err = Error;
+
+    /// A number of bytes, or of a binary unit: `20G`, `512m`, `1.5 GiB`, `64kB`. A fraction is rounded down.
+    fn from_str(text: &str) -> Result<Self> {
+        parse_bytes(text).map(Self).ok_or_else(|| Error::InvalidOption {
+            option: "size",
+            value: text.to_owned(),
+            reason: "not a number with a unit of b, k, m, g, t or p, or too large",
+        })
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase();
+    let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
+        "" if unit != "ib" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        _ => return None,
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let whole = u128::from(whole.parse::<u64>().ok()?) << shift;
+    let digits = u32::try_from(fraction.len()).ok().filter(|digits| *digits <= 18)?;
+    let fraction = (u128::from(fraction.parse::<u64>().ok()?) << shift) / 10u128.pow(digits);
+    u64::try_from(whole + fraction).ok()
+}
+
 impl Sectors {
     /// The same in bytes.
     pub const fn bytes(self) -> Bytes {
@@ -88,5 +124,53 @@ impl Blocks {
     /// The same in bytes, with blocks of the given size.
     pub const fn bytes(self, block_size: Sectors) -> Bytes {
         Bytes(self.0.saturating_mul(block_size.bytes().0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_as_docker_writes_them() {
+        let gib = Bytes::gib(1).0;
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("512b", 512),
+            ("32kb", 32 << 10),
+            ("32KiB", 32 << 10),
+            ("512m", 512 << 20),
+            ("20G", 20 * gib),
+            ("1.5g", gib * 3 / 2),
+            ("1.5 GB", gib * 3 / 2),
+            ("2T", 2048 * gib),
+            ("16383P", 16383 << 50),
+        ] {
+            assert_eq!(text.parse::<Bytes>().unwrap(), Bytes(bytes), "{text}");
+        }
+        for text in [
+            "", "G", "-1", "1.g", ".5g", "1..5", "1.2.3g", "1e3", "20GG", "20Gib1", "10i", "10ib", "16384P",
+            "1  g",
+        ] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_written_size_is_read_back(number in 0u64..1 << 13, unit in 0usize..6) {
+            let size = Bytes(number << (10 * unit));
+            let suffix = ["", "k", "M", "g", "T", "p"][unit];
+            prop_assert_eq!(format!("{number}{suffix}").parse::<Bytes>().unwrap(), size);
+            prop_assert_eq!(size.0.to_string().parse::<Bytes>().unwrap(), size);
+        }
+
+        #[test]
+        fn no_text_panics(text in ".*") {
+            let _ = text.parse::<Bytes>();
+        }
     }
 }

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use super::Filesystem;
 use super::graph::{Graph, Record};
+use super::pool_source::{Adopted, PoolSource};
 use crate::thin::PoolFeatures;
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
@@ -55,6 +56,19 @@ pub(super) struct PoolRecord {
     pub features: PoolFeatures,
     /// Whether the files were made. Until then there is nothing in them to be lost.
     pub made: bool,
+    /// Where it comes from.
+    #[serde(default, skip_serializing_if = "PoolSource::is_default")]
+    pub source: PoolSource,
+    /// What it was, if it was not made for this tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+impl PoolRecord {
+    /// Whether the pool's transaction id follows the state's generation.
+    pub(super) fn follows_generation(&self) -> bool {
+        !self.adopted.as_ref().is_some_and(|adopted| adopted.foreign_transaction)
+    }
 }
 
 /// What `state.json` holds.

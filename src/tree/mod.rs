@@ -19,6 +19,7 @@
 //! ```
 
 mod active;
+mod base_check;
 pub mod files;
 mod fs;
 mod graph;
@@ -29,6 +30,7 @@ mod lineage;
 mod mount;
 mod open;
 mod options;
+mod pool_source;
 mod rename;
 mod render;
 mod root;
@@ -51,6 +53,7 @@ pub use id::SnapshotId;
 pub use labels::Labels;
 pub use lineage::{Lineage, Place};
 pub use options::{Filesystem, Options};
+pub use pool_source::PoolSource;
 pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, TreeStatus};
 
@@ -98,7 +101,7 @@ impl SnapshotTree {
         self.store.read(|graph| graph.get(id).is_some())
     }
 
-    /// Deactivate everything, remove the pool, detach its files, and write a checkpoint.
+    /// Deactivate everything, write a checkpoint, remove the pool and detach its files. An adopted pool stays.
     ///
     /// # Errors
     /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
@@ -111,6 +114,9 @@ impl SnapshotTree {
         }
         self.checkpoint()?;
         self.closed.store(true, Ordering::Release);
+        if self.store.read_state(|state| state.pool.source.is_shared()) {
+            return Ok(());
+        }
         self.patiently(self.pool.name(), || self.pool.deactivate())
             .inspect_err(|_| self.closed.store(false, Ordering::Release))
     }
@@ -136,6 +142,9 @@ impl SnapshotTree {
 
     /// Make the pool's transaction id the state's generation.
     fn settle(&self, generation: u64) -> Result<()> {
+        if !self.store.read_state(|state| state.pool.follows_generation()) {
+            return Ok(());
+        }
         let mut current = self.transaction_id.lock().unwrap_or_else(PoisonError::into_inner);
         if *current < generation {
             self.pool.set_transaction_id(*current, generation)?;

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use super::active::{Mounted, Slot};
 use super::files::{RealDir, StateDir};
 use super::graph::{Base, FsState, Graph, Record};
-use super::journal::{FORMAT, Position, State};
+use super::journal::{FORMAT, PoolRecord, Position, State};
+use super::pool_source::PoolSource;
 use super::root::Root;
 use super::store::Store;
 use super::{Filesystem, Options, SnapshotId, SnapshotTree, mount, pool_uuid, source, volume_name};
@@ -48,7 +49,9 @@ impl SnapshotTree {
             return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
         }
         refuse_orphans(&root, &*dir)?;
-        let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options)) {
+        let created = source::new_record(&options, &dm)
+            .and_then(|pool| Store::create(root.path.clone(), dir.clone(), new_state(&options, pool)));
+        let store = match created {
             Ok(store) => store,
             Err(error) => {
                 root.clear(&*dir);
@@ -107,6 +110,7 @@ impl SnapshotTree {
         self.finish_removals()?;
         self.sweep_ids()?;
         self.make_base()?;
+        self.check_base()?;
         self.grow_base()
     }
 
@@ -115,11 +119,11 @@ impl SnapshotTree {
     fn check_generation(&self) -> Result<()> {
         let usage = match self.pool.status()? {
             PoolStatus::Usage(usage) => usage,
-            status @ (PoolStatus::Fail | PoolStatus::Error) => {
-                let (pool, mode) = (self.pool.name().to_string(), status.mode());
-                return Err(Error::PoolMode { pool, mode, consequence: "it cannot be used" });
-            }
+            status => return Err(source::pool_mode(&self.pool, status.mode())),
         };
+        if !self.store.read_state(|state| state.pool.follows_generation()) {
+            return Ok(());
+        }
         let state = self.store.read_state(|state| state.generation);
         let pool = usage.transaction_id;
         if pool != state && Some(pool) != state.checked_sub(1) {
@@ -220,6 +224,9 @@ impl SnapshotTree {
 
     /// Delete what the pool may have got without a record.
     fn sweep_ids(&self) -> Result<()> {
+        if self.store.read_state(|state| state.pool.source.is_shared()) {
+            return Ok(());
+        }
         let unknown: Vec<_> =
             self.store.read(|graph| graph.ids.ids().filter(|id| !graph.uses(*id)).collect());
         unknown.into_iter().try_for_each(|id| self.delete_id(id))
@@ -278,7 +285,7 @@ impl SnapshotTree {
     }
 
     /// Run `work` with the base active.
-    fn with_base(
+    pub(super) fn with_base(
         &self,
         base: &Base,
         size: Bytes,
@@ -291,13 +298,13 @@ impl SnapshotTree {
     }
 }
 
-fn new_state(options: &Options) -> State {
+fn new_state(options: &Options, pool: PoolRecord) -> State {
     State {
         format: FORMAT,
         tree: Uuid::new_v4(),
         generation: 0,
         journal: Position::default(),
-        pool: options.new_pool(),
+        pool,
         filesystem: options.new_filesystem(),
         graph: Graph::default(),
     }
@@ -324,6 +331,9 @@ fn open_pool(
     dm: &Arc<DeviceMapper>,
 ) -> Result<(ThinPool, bool)> {
     let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
+    if let PoolSource::Pool { name } = &record.source {
+        return Ok((source::adopted(dm, name, &record)?, false));
+    }
     let uuid = pool_uuid(tree)?;
     if let Some(status) = dm.find((&uuid).into())? {
         if status.has_live_table() {
@@ -331,14 +341,7 @@ fn open_pool(
                 dm.resume(&status.name)?;
             }
             let pool = ThinPool::open(dm.clone(), &status.name)?;
-            let (table, _) = pool.table()?;
-            if table.block_size.bytes() != record.block_size {
-                return Err(Error::OptionConflict {
-                    option: "block size",
-                    recorded: record.block_size.to_string(),
-                    asked: table.block_size.bytes().to_string(),
-                });
-            }
+            source::check_block_size(&pool, &record)?;
             dm.ensure_node(&status.name, status.number)?;
             if !record.made {
                 store.change_pool(|pool| pool.made = true)?;
@@ -349,11 +352,11 @@ fn open_pool(
         dm.remove(&status.name)?;
     }
     let dir = root.pool_dir();
-    if !record.made {
+    if !record.made && record.source == PoolSource::LoopFiles {
         source::make_files(&dir, &record)?;
     }
     let name = volume_name(&options.name_prefix, root, "pool")?;
-    let pool = source::activate(&options.kernel, dm, &dir, &record, (&name, &uuid), options.direct_io)?;
+    let pool = source::activate(options, dm, &dir, &record, (&name, &uuid))?;
     if !record.made
         && let Err(error) = store.change_pool(|pool| pool.made = true)
     {

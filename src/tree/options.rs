@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::PoolSource;
 use super::files::StateDir;
 use super::journal::{PoolRecord, State};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
-use crate::thin::{METADATA_MAX, PoolFeatures};
+use crate::thin::{METADATA_MAX, PoolFeatures, PoolTable};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
 
@@ -34,6 +35,7 @@ pub enum Filesystem {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
+    pub(super) pool_source: Option<PoolSource>,
     data_size: Option<Bytes>,
     metadata_size: Option<Bytes>,
     base_size: Option<Bytes>,
@@ -58,6 +60,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            pool_source: None,
             data_size: None,
             metadata_size: None,
             base_size: None,
@@ -99,6 +102,8 @@ impl Options {
     }
 
     setters! {
+        /// Where the pool comes from. Default: loop files. Said of an existing tree, it has to be the same.
+        pool_source: PoolSource => Some(pool_source);
         /// Size of the sparse data file. Default 100 GiB.
         data_size: Bytes => Some(data_size);
         /// Size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB.
@@ -165,6 +170,16 @@ impl Options {
             }
             crate::thin::check_block_size(size.sectors())?;
         }
+        if self.pool_source.as_ref().is_some_and(|source| *source != PoolSource::LoopFiles) {
+            let given = [("data size", self.data_size), ("metadata size", self.metadata_size)];
+            if let Some((option, size)) = given.into_iter().find_map(|(option, size)| Some((option, size?))) {
+                return Err(invalid(
+                    option,
+                    size,
+                    "the pool is not on loop files, its devices have their sizes",
+                ));
+            }
+        }
         let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
         if let Some(size) = self.data_size.filter(|size| *size < block_size) {
             return Err(invalid("data size", size, "less than one block"));
@@ -176,14 +191,31 @@ impl Options {
     pub(super) fn new_pool(&self) -> PoolRecord {
         let data_size = self.data_size.unwrap_or(DATA_SIZE);
         let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
-        let fifth = Blocks(data_size.0 / block_size.0 / 5);
         PoolRecord {
             data_size,
             metadata_size: self.metadata_size.unwrap_or(METADATA_SIZE),
             block_size,
-            low_water_mark: self.low_water_mark.unwrap_or(LOW_WATER_MARK.min(fifth)),
+            low_water_mark: self.new_low_water_mark(data_size, block_size),
             features: self.features.unwrap_or_default(),
             made: false,
+            source: self.pool_source.clone().unwrap_or_default(),
+            adopted: None,
+        }
+    }
+
+    /// The low water mark of a new pool of that size.
+    pub(super) fn new_low_water_mark(&self, data_size: Bytes, block_size: Bytes) -> Blocks {
+        let fifth = Blocks(data_size.0 / block_size.0 / 5);
+        self.low_water_mark.unwrap_or(LOW_WATER_MARK.min(fifth))
+    }
+
+    /// Refuse what a pool that is to be adopted does not have.
+    pub(super) fn check_adopted(&self, pool: &PoolTable) -> Result<()> {
+        conflict("block size", self.block_size, pool.block_size.bytes())?;
+        conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
+        match self.features.filter(|asked| *asked != pool.features) {
+            Some(asked) => Err(conflicting("features", format!("{:?}", pool.features), format!("{asked:?}"))),
+            None => Ok(()),
         }
     }
 
@@ -200,6 +232,9 @@ impl Options {
     /// Refuse what an existing tree does not have.
     pub(super) fn check_against(&self, state: &State) -> Result<()> {
         let pool = &state.pool;
+        if let Some(asked) = self.pool_source.as_ref().filter(|asked| **asked != pool.source) {
+            return Err(conflicting("pool", format!("{:?}", pool.source), format!("{asked:?}")));
+        }
         conflict("data size", self.data_size, pool.data_size)?;
         conflict("metadata size", self.metadata_size, pool.metadata_size)?;
         conflict("block size", self.block_size, pool.block_size)?;

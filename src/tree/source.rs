@@ -1,17 +1,24 @@
-//! Where a pool comes from: two sparse files on loop devices.
+//! A pool from two sparse files on loop devices, from two given devices, or one that is there already.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use zerocopy::IntoBytes;
+
+use super::Options;
 use super::journal::PoolRecord;
-use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::kernel::Kernel;
+use super::pool_source::{Adopted, PoolSource};
+use crate::abi::block::BLKGETSIZE64;
+use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
-use crate::thin::{PoolTable, ThinPool};
-use crate::units::Bytes;
+use crate::thin::{METADATA_BLOCK_SIZE, PoolMode, PoolStatus, PoolTable, ThinPool};
+use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
 /// Make the files. What an earlier attempt left is made again: nothing was ever in it.
@@ -38,28 +45,166 @@ pub(super) fn has_files(dir: &Path) -> bool {
     ["data", "metadata"].iter().any(|name| fs::symlink_metadata(dir.join(name)).is_ok())
 }
 
-/// Attach the files and activate the pool. Nothing stays behind if that fails.
+/// The pool of a new tree. Devices are blank, a pool that is there is one.
+pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<PoolRecord> {
+    let mut record = options.new_pool();
+    match record.source.clone() {
+        PoolSource::LoopFiles => {}
+        PoolSource::Devices { data, metadata } => {
+            let kernel = &*options.kernel;
+            let (data, metadata) = (Device::open(kernel, data)?, Device::open(kernel, metadata)?);
+            data.demand_blank(DATA_BLANK)?;
+            metadata.demand_blank(METADATA_BLANK)?;
+            (record.data_size, record.metadata_size) = (data.size, metadata.size);
+            record.low_water_mark = options.new_low_water_mark(data.size, record.block_size);
+            table(&record, metadata.number, data.number).check()?;
+        }
+        PoolSource::Pool { name } => {
+            let (pool, status) = find(dm, &name)?;
+            let (table, size) = pool.table()?;
+            options.check_adopted(&table)?;
+            let usage = match pool.status()? {
+                PoolStatus::Usage(usage) => usage,
+                status => return Err(pool_mode(&pool, status.mode())),
+            };
+            record.block_size = table.block_size.bytes();
+            record.low_water_mark = table.low_water_mark;
+            record.features = table.features;
+            record.data_size = size.bytes();
+            record.metadata_size = usage.total_metadata.bytes(METADATA_BLOCK_SIZE.sectors());
+            record.made = true;
+            record.adopted = Some(Adopted {
+                uuid: status.uuid.map(|uuid| uuid.to_string()),
+                foreign_transaction: usage.transaction_id != 0,
+            });
+        }
+    }
+    Ok(record)
+}
+
+/// Activate the pool of files or devices. Nothing stays behind if that fails.
 pub(super) fn activate(
-    kernel: &Arc<dyn Kernel>,
+    options: &Options,
     dm: &Arc<DeviceMapper>,
     dir: &Path,
     pool: &PoolRecord,
     (name, uuid): (&DmName, &DmUuid),
-    direct_io: bool,
 ) -> Result<ThinPool> {
-    let control = LoopControl::with_kernel(kernel.clone())?;
-    let metadata = attach(&control, &dir.join("metadata"), pool.metadata_size, direct_io)?;
-    let data = attach(&control, &dir.join("data"), pool.data_size, direct_io)?;
-    let block_size = pool.block_size.sectors();
-    let table = PoolTable {
-        metadata: metadata.number(),
-        data: data.number(),
-        block_size,
-        low_water_mark: pool.low_water_mark,
-        features: pool.features,
-    };
+    if let PoolSource::Devices { data, metadata } = &pool.source {
+        // Who else has one of them in use makes this fail with EBUSY: the pool claims them.
+        let open = |path: &Path, size: Bytes| {
+            let device = Device::open(&*options.kernel, path.into())?;
+            if device.size < size {
+                let reason = "is smaller than it was; a part of the pool is missing";
+                return Err(Error::BackingFile { path: device.path, reason });
+            }
+            Ok(device.number)
+        };
+        let table = table(pool, open(metadata, pool.metadata_size)?, open(data, pool.data_size)?);
+        return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool));
+    }
+    let control = LoopControl::with_kernel(options.kernel.clone())?;
+    let metadata = attach(&control, &dir.join("metadata"), pool.metadata_size, options.direct_io)?;
+    let data = attach(&control, &dir.join("data"), pool.data_size, options.direct_io)?;
+    let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
-    ThinPool::create(dm.clone(), name, uuid, &table, pool.data_size.sectors())
+    ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool))
+}
+
+/// The adopted pool of a tree: there, and the one that was adopted.
+pub(super) fn adopted(dm: &Arc<DeviceMapper>, name: &str, record: &PoolRecord) -> Result<ThinPool> {
+    let (pool, status) = find(dm, name)?;
+    let uuid = status.uuid.map(|uuid| uuid.to_string());
+    let recorded = record.adopted.as_ref().and_then(|adopted| adopted.uuid.clone());
+    if uuid != recorded {
+        let text = |uuid: Option<String>| uuid.unwrap_or_else(|| "none".to_owned());
+        return Err(Error::OptionConflict {
+            option: "pool uuid",
+            recorded: text(recorded),
+            asked: text(uuid),
+        });
+    }
+    check_block_size(&pool, record)?;
+    Ok(pool)
+}
+
+/// See to it that the pool's blocks are what the state says.
+pub(super) fn check_block_size(pool: &ThinPool, record: &PoolRecord) -> Result<()> {
+    let (table, _) = pool.table()?;
+    if table.block_size.bytes() == record.block_size {
+        return Ok(());
+    }
+    Err(Error::OptionConflict {
+        option: "block size",
+        recorded: record.block_size.to_string(),
+        asked: table.block_size.bytes().to_string(),
+    })
+}
+
+fn find(dm: &Arc<DeviceMapper>, name: &str) -> Result<(ThinPool, DeviceStatus)> {
+    let name = DmName::new(name)?;
+    let status = dm.status((&name).into())?;
+    let pool = ThinPool::open(dm.clone(), &name)?;
+    dm.ensure_node(&name, status.number)?;
+    Ok((pool, status))
+}
+
+fn table(pool: &PoolRecord, metadata: DeviceNumber, data: DeviceNumber) -> PoolTable {
+    let block_size = pool.block_size.sectors();
+    PoolTable { metadata, data, block_size, low_water_mark: pool.low_water_mark, features: pool.features }
+}
+
+/// A device need not be a whole number of blocks; the pool does.
+fn whole_blocks(pool: &PoolRecord) -> Sectors {
+    Bytes(pool.data_size.0 / pool.block_size.0 * pool.block_size.0).sectors()
+}
+
+pub(super) fn pool_mode(pool: &ThinPool, mode: PoolMode) -> Error {
+    Error::PoolMode { pool: pool.name().to_string(), mode, consequence: "it cannot be used" }
+}
+
+/// What a new pool's metadata begins with: the kernel formats only that.
+const METADATA_BLANK: Bytes = Bytes::kib(4);
+/// Every label, partition table and superblock begins in here.
+const DATA_BLANK: Bytes = Bytes::kib(128);
+
+struct Device {
+    path: PathBuf,
+    file: DeviceFile,
+    number: DeviceNumber,
+    size: Bytes,
+}
+
+impl Device {
+    fn open(kernel: &dyn Kernel, path: PathBuf) -> Result<Self> {
+        let file = match kernel.open(&path, Access::Read) {
+            Ok(file) => file,
+            Err(Errno::ENOTBLK) => {
+                return Err(Error::BackingFile { path, reason: "is not a block device" });
+            }
+            Err(errno) => return Err(Error::Open { path, errno }),
+        };
+        let mut size = 0u64;
+        if let Err(errno) = kernel.ioctl(&file, BLKGETSIZE64, Arg::Bytes(size.as_mut_bytes())) {
+            return Err(Error::Io { action: "get the size of", path, source: errno.into() });
+        }
+        Ok(Self { path, number: file.number(), file, size: Bytes(size) })
+    }
+
+    fn demand_blank(&self, len: Bytes) -> Result<()> {
+        let read = || {
+            let file = File::from(self.file.as_fd().try_clone_to_owned()?);
+            let mut bytes = Vec::new();
+            file.take(len.0).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(Error::io("read", &self.path))?;
+        if bytes.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        let reason = "is not blank; if nothing on it is needed, wipe its first 128 KiB";
+        Err(Error::BackingFile { path: self.path.clone(), reason })
+    }
 }
 
 fn attach(control: &LoopControl, path: &Path, size: Bytes, direct_io: bool) -> Result<LoopDevice> {

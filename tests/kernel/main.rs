@@ -11,6 +11,7 @@ mod loopdev;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod rig;
+mod sources;
 mod spy;
 mod story;
 mod thin_pool;

@@ -11,36 +11,36 @@ use dm_thin::tree::{Filesystem, Options, SnapshotTree};
 use dm_thin::units::Bytes;
 use tempfile::TempDir;
 
-pub struct Rig {
-    pub kernel: Arc<ModelKernel>,
-    pub directory: TempDir,
+pub(crate) struct Rig {
+    pub(crate) kernel: Arc<ModelKernel>,
+    pub(crate) directory: TempDir,
 }
 
 impl Rig {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { kernel: Arc::new(ModelKernel::new()), directory: tempfile::tempdir().unwrap() }
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("root")
     }
 
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         let small = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(4));
         let small = small.base_size(Bytes::mib(16)).filesystem(Filesystem::None);
         small.kernel(self.kernel.clone()).udev(UdevPolicy::None)
     }
 
-    pub fn tree(&self) -> SnapshotTree {
+    pub(crate) fn tree(&self) -> SnapshotTree {
         self.open(self.options()).unwrap()
     }
 
-    pub fn open(&self, options: Options) -> Result<SnapshotTree> {
+    pub(crate) fn open(&self, options: Options) -> Result<SnapshotTree> {
         SnapshotTree::open(self.root(), options)
     }
 
     /// The names of the mapped devices, without what they have in common.
-    pub fn devices(&self) -> Vec<String> {
+    pub(crate) fn devices(&self) -> Vec<String> {
         let left = self.kernel.leftovers();
         let names = left.iter().filter_map(|thing| thing.strip_prefix("device "));
         let mut names: Vec<_> = names.map(|name| name.splitn(5, '-').last().unwrap().to_owned()).collect();
@@ -51,7 +51,7 @@ impl Rig {
 
 /// Run `work` on a fresh tree with a crash at its first, second, … call, until it gets through; after
 /// each, `look` judges what the next open found.
-pub fn crash_everywhere(
+pub(crate) fn crash_everywhere(
     prepare: impl Fn(&SnapshotTree),
     work: impl Fn(&SnapshotTree) -> Result<()>,
     look: impl Fn(&Rig, &SnapshotTree),

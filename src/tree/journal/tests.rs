@@ -15,6 +15,8 @@ fn state() -> State {
         low_water_mark: Blocks(32_768),
         features: PoolFeatures::default(),
         made: true,
+        source: PoolSource::default(),
+        adopted: None,
     };
     let (tree, filesystem, graph) = (Uuid::from_u128(7), Filesystem::Ext4, Graph::default());
     State { format: FORMAT, tree, generation: 3, journal: Position::default(), pool, filesystem, graph }

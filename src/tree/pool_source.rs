@@ -1,0 +1,56 @@
+//! Where a pool comes from: what is asked for, and what is recorded of it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the pool of a tree comes from. It is part of the tree: what was chosen when the tree was made stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum PoolSource {
+    /// Two sparse files below the root, on loop devices.
+    #[default]
+    LoopFiles,
+    /// Two block devices, which the tree takes for itself. Both have to be blank: the metadata device in its
+    /// first 4 KiB, the data device in its first 128 KiB.
+    Devices {
+        /// For the data. A path that means the same device after a restart, as in `/dev/disk/by-id`.
+        data: PathBuf,
+        /// For the metadata.
+        metadata: PathBuf,
+    },
+    /// A thin pool that is active, by its device name. Naming it adopts it.
+    ///
+    /// The tree shares it with whoever else uses it: it is not deactivated by
+    /// [`close`](super::SnapshotTree::close), and thin devices that the tree does not know are reported by
+    /// [`check`](super::SnapshotTree::check), never deleted. Its transaction id is the tree's if it was 0 when the
+    /// pool was adopted, else it is left alone.
+    Pool {
+        /// Its name, without `/dev/mapper/`.
+        name: String,
+    },
+}
+
+impl PoolSource {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether others may have thin devices in the pool.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Pool { .. })
+    }
+}
+
+/// What an adopted pool was when it was adopted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Adopted {
+    /// Its device-mapper uuid, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) uuid: Option<String>,
+    /// Its transaction id means something to somebody else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) foreign_transaction: bool,
+}

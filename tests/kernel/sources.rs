@@ -1,0 +1,149 @@
+//! Pools that are not on loop files.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use dm_thin::Error;
+use dm_thin::dm::DmName;
+use dm_thin::thin::{Message, ThinId, ThinPool};
+use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::units::Bytes;
+
+use crate::bench::{Bench, dm};
+
+const DATA: &str = "/dev/vdb";
+const METADATA: &str = "/dev/vdc";
+
+fn devices() -> Options {
+    let source = PoolSource::Devices { data: DATA.into(), metadata: METADATA.into() };
+    Options::new().base_size(Bytes::mib(64)).pool_source(source)
+}
+
+fn wipe() {
+    for path in [DATA, METADATA] {
+        OpenOptions::new().write(true).open(path).unwrap().write_all_at(&[0; 128 << 10], 0).unwrap();
+    }
+}
+
+#[test]
+fn two_devices_hold_a_pool() {
+    let bench = Bench::new();
+    wipe();
+    let tree = SnapshotTree::open(bench.root(), devices()).unwrap();
+    tree.add("image", Parent::Base).unwrap();
+    tree.mount("image", bench.path().join("target")).unwrap();
+    fs::write(bench.path().join("target/file"), "kept").unwrap();
+    tree.unmount("image").unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    bench.audit();
+    assert!(!bench.root().join("pool").exists());
+    // The devices need not be named again.
+    let tree = SnapshotTree::open(bench.root(), Options::new()).unwrap();
+    tree.mount("image", bench.path().join("target")).unwrap();
+    assert_eq!(fs::read_to_string(bench.path().join("target/file")).unwrap(), "kept");
+    tree.unmount("image").unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    wipe();
+}
+
+#[test]
+fn devices_with_something_on_them_are_left_alone() {
+    let bench = Bench::new();
+    let refused = |options: Options| {
+        let error = SnapshotTree::open(bench.root(), options).unwrap_err();
+        println!("{error}");
+        assert!(!bench.root().exists());
+        error
+    };
+    for (path, offset) in [(DATA, 65_600), (METADATA, 1080)] {
+        wipe();
+        OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"x", offset).unwrap();
+        assert!(
+            matches!(refused(devices()), Error::BackingFile { path: named, .. } if named == Path::new(path))
+        );
+    }
+    wipe();
+    let same = PoolSource::Devices { data: DATA.into(), metadata: DATA.into() };
+    assert!(matches!(refused(devices().pool_source(same)), Error::InvalidOption { .. }));
+    let file = PoolSource::Devices { data: "/etc/passwd".into(), metadata: METADATA.into() };
+    assert!(matches!(refused(devices().pool_source(file)), Error::BackingFile { .. }));
+    let absent = PoolSource::Devices { data: "/dev/none".into(), metadata: METADATA.into() };
+    assert!(refused(devices().pool_source(absent)).is_not_found());
+}
+
+#[test]
+fn an_adopted_pool_is_shared() {
+    let bench = Bench::new();
+    // The pool of another tree, with devices that this one knows nothing of.
+    let owner = bench.tree();
+    owner.close().unwrap();
+    drop(owner);
+    let owner = bench.tree();
+    let name = owner.pool().name().to_string();
+    owner.add("theirs", Parent::Base).unwrap();
+    let stray = ThinId::new(2).unwrap();
+    owner.pool().create_thin(stray).unwrap();
+    let options = || {
+        let source = PoolSource::Pool { name: name.clone() };
+        Options::new().base_size(Bytes::mib(64)).pool_source(source)
+    };
+    let root = bench.path().join("guest");
+    let tree = SnapshotTree::open(&root, options()).unwrap();
+    for id in ["a", "b", "c"] {
+        tree.add(id, Parent::Base).unwrap();
+    }
+    let ids: Vec<_> = tree.list().iter().map(|snapshot| snapshot.thin_id.get()).collect();
+    assert!(!ids.contains(&0) && !ids.contains(&1) && !ids.contains(&2), "{ids:?}");
+    drop(tree);
+    let tree = SnapshotTree::open(&root, options()).unwrap();
+    assert_eq!(tree.list().len(), 3);
+    tree.close().unwrap();
+    drop(tree);
+    // Closing and opening took nothing away.
+    let pool = ThinPool::open(dm(), &DmName::new(&name).unwrap()).unwrap();
+    assert!(pool.create_thin(stray).unwrap_err().is_exists());
+    let tree = SnapshotTree::open(&root, Options::new()).unwrap();
+    tree.activate("a").unwrap();
+    tree.remove("a").unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    owner.activate("theirs").unwrap();
+    owner.close().unwrap();
+    drop(owner);
+    let error = SnapshotTree::open(&root, Options::new()).unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+}
+
+#[test]
+fn a_pool_with_an_unused_transaction_id_follows_the_state() {
+    let bench = Bench::new();
+    wipe();
+    let owner = SnapshotTree::open(bench.root(), devices()).unwrap();
+    let source = PoolSource::Pool { name: owner.pool().name().to_string() };
+    let root = bench.path().join("guest");
+    let tree =
+        SnapshotTree::open(&root, Options::new().base_size(Bytes::mib(64)).pool_source(source)).unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    owner.pool().message(Message::SetTransactionId { current: 1, new: 7 }).unwrap();
+    let error = SnapshotTree::open(&root, Options::new()).unwrap_err();
+    assert!(matches!(error, Error::GenerationMismatch { state: 1, pool: 7 }), "{error}");
+    bench.restart(owner);
+    wipe();
+}
+
+#[test]
+fn another_base_than_the_recorded_one_is_refused() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let base = ThinId::new(0).unwrap();
+    tree.pool().delete(base).unwrap();
+    tree.pool().create_thin(base).unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    let error = SnapshotTree::open(bench.root(), Options::new()).unwrap_err();
+    assert!(error.to_string().ends_with("none was asked for; it cannot be changed"), "{error}");
+}
