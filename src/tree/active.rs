@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use super::graph::{FsState, Record, Snapshot};
 use super::{SnapshotId, SnapshotTree, mount, unknown};
-use crate::dm::DmName;
+use crate::dm::{DmName, Removal};
 use crate::thin::{ThinId, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -23,6 +23,8 @@ use crate::{Error, Result};
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     pub(super) volume: Option<ThinVolume>,
+    /// The kernel removes the volume's device as soon as it is closed, and may have done so.
+    pub(super) leaving: bool,
     /// Somebody asked for it to be active, mounted or not.
     pub(super) held: bool,
     pub(super) mounted: Option<Mounted>,
@@ -57,6 +59,15 @@ impl SnapshotTree {
     /// [`Options::busy_timeout`](super::Options::busy_timeout).
     pub fn deactivate(&self, id: &str) -> Result<()> {
         self.with_slot(id, |slot, _| self.deactivate_slot(slot, id))
+    }
+
+    /// The same, but a device that is open elsewhere is removed by the kernel when it is closed. Nobody is waited for.
+    /// Activated again before that, it stays.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`]; [`Error::TooOld`] before interface 4.27.
+    pub fn deactivate_deferred(&self, id: &str) -> Result<Removal> {
+        self.with_slot(id, |slot, _| self.defer_slot(slot, id))
     }
 
     /// Activate a snapshot and mount it. The directory is made if it is not there. Mounted on the same
@@ -108,7 +119,13 @@ impl SnapshotTree {
             }
             self.unmount_from(mounted)?;
             slot.mounted = None;
-            if slot.held { Ok(()) } else { self.deactivate_slot(slot, id) }
+            if slot.held {
+                Ok(())
+            } else if self.options.deferred_removal {
+                self.defer_slot(slot, id).map(drop)
+            } else {
+                self.deactivate_slot(slot, id)
+            }
         })
     }
 
@@ -154,6 +171,9 @@ impl SnapshotTree {
 
     /// Activate for a caller who has the slot; a file system smaller than its volume is grown first.
     pub(super) fn activate_slot(&self, slot: &mut Slot, id: &str, snapshot: &Snapshot) -> Result<PathBuf> {
+        if slot.leaving {
+            self.keep(slot)?;
+        }
         if let Some(volume) = &slot.volume {
             return Ok(volume.path());
         }
@@ -171,14 +191,56 @@ impl SnapshotTree {
     }
 
     pub(super) fn deactivate_slot(&self, slot: &mut Slot, id: &str) -> Result<()> {
-        if let Some(mounted) = &slot.mounted {
-            return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
-        }
+        self.deactivate_slot_within(slot, id, self.options.busy_timeout)
+    }
+
+    pub(super) fn deactivate_slot_within(&self, slot: &mut Slot, id: &str, timeout: Duration) -> Result<()> {
+        check_unmounted(slot, id)?;
         if let Some(volume) = &slot.volume {
-            self.remove_volume(volume)?;
+            self.patiently_within(volume.name(), timeout, || volume.deactivate())?;
+            if slot.leaving {
+                // The kernel may have been faster, and cannot remove the node.
+                self.pool.device_mapper().remove_node(volume.name())?;
+            }
         }
         *slot = Slot::default();
         Ok(())
+    }
+
+    /// Deactivate now, or when the device is closed.
+    fn defer_slot(&self, slot: &mut Slot, id: &str) -> Result<Removal> {
+        check_unmounted(slot, id)?;
+        let Some(volume) = slot.volume.clone().filter(|_| !slot.leaving) else {
+            return Ok(if slot.leaving { Removal::Deferred } else { Removal::Removed });
+        };
+        let removal = volume.deactivate_deferred()?;
+        *slot = Slot::default();
+        if removal == Removal::Deferred {
+            (slot.volume, slot.leaving) = (Some(volume), true);
+        }
+        Ok(removal)
+    }
+
+    /// Take back a deferred removal. If it came about already, the slot is empty after this.
+    fn keep(&self, slot: &mut Slot) -> Result<()> {
+        let Some(volume) = &slot.volume else { return Ok(()) };
+        let end = Instant::now() + self.options.busy_timeout;
+        loop {
+            match volume.cancel_deactivate() {
+                Ok(()) => slot.leaving = false,
+                // Going right now.
+                Err(error) if error.is_busy() && Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                Err(error) if error.errno() == Some(Errno::ENXIO) => {
+                    self.pool.device_mapper().remove_node(volume.name())?;
+                    *slot = Slot::default();
+                }
+                Err(error) => return Err(error),
+            }
+            return Ok(());
+        }
     }
 
     pub(super) fn deactivate_all(&self) -> Result<()> {
@@ -219,7 +281,16 @@ impl SnapshotTree {
     /// Repeat while somebody has the device open, until the time that the options give is over. That it
     /// is gone already is fine.
     pub(super) fn patiently(&self, name: &DmName, remove: impl Fn() -> Result<()>) -> Result<()> {
-        let end = Instant::now() + self.options.busy_timeout;
+        self.patiently_within(name, self.options.busy_timeout, remove)
+    }
+
+    fn patiently_within(
+        &self,
+        name: &DmName,
+        timeout: Duration,
+        remove: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let end = Instant::now() + timeout;
         let mut pause = Duration::from_millis(1);
         loop {
             match remove() {
@@ -274,6 +345,13 @@ impl SnapshotTree {
             let _ = std::fs::remove_dir(&mounted.target);
         }
         Ok(())
+    }
+}
+
+fn check_unmounted(slot: &Slot, id: &str) -> Result<()> {
+    match &slot.mounted {
+        Some(mounted) => Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() }),
+        None => Ok(()),
     }
 }
 

@@ -160,12 +160,20 @@ pub(super) struct Graph {
     /// Parents that are there, each with each of its children.
     #[serde(skip)]
     edges: BTreeSet<(SnapshotId, SnapshotId)>,
+    /// Snapshots to be deleted.
+    #[serde(skip)]
+    deleting: BTreeSet<SnapshotId>,
 }
 
 impl Graph {
     /// A snapshot that callers see.
     pub(super) fn get(&self, id: &str) -> Option<&Snapshot> {
         self.snapshots.get(id).filter(|snapshot| !snapshot.deleting)
+    }
+
+    /// Snapshots that are to be deleted.
+    pub(super) fn deleting(&self) -> &BTreeSet<SnapshotId> {
+        &self.deleting
     }
 
     /// Whether a thin id is in use.
@@ -212,6 +220,7 @@ impl Graph {
             Record::Fs { id, fs } => self.find(id)?.fs = *fs,
             Record::Deleting { id } => {
                 self.find(id)?.deleting = true;
+                self.deleting.insert(id.clone());
                 for child in self.children(id) {
                     self.edges.remove(&(id.clone(), child.clone()));
                     self.find(&child)?.parent_gone = true;
@@ -221,6 +230,7 @@ impl Graph {
                 if !self.find(id)?.deleting {
                     return Err("deleted without warning");
                 }
+                self.deleting.remove(id);
                 if let Some(gone) = self.snapshots.remove(id) {
                     self.used.remove(&gone.thin_id);
                     self.unlink(id, &gone);
@@ -230,6 +240,9 @@ impl Graph {
             Record::Renamed { id, to } => {
                 if self.snapshots.contains_key(to) {
                     return Err("a second snapshot of that id");
+                }
+                if self.find(id)?.deleting {
+                    return Err("renamed while it is deleted");
                 }
                 let snapshot = self.snapshots.remove(id).ok_or("no such snapshot")?;
                 self.unlink(id, &snapshot);
@@ -281,9 +294,11 @@ impl Graph {
         Ok(())
     }
 
-    /// Rebuild the edges. A parent that is not there is gone; so is one of which a snapshot would be its
+    /// Rebuild edges and removals. A parent that is not there is gone; so is one of which a snapshot would be its
     /// own ancestor, which states written before that was recorded can hold.
     fn relink(&mut self) {
+        let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
+        self.deleting = deleting.map(|(id, _)| id.clone()).collect();
         self.edges.clear();
         let mut rooted: HashSet<SnapshotId> = HashSet::new();
         let mut gone = Vec::new();

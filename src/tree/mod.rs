@@ -31,6 +31,7 @@ mod mount;
 mod open;
 mod options;
 mod pool_source;
+mod removal;
 mod rename;
 mod render;
 mod root;
@@ -49,11 +50,13 @@ use crate::dm::{DmName, DmUuid};
 use crate::thin::{ThinId, ThinPool};
 use crate::{Error, Result};
 
+pub use crate::dm::Removal;
 pub use id::SnapshotId;
 pub use labels::Labels;
 pub use lineage::{Lineage, Place};
 pub use options::{Filesystem, Options};
 pub use pool_source::PoolSource;
+pub use removal::{Reaper, RemoveOptions};
 pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, TreeStatus};
 
@@ -109,6 +112,7 @@ impl SnapshotTree {
     pub fn close(&self) -> Result<()> {
         self.check_open()?;
         self.deactivate_all()?;
+        self.reap_closed()?;
         for (stale, _) in self.active_devices()? {
             self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
         }

@@ -1,6 +1,6 @@
 //! Opening: the state, the pool and what is active are brought to agree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use super::pool_source::PoolSource;
 use super::root::Root;
 use super::store::Store;
 use super::{Filesystem, Options, SnapshotId, SnapshotTree, mount, pool_uuid, source, volume_name};
-use crate::dm::{DeviceMapper, DeviceStatus, DmId, DmName, DmUuid};
+use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid};
 use crate::thin::{PoolStatus, ThinId, ThinPool, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -107,7 +107,7 @@ impl SnapshotTree {
             self.take_over()?;
         }
         self.sweep_nodes()?;
-        self.finish_removals()?;
+        self.reap_closed()?;
         self.sweep_ids()?;
         self.make_base()?;
         self.check_base()?;
@@ -141,6 +141,10 @@ impl SnapshotTree {
             let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
             visible.map(|(id, snapshot)| (snapshot.thin_id, id.clone())).collect()
         });
+        let deleting: HashSet<ThinId> = self.store.read(|graph| {
+            let deleting = graph.deleting().iter().filter_map(|id| graph.snapshots.get(id));
+            deleting.map(|snapshot| snapshot.thin_id).collect()
+        });
         for (status, thin_id) in self.active_devices()? {
             let targets = mounts.iter().filter(|(number, _)| *number == status.number);
             let mut targets: Vec<_> = targets.map(|(_, target)| target.clone()).collect();
@@ -152,8 +156,14 @@ impl SnapshotTree {
             }
             let known = names.get(&thin_id).filter(|_| status.has_live_table());
             let Some(id) = known else {
-                // Not recorded, or never finished: the same as never made.
-                self.patiently(&status.name, || dm.remove(&status.name))?;
+                // Not recorded, or never finished: the same as never made. What is to be deleted may be open.
+                match dm.remove(&status.name) {
+                    Err(error) if error.is_busy() && deleting.contains(&thin_id) => {}
+                    Err(error) if error.is_busy() => {
+                        self.patiently(&status.name, || dm.remove(&status.name))?;
+                    }
+                    result => result?,
+                }
                 continue;
             };
             if status.is_suspended() {
@@ -167,7 +177,12 @@ impl SnapshotTree {
                 let _ = volume.rename(&name);
             }
             let mounted = targets.into_iter().next().map(|target| Mounted { target, count: 1, made: false });
-            let slot = Slot { volume: Some(volume), held: mounted.is_none(), mounted };
+            let slot = Slot {
+                volume: Some(volume),
+                leaving: status.flags.contains(DmFlags::DEFERRED_REMOVE),
+                held: mounted.is_none(),
+                mounted,
+            };
             self.slots().insert(id.clone(), Arc::new(Mutex::new(slot)));
         }
         Ok(())
@@ -212,14 +227,6 @@ impl SnapshotTree {
             }
         }
         Ok(())
-    }
-
-    fn finish_removals(&self) -> Result<()> {
-        let deleting: Vec<_> = self.store.read(|graph| {
-            let deleting = graph.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
-            deleting.map(|(id, snapshot)| (id.clone(), snapshot.thin_id)).collect()
-        });
-        deleting.into_iter().try_for_each(|(id, thin_id)| self.delete_volume(&id, thin_id))
     }
 
     /// Delete what the pool may have got without a record.

@@ -49,6 +49,9 @@ pub struct Options {
     pub(super) name_prefix: String,
     pub(super) direct_io: bool,
     pub(super) busy_timeout: Duration,
+    pub(super) deferred_removal: bool,
+    pub(super) deferred_deletion: bool,
+    pub(super) blkdiscard: Option<bool>,
     pub(super) udev: UdevPolicy,
     pub(super) kernel: Arc<dyn Kernel>,
     /// Where the state is kept, if not in files of the root.
@@ -74,6 +77,9 @@ impl Default for Options {
             name_prefix: "dm-thin".to_owned(),
             direct_io: true,
             busy_timeout: Duration::from_secs(5),
+            deferred_removal: false,
+            deferred_deletion: false,
+            blkdiscard: None,
             udev: UdevPolicy::Auto,
             kernel: Arc::new(RealKernel),
             state_dir: None,
@@ -133,6 +139,15 @@ impl Options {
         direct_io: bool => direct_io;
         /// How long to wait for a busy device before giving up. Default 5 seconds.
         busy_timeout: Duration => busy_timeout;
+        /// Whether [`unmount`](super::SnapshotTree::unmount) leaves a device that is still open elsewhere to the
+        /// kernel, which removes it when it is closed. Default false: unmount waits, then fails.
+        deferred_removal: bool => deferred_removal;
+        /// Whether [`remove`](super::SnapshotTree::remove) takes a snapshot that is still open elsewhere out of
+        /// the tree, to be deleted when it is closed. Default false: remove waits, then fails.
+        deferred_deletion: bool => deferred_deletion;
+        /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
+        /// activation. Default: on loop files, unless the pool keeps discards to itself.
+        blkdiscard: bool => Some(blkdiscard);
         /// Whether to wait for udev. Default: where it runs.
         udev: UdevPolicy => udev;
         /// Another kernel than the real one.

@@ -44,6 +44,10 @@ impl SnapshotTree {
     }
 
     fn rename_slot(&self, slot: &mut Slot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
+        if slot.leaving {
+            // It may go at any moment, together with the name that it has.
+            self.deactivate_slot(slot, from.as_str())?;
+        }
         if let Some(volume) = &mut slot.volume {
             volume.rename(&self.volume_name(to.as_str())?)?;
         }

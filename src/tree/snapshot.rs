@@ -1,9 +1,10 @@
-//! Adding and removing snapshots.
+//! Adding snapshots.
 
 use nix::errno::Errno;
 
 use super::graph::{FsState, Record, Snapshot};
 use super::options::check_size;
+use super::removal::is_deleted;
 use super::store::Reservation;
 use super::{Filesystem, Labels, SnapshotId, SnapshotTree};
 use crate::thin::{Origin, ThinId, ThinVolume};
@@ -104,7 +105,13 @@ impl SnapshotTree {
         made: Snapshot,
         parent: &ThinVolume,
     ) -> Result<Snapshot> {
-        let suspended = parent.suspend()?;
+        let suspended = match parent.suspend() {
+            // Its deferred removal came about.
+            Err(error) if error.errno() == Some(Errno::ENXIO) => {
+                return self.create_snap(reservation, made, &Origin::Inactive(parent.id()));
+            }
+            suspended => suspended?,
+        };
         let created = self.create_snap(reservation, made, &Origin::Suspended(&suspended));
         // A parent that does not come back is worse than a snapshot that failed.
         if let Err(error) = suspended.resume() {
@@ -130,22 +137,6 @@ impl SnapshotTree {
                 Err(error)
             }
         }
-    }
-
-    /// Remove a snapshot: deactivate it and delete its volume. Snapshots made from it stay.
-    ///
-    /// # Errors
-    /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`]: nothing has changed. After any
-    /// other error the snapshot is gone for callers, and the pool lets go of it at the next open.
-    pub fn remove(&self, id: &str) -> Result<()> {
-        self.with_slot(id, |slot, snapshot| {
-            self.deactivate_slot(slot, id)?;
-            let name = SnapshotId::new(id)?;
-            self.store.commit(&Record::Deleting { id: name.clone() })?;
-            self.delete_volume(&name, snapshot.thin_id)
-        })?;
-        self.compact();
-        Ok(())
     }
 
     /// The record of a snapshot of such a parent.
@@ -183,8 +174,12 @@ impl SnapshotTree {
                     self.store.take_another(reservation)?;
                 }
                 Err(error) => {
-                    // Whatever it was, there must not be a volume that nobody knows.
-                    self.undo(reservation, snapshot.thin_id);
+                    // Whatever it was, there must not be a volume that nobody knows; but in a shared pool it may
+                    // be somebody else's.
+                    match self.store.read_state(|state| state.pool.source.is_shared()) {
+                        true => reservation.unresolved = true,
+                        false => self.undo(reservation, snapshot.thin_id),
+                    }
                     return Err(error);
                 }
             }
@@ -194,25 +189,6 @@ impl SnapshotTree {
     /// Take back what has no record. If that fails the id stays reserved, and the next open does it.
     fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
         reservation.unresolved = !is_deleted(&self.pool.delete(id));
-    }
-
-    /// Delete a volume whose removal is recorded.
-    pub(super) fn delete_volume(&self, id: &SnapshotId, thin_id: ThinId) -> Result<()> {
-        let deleted = self.pool.delete(thin_id);
-        if !is_deleted(&deleted) {
-            return deleted;
-        }
-        // Durable with the next change: until then an open deletes once more, what is not there.
-        self.store.append(&Record::Deleted { id: id.clone() }).map(drop)
-    }
-
-    /// A name whose volume could not be deleted when it was removed is free once it can.
-    pub(super) fn finish_removal(&self, id: &SnapshotId) -> Result<()> {
-        let leftover = self.store.read(|graph| graph.snapshots.get(id).filter(|s| s.deleting).cloned());
-        match leftover {
-            Some(snapshot) => self.delete_volume(id, snapshot.thin_id),
-            None => Ok(()),
-        }
     }
 
     /// Grow a new snapshot's file system; without that it is not what was asked for.
@@ -225,12 +201,5 @@ impl SnapshotTree {
             let _ = self.remove(id);
         }
         grown
-    }
-}
-
-fn is_deleted(result: &Result<()>) -> bool {
-    match result {
-        Ok(()) => true,
-        Err(error) => error.errno() == Some(Errno::ENODATA),
     }
 }

@@ -82,7 +82,7 @@ impl SnapshotTree {
         let slot = self.slots().get(&id).cloned();
         let (device, mounted) = slot.map_or((None, None), |slot| {
             let slot = lock(&slot);
-            let device = slot.volume.as_ref().map(|volume| volume.path());
+            let device = slot.volume.as_ref().filter(|_| !slot.leaving).map(|volume| volume.path());
             (device, slot.mounted.as_ref().map(|mounted| mounted.target.clone()))
         });
         let parent = snapshot.lineage();

@@ -241,7 +241,8 @@ fn a_state_from_another_time_than_the_pool_is_refused() {
 fn the_hot_path_keeps_to_its_budget() {
     let bench = Bench::new();
     let spy = Arc::new(Spy::default());
-    let tree = SnapshotTree::open(bench.root(), small().kernel(spy.clone())).unwrap();
+    let options = small().kernel(spy.clone()).blkdiscard(false);
+    let tree = SnapshotTree::open(bench.root(), options).unwrap();
     let (message, suspend, remove) = ("DM_TARGET_MSG", "DM_DEV_SUSPEND", "DM_DEV_REMOVE");
     assert_eq!(spy.during(|| tree.add("image", Parent::Base).unwrap()), [message]);
     assert_eq!(spy.during(|| tree.add("idle", Parent::Snapshot("image")).unwrap()), [message]);

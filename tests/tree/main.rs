@@ -3,4 +3,5 @@
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
 mod family;
+mod removal;
 mod rig;

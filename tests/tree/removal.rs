@@ -1,0 +1,185 @@
+//! Removing what somebody has open.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dm_thin::Error;
+use dm_thin::kernel::{Access, DeviceFile, Kernel};
+use dm_thin::tree::{Parent, Removal, RemoveOptions, SnapshotTree};
+
+use crate::rig::{Rig, crash_everywhere};
+
+fn hold(rig: &Rig, device: &Path) -> DeviceFile {
+    rig.kernel.open(device, Access::Read).unwrap()
+}
+
+fn deferred() -> RemoveOptions {
+    RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO)
+}
+
+fn ids(rig: &Rig, tree: &SnapshotTree) -> usize {
+    rig.kernel.thin_devices(tree.pool().name().as_str()).unwrap().len()
+}
+
+#[test]
+fn a_busy_snapshot_is_removed_when_it_is_closed() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.add("child", Parent::Snapshot("a")).unwrap();
+    let file = hold(&rig, &tree.activate("a").unwrap());
+    let now = RemoveOptions::new().busy_timeout(Duration::ZERO);
+    assert!(matches!(tree.remove_with("a", &now), Err(Error::Busy { open_count: 1, .. })));
+    assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
+    // Gone for callers; its id is not free yet.
+    assert!(!tree.contains("a") && tree.activate("a").is_err());
+    assert_eq!(tree.list().len(), 1);
+    assert_eq!((tree.deferred(), tree.reap().unwrap()), (1, 1));
+    assert!(tree.add("a", Parent::Base).unwrap_err().is_busy());
+    assert_eq!(ids(&rig, &tree), 3);
+    drop(file);
+    assert_eq!((tree.reap().unwrap(), tree.deferred()), (0, 0));
+    assert_eq!(ids(&rig, &tree), 2);
+    tree.add("a", Parent::Base).unwrap();
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn adding_under_its_id_finishes_a_removal() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let file = hold(&rig, &tree.activate("a").unwrap());
+    assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
+    drop(file);
+    tree.add("a", Parent::Base).unwrap();
+    assert_eq!((tree.deferred(), ids(&rig, &tree)), (0, 2));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_deferred_removal_outlives_its_manager() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let file = hold(&rig, &tree.activate("a").unwrap());
+    assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
+    drop(tree);
+    // Still open: that does not keep the tree from opening.
+    let tree = rig.tree();
+    assert_eq!(tree.deferred(), 1);
+    assert!(!tree.contains("a"));
+    drop(tree);
+    drop(file);
+    let tree = rig.tree();
+    assert_eq!((tree.deferred(), ids(&rig, &tree)), (0, 1));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_thread_reaps() {
+    let rig = Rig::new();
+    let tree =
+        Arc::new(rig.open(rig.options().deferred_deletion(true).busy_timeout(Duration::ZERO)).unwrap());
+    tree.add("a", Parent::Base).unwrap();
+    let file = hold(&rig, &tree.activate("a").unwrap());
+    let reaper = tree.reap_every(Duration::from_millis(1));
+    tree.remove("a").unwrap();
+    assert_eq!(tree.deferred(), 1);
+    drop(file);
+    let end = Instant::now() + Duration::from_secs(10);
+    while tree.deferred() > 0 {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(reaper);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_deferred_deactivation_is_taken_back() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    for closed_before in [false, true] {
+        let file = hold(&rig, &tree.activate("a").unwrap());
+        assert_eq!(tree.deactivate_deferred("a").unwrap(), Removal::Deferred);
+        assert_eq!(tree.deactivate_deferred("a").unwrap(), Removal::Deferred);
+        assert_eq!(tree.get("a").unwrap().device, None);
+        if closed_before {
+            drop(file);
+            assert_eq!(tree.activate("a").unwrap(), device);
+        } else {
+            assert_eq!(tree.activate("a").unwrap(), device);
+            drop(file);
+        }
+        // It is there to stay.
+        assert!(rig.kernel.open(&device, Access::Read).is_ok());
+    }
+    // The kernel was faster than whoever else needs it.
+    let file = hold(&rig, &device);
+    assert_eq!(tree.deactivate_deferred("a").unwrap(), Removal::Deferred);
+    drop(file);
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    tree.rename("a", "c").unwrap();
+    tree.remove("c").unwrap();
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn many_threads_want_the_id_of_a_removed_snapshot() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let added = tree.add("a", Parent::Base);
+                    assert!(added.is_ok() || added.unwrap_err().is_exists());
+                    let removed = tree.remove("a");
+                    assert!(removed.is_ok() || removed.unwrap_err().is_not_found());
+                    tree.reap().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(ids(&rig, &tree), 1 + tree.list().len());
+    tree.close().unwrap();
+}
+
+#[test]
+fn discarded_only_when_it_is_recorded() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let name = device.file_name().unwrap().to_str().unwrap();
+    rig.kernel.write(name, 0..10).unwrap();
+    tree.deactivate("a").unwrap();
+    rig.kernel.clear_log();
+    tree.remove("a").unwrap();
+    let log = rig.kernel.log();
+    let at = |name: &str| log.iter().position(|call| call.name == name);
+    assert!(at("BLKDISCARD").unwrap() < at("DM_TARGET_MSG").unwrap());
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean());
+
+    // A crash in between: nothing that is listed has lost its blocks.
+    let prepare = |tree: &SnapshotTree| tree.add("a", Parent::Base).unwrap();
+    crash_everywhere(
+        prepare,
+        |tree| tree.remove("a"),
+        |rig, tree| {
+            assert_eq!((tree.deferred(), ids(rig, tree)), (0, 1 + tree.list().len()));
+            if tree.contains("a") {
+                assert!(!rig.kernel.log().iter().any(|call| call.name == "BLKDISCARD"));
+            }
+        },
+    );
+}
