@@ -87,7 +87,17 @@ impl SnapshotTree {
                 return Ok(());
             }
             let device = self.activate_slot(slot, id, snapshot)?;
-            match self.mount_on(&device, target) {
+            let mounted = self.mount_on(&device, target).and_then(|mounted| {
+                let number = slot.volume.as_ref().map(ThinVolume::number);
+                match number.map_or(Ok(()), |number| self.prepare(id, snapshot, number, &mounted.target)) {
+                    Ok(()) => Ok(mounted),
+                    Err(error) => {
+                        let _ = self.unmount_from(&mounted);
+                        Err(error)
+                    }
+                }
+            });
+            match mounted {
                 Ok(mounted) => {
                     slot.mounted = Some(mounted);
                     Ok(())

@@ -56,6 +56,9 @@ pub(super) struct Snapshot {
     pub(super) size: Bytes,
     /// Its file system.
     pub(super) fs: FsState,
+    /// The init layer that was applied to it, by its fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) init: Option<u32>,
     /// To be deleted from the pool. No caller sees it any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) deleting: bool,
@@ -65,7 +68,7 @@ impl Snapshot {
     /// A new one.
     pub(super) fn new(thin_id: ThinId, parent: Option<SnapshotId>, size: Bytes, fs: FsState) -> Self {
         let labels = Labels::default();
-        Self { thin_id, parent, parent_gone: false, labels, size, fs, deleting: false }
+        Self { thin_id, parent, parent_gone: false, labels, size, fs, init: None, deleting: false }
     }
 }
 
@@ -127,6 +130,13 @@ pub(super) enum Record {
     Deleted {
         /// Which.
         id: SnapshotId,
+    },
+    /// This init layer was applied to a snapshot.
+    Init {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// The layer's fingerprint.
+        layer: u32,
     },
     /// These are a snapshot's labels.
     Labels {
@@ -236,6 +246,7 @@ impl Graph {
                     self.unlink(id, &gone);
                 }
             }
+            Record::Init { id, layer } => self.find(id)?.init = Some(*layer),
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
             Record::Renamed { id, to } => {
                 if self.snapshots.contains_key(to) {

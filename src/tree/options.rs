@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::PoolSource;
 use super::files::StateDir;
 use super::journal::{PoolRecord, State};
+use super::{InitLayer, PoolSource};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
@@ -52,6 +52,8 @@ pub struct Options {
     pub(super) deferred_removal: bool,
     pub(super) deferred_deletion: bool,
     pub(super) blkdiscard: Option<bool>,
+    pub(super) xfs_nospace_max_retries: Option<u32>,
+    pub(super) init_layer: InitLayer,
     pub(super) udev: UdevPolicy,
     pub(super) kernel: Arc<dyn Kernel>,
     /// Where the state is kept, if not in files of the root.
@@ -80,6 +82,8 @@ impl Default for Options {
             deferred_removal: false,
             deferred_deletion: false,
             blkdiscard: None,
+            xfs_nospace_max_retries: None,
+            init_layer: InitLayer::default(),
             udev: UdevPolicy::Auto,
             kernel: Arc::new(RealKernel),
             state_dir: None,
@@ -148,6 +152,11 @@ impl Options {
         /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
         /// activation. Default: on loop files, unless the pool keeps discards to itself.
         blkdiscard: bool => Some(blkdiscard);
+        /// How often XFS retries a metadata write that found no space, before it shuts the file system down.
+        /// Default: for ever, as the kernel does. 0 lets a full pool be an error instead of a hang.
+        xfs_nospace_max_retries: u32 => Some(xfs_nospace_max_retries);
+        /// What must exist in the file system of each snapshot when it is mounted for the first time.
+        init_layer: InitLayer => init_layer;
         /// Whether to wait for udev. Default: where it runs.
         udev: UdevPolicy => udev;
         /// Another kernel than the real one.
@@ -168,6 +177,7 @@ impl Options {
             return Err(invalid("name prefix", &self.name_prefix, "longer than 16 bytes"));
         }
         DmName::new(&self.name_prefix)?;
+        self.init_layer.check()?;
         let sizes = [
             ("data size", self.data_size),
             ("metadata size", self.metadata_size),

@@ -1,0 +1,223 @@
+//! What must exist in every snapshot's file system, whatever the snapshot was made from.
+//!
+//! It is applied when a snapshot is mounted for the first time, so that it lies above what its parents
+//! hold. Applying it twice is as good as once; that it was applied is recorded when it is on the disk.
+//!
+//! The file system belongs to somebody else: no symbolic link in it is followed.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use crate::{Error, Result};
+
+/// Files, directories and symbolic links that must exist in every snapshot.
+///
+/// Directories on the way are made. Something of another kind in an entry's place is removed, except a
+/// directory that is not empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InitLayer {
+    entries: Vec<(PathBuf, Kind)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    Symlink(PathBuf),
+}
+
+impl InitLayer {
+    /// Nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A file, such as `/etc/hosts`; made empty, mode 0755, if it is not there.
+    #[must_use]
+    pub fn file(self, path: impl Into<PathBuf>) -> Self {
+        self.entry(path, Kind::File)
+    }
+
+    /// A directory, such as `/dev/shm`; made with mode 0755 if it is not there.
+    #[must_use]
+    pub fn directory(self, path: impl Into<PathBuf>) -> Self {
+        self.entry(path, Kind::Directory)
+    }
+
+    /// A symbolic link with that text, such as `/etc/mtab` to `/proc/mounts`.
+    #[must_use]
+    pub fn symlink(self, path: impl Into<PathBuf>, text: impl Into<PathBuf>) -> Self {
+        self.entry(path, Kind::Symlink(text.into()))
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn entry(mut self, path: impl Into<PathBuf>, kind: Kind) -> Self {
+        self.entries.push((path.into(), kind));
+        self
+    }
+
+    /// What the state records: another layer has another one.
+    pub(super) fn fingerprint(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        for (path, kind) in &self.entries {
+            hasher.update(format!("{path:?} {kind:?}\n").as_bytes());
+        }
+        hasher.finalize()
+    }
+
+    /// Refuse paths that mean nothing.
+    pub(super) fn check(&self) -> Result<()> {
+        for (path, _) in &self.entries {
+            names(path)?;
+        }
+        Ok(())
+    }
+
+    /// See to it that everything is there below `root`, and on the disk.
+    pub(super) fn apply(&self, root: &Path) -> Result<()> {
+        let directory = File::open(root).map_err(Error::io("open", root))?;
+        for (path, kind) in &self.entries {
+            let names = names(path)?;
+            make(&directory, &names, kind).map_err(|errno| Error::Io {
+                action: "make",
+                path: root.join(path.strip_prefix("/").unwrap_or(path)),
+                source: errno.into(),
+            })?;
+        }
+        nix::unistd::syncfs(&directory).map_err(|errno| Error::io("sync", root)(errno.into()))
+    }
+}
+
+fn names(path: &Path) -> Result<Vec<OsString>> {
+    let invalid =
+        |reason| Error::InvalidOption { option: "init layer", value: path.display().to_string(), reason };
+    let names = path.components().filter(|component| *component != Component::RootDir);
+    let names: Vec<_> = names
+        .map(|component| match component {
+            Component::Normal(name) => Ok(name.to_owned()),
+            _ => Err(invalid("contains \"..\" or begins with \".\"")),
+        })
+        .collect::<Result<_>>()?;
+    if names.is_empty() { Err(invalid("names nothing")) } else { Ok(names) }
+}
+
+const MODE: Mode = Mode::from_bits_truncate(0o755);
+
+fn make(root: &File, names: &[OsString], kind: &Kind) -> Result<(), Errno> {
+    let Some((last, parents)) = names.split_last() else { return Ok(()) };
+    let mut directory = OwnedFd::from(root.try_clone().map_err(|_| Errno::EMFILE)?);
+    for name in parents {
+        directory = enter(&directory, name)?;
+    }
+    let found = match fstatat(&directory, last.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Some(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())),
+        Err(Errno::ENOENT) => None,
+        Err(errno) => return Err(errno),
+    };
+    match (kind, found) {
+        (Kind::File, Some(SFlag::S_IFREG)) => return Ok(()),
+        (Kind::Symlink(text), Some(SFlag::S_IFLNK))
+            if readlinkat(&directory, last.as_os_str())? == text.as_os_str() =>
+        {
+            return Ok(());
+        }
+        (Kind::Directory, _) => return enter(&directory, last).map(drop),
+        (_, Some(SFlag::S_IFDIR)) => unlinkat(&directory, last.as_os_str(), UnlinkatFlags::RemoveDir)?,
+        (_, Some(_)) => unlinkat(&directory, last.as_os_str(), UnlinkatFlags::NoRemoveDir)?,
+        (_, None) => {}
+    }
+    match kind {
+        Kind::Symlink(text) => symlinkat(text.as_os_str(), &directory, last.as_os_str()),
+        _ => {
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            openat(&directory, last.as_os_str(), flags, MODE).map(drop)
+        }
+    }
+}
+
+/// Open a directory, making it if there is something else or nothing.
+fn enter(directory: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = || openat(&directory, name, flags, Mode::empty());
+    match open() {
+        Err(Errno::ENOENT) => {}
+        // A symbolic link is ELOOP or ENOTDIR.
+        Err(Errno::ENOTDIR | Errno::ELOOP) => unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir)?,
+        result => return result,
+    }
+    mkdirat(&directory, name, MODE)?;
+    open()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn layer() -> InitLayer {
+        let layer =
+            InitLayer::new().directory("/dev/shm").file("/etc/hosts").symlink("etc/mtab", "/proc/mounts");
+        layer.directory("/proc")
+    }
+
+    #[test]
+    fn everything_is_there_however_often() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for _ in 0..2 {
+            layer().apply(root.path()).unwrap();
+            assert!(path("dev/shm").is_dir() && path("proc").is_dir());
+            assert_eq!(fs::read_link(path("etc/mtab")).unwrap(), Path::new("/proc/mounts"));
+            fs::write(path("etc/hosts"), "kept").unwrap();
+        }
+        layer().apply(root.path()).unwrap();
+        assert_eq!(fs::read_to_string(path("etc/hosts")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn what_is_in_the_way_goes_and_nothing_outside_is_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("hosts"), "theirs").unwrap();
+        let path = |name: &str| root.path().join(name);
+        // As in ubuntu:12.10, and worse.
+        fs::create_dir(path("dev")).unwrap();
+        symlink("/run/shm", path("dev/shm")).unwrap();
+        symlink(outside.path(), path("etc")).unwrap();
+        fs::write(path("proc"), "a file").unwrap();
+        layer().apply(root.path()).unwrap();
+        assert!(path("dev/shm").symlink_metadata().unwrap().is_dir());
+        assert!(path("etc").symlink_metadata().unwrap().is_dir() && path("proc").is_dir());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(outside.path().join("hosts")).unwrap(), "theirs");
+    }
+
+    #[test]
+    fn a_full_directory_is_not_removed() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("etc/hosts/sub")).unwrap();
+        let error = layer().apply(root.path()).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENOTEMPTY), "{error}");
+    }
+
+    #[test]
+    fn paths() {
+        for path in ["", "/", "a/../b", "./a", "../a"] {
+            assert!(InitLayer::new().file(path).check().is_err(), "{path}");
+        }
+        assert_ne!(layer().fingerprint(), layer().file("x").fingerprint());
+    }
+}
