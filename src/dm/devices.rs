@@ -124,9 +124,13 @@ impl DeviceMapper {
         let request = Request::on(Command::DEV_REMOVE, name.into()).flags(flags).since(minor);
         match self.with_udev(request) {
             Ok((flags, _)) if flags.contains(DmFlags::DEFERRED_REMOVE) => return Ok(Removal::Deferred),
-            // Gone already; the node may have been left by a call that failed after that.
-            Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
-            Err(gone) => return node::remove(&**self.kernel(), name).and(Err(gone)),
+            Err(error) => {
+                // Gone all the same: then the node goes, too.
+                if matches!(self.find(name.into()), Ok(None)) {
+                    node::remove(&**self.kernel(), name)?;
+                }
+                return Err(error);
+            }
             Ok(_) => {}
         }
         node::remove(&**self.kernel(), name)?;

@@ -119,6 +119,7 @@ impl SnapshotTree {
         for (stale, _) in self.active_devices()? {
             self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
         }
+        self.sweep_nodes()?;
         self.checkpoint()?;
         self.closed.store(true, Ordering::Release);
         if self.store.read_state(|state| state.pool.source.is_shared()) {

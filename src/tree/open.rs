@@ -211,7 +211,7 @@ impl SnapshotTree {
     }
 
     /// Nodes of this tree's devices without the device: left by a process that died in between.
-    fn sweep_nodes(&self) -> Result<()> {
+    pub(super) fn sweep_nodes(&self) -> Result<()> {
         let dm = self.pool.device_mapper();
         let prefix = volume_name(&self.options.name_prefix, &self.root, "")?;
         let names = self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
