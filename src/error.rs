@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::dm::DmVersion;
+use crate::units::Bytes;
 
 /// The result of almost everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -193,6 +194,41 @@ pub enum Error {
         mode: crate::thin::PoolMode,
         /// What that means for the operation.
         consequence: &'static str,
+    },
+
+    /// Less is free than must stay free.
+    #[error("pool {pool} is low on {what}: {free} free, {needed} must stay so")]
+    LowSpace {
+        /// The pool's name.
+        pool: String,
+        /// Of what: data, metadata, what is below.
+        what: &'static str,
+        /// What is free.
+        free: Bytes,
+        /// What has to be.
+        needed: Bytes,
+    },
+
+    /// A program for the pool's metadata is not installed.
+    #[error("{program} is not installed (package {package})")]
+    ToolMissing {
+        /// The program.
+        program: &'static str,
+        /// The usual package.
+        package: &'static str,
+    },
+
+    /// A program for the pool's metadata failed, or found something wrong.
+    #[error("{program} on {device}: {status}: {output}")]
+    Tool {
+        /// The program.
+        program: &'static str,
+        /// The device it worked on.
+        device: String,
+        /// How it ended.
+        status: String,
+        /// The end of what it said.
+        output: String,
     },
 
     /// Something that stays as it is as long as the device is in use.
@@ -408,7 +444,7 @@ impl Error {
     /// No space, in a pool or on the disk under it.
     pub fn is_out_of_space(&self) -> bool {
         use crate::thin::PoolMode;
-        matches!(self, Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. })
+        matches!(self, Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. } | Self::LowSpace { .. })
             || matches!(self.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
     }
 }

@@ -23,12 +23,27 @@ pub trait Backing: fmt::Debug + Send + Sync {
     /// How large it can become now.
     fn limit(&self) -> Result<Sectors>;
 
-    /// How much can be written to it before what is below runs out, when `used` of it is in use; `None`
-    /// if all of it is there for certain.
-    fn available(&self, used: Bytes) -> Result<Option<Bytes>>;
+    /// What is below it; `None` if all of it is there for certain.
+    fn below(&self) -> Result<Option<Below>>;
 
     /// Make it at least `size` large. The pool does not know before it is reloaded.
     fn extend(&self, size: Sectors) -> Result<()>;
+}
+
+/// What is below a device that promises more than it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Below {
+    /// Free in the file system that holds the file.
+    pub free: Bytes,
+    /// What the file has of it already.
+    pub allocated: Bytes,
+}
+
+impl Below {
+    /// What the file has and does not use, when `used` of the device is in use.
+    pub fn spare(&self, used: Bytes) -> Bytes {
+        Bytes(self.allocated.0.saturating_sub(used.0))
+    }
 }
 
 /// A loop device over a sparse file.
@@ -71,14 +86,13 @@ impl Backing for LoopFile {
         Ok(Sectors(i64::MAX.unsigned_abs() / SECTOR_SIZE))
     }
 
-    /// The free space of the file system, and what the file has of it already but the pool does not use.
-    fn available(&self, used: Bytes) -> Result<Option<Bytes>> {
+    fn below(&self) -> Result<Option<Below>> {
         let file = open(&self.path)?;
         let allocated = file.metadata().map_err(Error::io("stat", &self.path))?.blocks() * SECTOR_SIZE;
         let below = fstatvfs(&file).map_err(|errno| Error::io("statvfs", &self.path)(errno.into()))?;
         #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // differs between architectures
         let free = (below.blocks_available() as u64).saturating_mul(below.fragment_size() as u64);
-        Ok(Some(Bytes(free.saturating_add(allocated.saturating_sub(used.0)))))
+        Ok(Some(Below { free: Bytes(free), allocated: Bytes(allocated) }))
     }
 
     fn extend(&self, size: Sectors) -> Result<()> {

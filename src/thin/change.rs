@@ -1,5 +1,6 @@
 //! A pool that goes on with another table: larger, or with other features.
 
+use super::guard::Watch;
 use super::reload::reload;
 use super::{Discards, NoSpace, PoolMode, PoolStatus, PoolTable, ThinPool};
 use crate::dm::{DmFlags, TargetSpec, TargetType};
@@ -10,13 +11,22 @@ impl ThinPool {
     /// Take over the data device's new size, while volumes are in use. The caller has made the device
     /// larger. Writes that wait for space go on.
     ///
+    /// Grow early. If the pool that lets writes wait runs full in the very moment in which it is suspended,
+    /// the kernel (seen on 6.12) waits for those writes: until `no_space_timeout` fails them, or a deletion
+    /// frees a block. A pool that is full already is grown without delay.
+    ///
     /// # Errors
     /// [`Error::InvalidOption`] for a size below the one it has; EINVAL if the data device is smaller
     /// than that. [`Error::PoolMode`] if the kernel took the table but did not grow the pool, as it does
     /// silently while the metadata needs a check.
     pub fn grow_data(&self, size: Sectors) -> Result<()> {
         let (table, _) = self.table()?;
-        self.reload(&table, size)?;
+        self.reload_grown(&table, size)
+    }
+
+    /// [`reload`](Self::reload), and see that the data is as large as that.
+    pub(super) fn reload_grown(&self, table: &PoolTable, size: Sectors) -> Result<()> {
+        self.reload(table, size)?;
         let blocks = Blocks(size.0 / table.block_size.0);
         self.demand_growth(|total_data, _| total_data >= blocks)
     }
@@ -69,7 +79,11 @@ impl ThinPool {
         }
         let target_type = TargetType::THIN_POOL;
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
+        let event = self.guard.as_ref().map(Watch::event);
         reload(self.device_mapper(), self.name(), line, DmFlags::empty())?;
+        if let (Some(guard), Some(event)) = (&self.guard, event) {
+            guard.resumed(table, event);
+        }
         // The mode may be another one, with no event to tell it.
         self.status().map(drop)
     }

@@ -5,21 +5,28 @@
 mod activate;
 mod backing;
 mod change;
+mod extend;
+mod guard;
 mod message;
 mod pool;
 mod reload;
 mod status;
 mod table;
+pub mod tools;
 mod volume;
+mod watch;
 
 pub use activate::ActivateOptions;
-pub use backing::{Backing, LoopFile};
+pub use backing::{Backing, Below, LoopFile};
+pub use extend::{AutoExtend, ExtendRule, Extension};
+pub use guard::{MinFree, SpaceGuard};
 pub use message::{Message, ThinId};
 pub use pool::{Origin, ThinPool};
 pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};
 pub(crate) use table::check_block_size;
 pub use table::{Discards, NoSpace, PoolFeatures, PoolTable, ThinTable};
 pub use volume::{SuspendedVolume, ThinVolume};
+pub use watch::{PoolEvent, PoolWatcher};
 
 use crate::units::{Bytes, Sectors};
 

@@ -1,10 +1,11 @@
 //! An active thin pool.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 
+use super::guard::Watch;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TableKind, TargetLine, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
@@ -39,10 +40,10 @@ pub struct ThinPool {
     dm: Arc<DeviceMapper>,
     name: DmName,
     number: DeviceNumber,
-    /// The event number up to which `sound` speaks.
-    seen_event: AtomicU32,
-    /// Whether the metadata could be changed when last looked at.
-    sound: AtomicBool,
+    /// The event number of the last status, doubled, plus one if the metadata could be changed then. In one
+    /// word, so that the two are never of different times.
+    seen: AtomicU64,
+    pub(super) guard: Option<Watch>,
 }
 
 impl ThinPool {
@@ -87,8 +88,7 @@ impl ThinPool {
     }
 
     fn look_at(dm: Arc<DeviceMapper>, name: &DmName, number: DeviceNumber) -> Result<Self> {
-        let (seen_event, sound) = (AtomicU32::new(0), AtomicBool::new(false));
-        let pool = Self { dm, name: *name, number, seen_event, sound };
+        let pool = Self { dm, name: *name, number, seen: AtomicU64::new(0), guard: None };
         pool.status()?;
         Ok(pool)
     }
@@ -119,10 +119,10 @@ impl ThinPool {
     pub fn status(&self) -> Result<PoolStatus> {
         let (device, lines) = self.dm.table_status((&self.name).into(), DmFlags::NOFLUSH)?;
         let status: PoolStatus = self.only_line(&lines)?.text.parse()?;
-        let sound = matches!(status.mode(), PoolMode::ReadWrite | PoolMode::OutOfDataSpace);
-        // In this order: who finds the event number unmoved may rely on `sound`.
-        self.sound.store(sound, Ordering::Release);
-        self.seen_event.store(device.event_nr, Ordering::Release);
+        self.seen.store(seen(device.event_nr, status.mode().is_sound()), Ordering::Release);
+        if let Some(guard) = &self.guard {
+            guard.saw(&status, device.event_nr);
+        }
         Ok(status)
     }
 
@@ -190,33 +190,44 @@ impl ThinPool {
     }
 
     /// Send any message. Returning `Ok` means that the kernel did it and committed it.
+    ///
+    /// # Errors
+    /// What the kernel says. [`Error::PoolMode`] if the pool cannot change its metadata any more: either the
+    /// message was refused, or it was obeyed and may be lost. [`Error::LowSpace`] if it allocates, and a
+    /// [guard](Self::with_guard) forbids it.
     pub fn message(&self, message: Message) -> Result<()> {
+        if matches!(message, Message::CreateThin { .. } | Message::CreateSnap { .. }) {
+            self.check_space()?;
+        }
         let answer = self.dm.message((&self.name).into(), Sectors(0), &message);
         let event = match answer {
             Ok(event) => event,
-            Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
-                return Err(self.mode_error("the message was refused").unwrap_or(error));
+            // These are about the thin device. The answer to an error has no event number, so for any
+            // other the status has to tell whether the pool is the reason.
+            Err(error) if matches!(error.errno(), Some(Errno::EEXIST | Errno::ENODATA | Errno::EBUSY)) => {
+                return Err(error);
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                return match self.status() {
+                    Ok(status) if !status.mode().is_sound() => {
+                        Err(self.mode_error(status.mode(), "the message was refused"))
+                    }
+                    _ => Err(error),
+                };
+            }
         };
-        let unmoved = event == self.seen_event.load(Ordering::Acquire);
-        if unmoved && self.sound.load(Ordering::Acquire) {
+        if self.seen.load(Ordering::Acquire) == seen(event, true) {
             return Ok(());
         }
-        self.status()?;
-        if self.sound.load(Ordering::Acquire) {
+        let mode = self.status()?.mode();
+        if mode.is_sound() {
             return Ok(());
         }
-        Err(self.mode_error("the message may not have been committed").unwrap_or(Error::PoolMode {
-            pool: self.name.to_string(),
-            mode: PoolMode::Fail,
-            consequence: "the message may not have been committed",
-        }))
+        Err(self.mode_error(mode, "the message may not have been committed"))
     }
 
-    fn mode_error(&self, consequence: &'static str) -> Option<Error> {
-        let mode = self.status().ok()?.mode();
-        Some(Error::PoolMode { pool: self.name.to_string(), mode, consequence })
+    fn mode_error(&self, mode: PoolMode, consequence: &'static str) -> Error {
+        Error::PoolMode { pool: self.name.to_string(), mode, consequence }
     }
 
     /// Remove the device. The pool's contents stay on its data and metadata devices.
@@ -226,4 +237,8 @@ impl ThinPool {
     pub fn deactivate(&self) -> Result<()> {
         self.dm.remove(&self.name)
     }
+}
+
+fn seen(event: u32, sound: bool) -> u64 {
+    u64::from(event) << 1 | u64::from(sound)
 }

@@ -24,6 +24,13 @@ pub enum PoolMode {
     Fail,
 }
 
+impl PoolMode {
+    /// Whether the metadata can be changed, and a commit reaches the disk.
+    pub fn is_sound(self) -> bool {
+        matches!(self, Self::ReadWrite | Self::OutOfDataSpace)
+    }
+}
+
 impl fmt::Display for PoolMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -72,6 +79,18 @@ pub struct PoolUsage {
     pub needs_check: bool,
     /// Free metadata blocks below which an event is raised; kernels before 4.19 do not tell.
     pub metadata_low_water: Option<Blocks>,
+}
+
+impl PoolUsage {
+    /// Data blocks that are not in use.
+    pub fn free_data(&self) -> Blocks {
+        Blocks(self.total_data.0.saturating_sub(self.used_data.0))
+    }
+
+    /// Metadata blocks that are not in use. The kernel keeps some back for deletions.
+    pub fn free_metadata(&self) -> Blocks {
+        Blocks(self.total_metadata.0.saturating_sub(self.used_metadata.0))
+    }
 }
 
 impl PoolStatus {

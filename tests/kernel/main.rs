@@ -6,6 +6,7 @@
 
 mod bench;
 mod commands;
+mod counting;
 mod dm;
 mod loopdev;
 #[path = "../../examples/quickstart.rs"]
@@ -14,7 +15,9 @@ mod rig;
 mod sources;
 mod spy;
 mod story;
+mod thin_faults;
 mod thin_pool;
+mod thin_space;
 mod thin_volume;
 mod threads;
 mod tree;

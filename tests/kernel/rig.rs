@@ -173,25 +173,37 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let dm = crate::bench::dm();
         for disk in [&self.data, &self.metadata] {
             if std::thread::panicking() {
                 disk.heal();
             }
         }
+        TakeDown.now();
+    }
+}
+
+/// Removes what a test of this crate's thin layer made, when dropped.
+pub struct TakeDown;
+
+impl TakeDown {
+    fn now(&self) {
+        let dm = crate::bench::dm();
         // Volumes before the pool, the pool before its devices.
-        let ours = |prefix: &str| {
-            let devices = dm.list().unwrap_or_default();
-            devices.into_iter().filter(|device| device.name.as_str().starts_with(prefix)).collect::<Vec<_>>()
-        };
         for prefix in ["dm-thin-v", "dm-thin-pool", "dm-thin-data", "dm-thin-metadata"] {
-            for device in ours(prefix) {
+            let devices = dm.list().unwrap();
+            for device in devices.iter().filter(|device| device.name.as_str().starts_with(prefix)) {
                 let removed = dm.remove(&device.name);
                 if !std::thread::panicking() {
                     removed.unwrap();
                 }
             }
         }
+    }
+}
+
+impl Drop for TakeDown {
+    fn drop(&mut self) {
+        self.now();
     }
 }
 

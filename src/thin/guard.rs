@@ -1,0 +1,242 @@
+//! Free space that must be left before the pool is asked to allocate.
+//!
+//! A message must not cost a status, so what the last status said serves until it may be wrong:
+//!
+//! - Every answer carries the event number. When it moved, the status is read anyway.
+//! - For metadata the kernel raises an event each time that less than its own mark (4 MiB or a quarter) is
+//!   left. For data it raises one, once after each resume of the pool, when less than the low water mark is
+//!   left. So while none has come, at least the mark is left, and a guard at or below the mark costs
+//!   nothing at all.
+//! - A guard above the mark, or a data guard after such an event, has no one to tell it: then the status is
+//!   read again when it is older than [`SpaceGuard::max_age`] or [`SpaceGuard::max_messages`] allocating
+//!   messages were sent since. Messages themselves take no data block, and few of metadata.
+//! - The file system below a loop file is asked each time: that is no ioctl.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Backing, METADATA_BLOCK_SIZE, PoolStatus, PoolTable, PoolUsage, ThinPool};
+use crate::units::{Blocks, Bytes, Sectors};
+use crate::{Error, Result};
+
+/// How much must stay free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// So many percent of the device, and at least a block.
+    Percent(u8),
+    /// So much.
+    Bytes(Bytes),
+}
+
+impl MinFree {
+    fn blocks(self, total: Blocks, block_size: Sectors) -> Blocks {
+        match self {
+            // In this order it cannot overflow: a device has less than 2^55 blocks.
+            Self::Percent(percent) => Blocks((total.0 * u64::from(percent)).div_ceil(100).max(1)),
+            Self::Bytes(bytes) => Blocks(bytes.0.div_ceil(block_size.bytes().0)),
+        }
+    }
+}
+
+/// What must be free before a thin device is created or a snapshot taken; by default nothing.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SpaceGuard {
+    data: Option<MinFree>,
+    metadata: Option<MinFree>,
+    backing: Option<Arc<dyn Backing>>,
+    max_age: Duration,
+    max_messages: u32,
+}
+
+impl Default for SpaceGuard {
+    fn default() -> Self {
+        let (max_age, max_messages) = (Duration::from_secs(1), 100);
+        Self { data: None, metadata: None, backing: None, max_age, max_messages }
+    }
+}
+
+impl SpaceGuard {
+    /// Nothing has to be free.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// This much data.
+    #[must_use]
+    pub fn data(mut self, free: MinFree) -> Self {
+        self.data = Some(free);
+        self
+    }
+
+    /// This much metadata.
+    #[must_use]
+    pub fn metadata(mut self, free: MinFree) -> Self {
+        self.metadata = Some(free);
+        self
+    }
+
+    /// Count as free data only what the device below can really get, such as the free space of the file
+    /// system that a loop file is on.
+    #[must_use]
+    pub fn backing(mut self, data: Arc<dyn Backing>) -> Self {
+        self.backing = Some(data);
+        self
+    }
+
+    /// How old a status may be where no event would tell that it is wrong: a second, if not set.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = age;
+        self
+    }
+
+    /// For how many allocating messages it serves in that case: 100, if not set.
+    #[must_use]
+    pub fn max_messages(mut self, messages: u32) -> Self {
+        self.max_messages = messages;
+        self
+    }
+}
+
+/// A guard on duty.
+#[derive(Debug)]
+pub(super) struct Watch {
+    guard: SpaceGuard,
+    known: Mutex<Known>,
+}
+
+/// What was last seen.
+#[derive(Debug)]
+struct Known {
+    table: PoolTable,
+    usage: Option<PoolUsage>,
+    /// What the file below had then, and did not use. What it has now would be held against what was used
+    /// then.
+    spare: Bytes,
+    at: Instant,
+    messages: u32,
+    /// The event number at which the kernel's low water mark was certainly armed.
+    armed: Option<u32>,
+    event: u32,
+}
+
+impl ThinPool {
+    /// Check that there is space before every message that allocates.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for more than 100 percent.
+    pub fn with_guard(mut self, guard: SpaceGuard) -> Result<Self> {
+        for free in [guard.data, guard.metadata].into_iter().flatten() {
+            if let MinFree::Percent(percent @ 101..) = free {
+                let reason = "more than 100 percent";
+                return Err(Error::InvalidOption {
+                    option: "free space",
+                    value: percent.to_string(),
+                    reason,
+                });
+            }
+        }
+        let (table, _) = self.table()?;
+        let (at, spare) = (Instant::now(), Bytes(0));
+        // A device that has had no event at all has had none of the mark.
+        let known = Known { table, usage: None, spare, at, messages: 0, armed: Some(0), event: 0 };
+        self.guard = Some(Watch { guard, known: Mutex::new(known) });
+        self.status()?;
+        Ok(self)
+    }
+
+    /// See that there is space for a message that allocates.
+    ///
+    /// # Errors
+    /// [`Error::LowSpace`] if there is less than the guard wants.
+    pub(super) fn check_space(&self) -> Result<()> {
+        let Some(watch) = &self.guard else { return Ok(()) };
+        if watch.serves() && watch.judge(self).is_ok() {
+            return Ok(());
+        }
+        // Too old, or too little when last seen: blocks may have been freed since.
+        self.status()?;
+        watch.judge(self)
+    }
+}
+
+impl Watch {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A status was read.
+    pub(super) fn saw(&self, status: &PoolStatus, event: u32) {
+        let mut known = self.known();
+        known.usage = match status {
+            PoolStatus::Usage(usage) => Some(usage.clone()),
+            PoolStatus::Fail | PoolStatus::Error => None,
+        };
+        let used = known.usage.as_ref().map(|usage| usage.used_data.bytes(known.table.block_size));
+        // Without an answer nothing is spare.
+        let below = self.guard.backing.as_ref().and_then(|backing| backing.below().ok().flatten());
+        known.spare = below.zip(used).map_or(Bytes(0), |(below, used)| below.spare(used));
+        (known.at, known.messages, known.event) = (Instant::now(), 0, event);
+    }
+
+    /// The event number of the last status.
+    pub(super) fn event(&self) -> u32 {
+        self.known().event
+    }
+
+    /// The pool was resumed with a table, which armed the low water mark; `event` was the number before.
+    pub(super) fn resumed(&self, table: &PoolTable, event: u32) {
+        let mut known = self.known();
+        (known.table, known.armed) = (*table, Some(event));
+    }
+
+    /// Whether what was last seen serves for one more message.
+    fn serves(&self) -> bool {
+        let mut known = self.known();
+        known.messages += 1;
+        let Some(usage) = &known.usage else { return false };
+        let data = self.guard.data.is_none_or(|free| {
+            let mark = known.table.low_water_mark;
+            let needed = free.blocks(usage.total_data, known.table.block_size);
+            known.armed == Some(known.event) && needed <= mark && usage.free_data() >= mark
+        });
+        let metadata = self.guard.metadata.is_none_or(|free| {
+            let needed = free.blocks(usage.total_metadata, METADATA_BLOCK_SIZE.sectors());
+            usage.metadata_low_water.is_some_and(|mark| needed <= mark && usage.free_metadata() >= mark)
+        });
+        let fresh = known.messages <= self.guard.max_messages && known.at.elapsed() <= self.guard.max_age;
+        (data && metadata) || fresh
+    }
+
+    fn judge(&self, pool: &ThinPool) -> Result<()> {
+        let known = self.known();
+        // A pool that has failed says so when it gets the message.
+        let Some(usage) = &known.usage else { return Ok(()) };
+        let low = |what, free: Bytes, needed: Bytes| {
+            Err(Error::LowSpace { pool: pool.name().to_string(), what, free, needed })
+        };
+        if let Some(free) = self.guard.metadata {
+            let block = METADATA_BLOCK_SIZE.sectors();
+            let needed = free.blocks(usage.total_metadata, block);
+            if usage.free_metadata() < needed {
+                return low("metadata", usage.free_metadata().bytes(block), needed.bytes(block));
+            }
+        }
+        if let Some(free) = self.guard.data {
+            let block = known.table.block_size;
+            let needed = free.blocks(usage.total_data, block);
+            if usage.free_data() < needed {
+                return low("data", usage.free_data().bytes(block), needed.bytes(block));
+            }
+            let below = self.guard.backing.as_ref().map(|backing| backing.below()).transpose()?;
+            if let Some(below) = below.flatten()
+                && below.free + known.spare < needed.bytes(block)
+            {
+                let available = below.free + known.spare;
+                return low("space below the data device", available, needed.bytes(block));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! `thin_check` and `thin_repair` of the package thin-provisioning-tools, for pools that are not active.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::units::{Blocks, Sectors};
+use crate::{Error, Result};
+
+const PACKAGE: &str = "thin-provisioning-tools";
+
+/// Check the metadata on a device that no pool uses.
+///
+/// # Errors
+/// [`Error::ToolMissing`]; [`Error::Tool`] with what it found wrong.
+pub fn thin_check(metadata: &Path) -> Result<()> {
+    run("thin_check", metadata, &[metadata.as_ref()])
+}
+
+/// The same, and if it is sound clear the flag `needs_check`, so that the pool will be writable again.
+///
+/// # Errors
+/// As [`thin_check`].
+pub fn clear_needs_check(metadata: &Path) -> Result<()> {
+    run("thin_check", metadata, &["--clear-needs-check-flag".as_ref(), metadata.as_ref()])
+}
+
+/// What only the superblock tells, for a repair where that is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolFacts {
+    /// The transaction id.
+    pub transaction_id: u64,
+    /// The size of a data block.
+    pub block_size: Sectors,
+    /// How many there are.
+    pub data_blocks: Blocks,
+}
+
+/// Write to `spare` what can be saved of `damaged`: the metadata of a pool that is not active, which is
+/// only read. The pool is then activated with `spare` for its metadata; what `spare` held is lost. Where the superblock is
+/// damaged, `facts` are needed.
+///
+/// # Errors
+/// [`Error::ToolMissing`]; [`Error::Tool`] if nothing can be saved, or `spare` is too small;
+/// [`Error::InvalidOption`] if they are the same.
+pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&PoolFacts>) -> Result<()> {
+    let same = |path: &Path| path.canonicalize().ok();
+    if same(damaged).is_some_and(|damaged| Some(damaged) == same(spare)) {
+        let (option, value) = ("spare metadata", spare.display().to_string());
+        return Err(Error::InvalidOption { option, value, reason: "is what is to be repaired" });
+    }
+    let facts = facts.map(|facts| {
+        [
+            format!("--transaction-id={}", facts.transaction_id),
+            format!("--data-block-size={}", facts.block_size.0),
+            format!("--nr-data-blocks={}", facts.data_blocks.0),
+        ]
+    });
+    let mut arguments: Vec<&OsStr> = facts.iter().flatten().map(OsStr::new).collect();
+    arguments.extend(["-i".as_ref(), damaged.as_os_str(), "-o".as_ref(), spare.as_os_str()]);
+    run("thin_repair", damaged, &arguments)
+}
+
+fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<()> {
+    let path = find(program)?;
+    let output = Command::new(path).args(arguments).env("LC_ALL", "C").output();
+    let output = output.map_err(Error::io("run", program))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    // The end says what went wrong.
+    let tail = &said[said.len().saturating_sub(1000)..];
+    Err(Error::Tool {
+        program,
+        device: device.display().to_string(),
+        status: output.status.to_string(),
+        output: String::from_utf8_lossy(tail).trim().to_owned(),
+    })
+}
+
+/// A program in PATH, or where such programs are when PATH is a user's.
+fn find(program: &'static str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let mut paths = directories.map(|directory| directory.join(program));
+    paths.find(|path| path.is_file()).ok_or(Error::ToolMissing { program, package: PACKAGE })
+}

@@ -1,0 +1,230 @@
+//! What happens to a pool, as it happens.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem::discriminant;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::{PoolMode, PoolStatus, ThinPool};
+use crate::Result;
+use crate::dm::{DeviceEvent, DeviceEvents};
+use crate::units::Blocks;
+
+/// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
+/// ended and begun again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PoolEvent {
+    /// Fewer data blocks are free than the low water mark.
+    LowWater {
+        /// Those that are.
+        free: Blocks,
+    },
+    /// No data block is free. Writes that need one wait, at most `no_space_timeout`, or fail.
+    OutOfDataSpace,
+    /// Fewer metadata blocks are free than the kernel's own mark: 4 MiB, or a quarter of the device.
+    LowMetadata {
+        /// Those that are.
+        free: Blocks,
+    },
+    /// No metadata block is free: the pool is read-only until the metadata device grows.
+    OutOfMetadata,
+    /// The metadata cannot be changed any more, or is not meant to be.
+    ReadOnly,
+    /// The metadata must be checked before the pool will be writable again.
+    NeedsCheck,
+    /// No I/O is possible.
+    Failed,
+    /// All is well again: after any of the above, the pool can be written to and has space.
+    Recovered,
+    /// The pool's device is gone. Nothing will be told any more.
+    Removed,
+}
+
+impl fmt::Display for PoolEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LowWater { free } => write!(f, "low on data: {free} free"),
+            Self::OutOfDataSpace => f.write_str("out of data space"),
+            Self::LowMetadata { free } => write!(f, "low on metadata: {free} free"),
+            Self::OutOfMetadata => f.write_str("out of metadata"),
+            Self::ReadOnly => f.write_str("read-only"),
+            Self::NeedsCheck => f.write_str("the metadata needs a check"),
+            Self::Failed => f.write_str("failed"),
+            Self::Recovered => f.write_str("recovered"),
+            Self::Removed => f.write_str("removed"),
+        }
+    }
+}
+
+/// The events of one pool. As an iterator it blocks until there is one and ends when the pool is gone;
+/// an error does not end it.
+///
+/// What holds when the watch begins is told first, so nothing is missed however late it begins.
+#[derive(Debug)]
+pub struct PoolWatcher<'a> {
+    pool: &'a ThinPool,
+    events: DeviceEvents,
+    /// What holds, as far as it was told.
+    told: Vec<PoolEvent>,
+    pending: VecDeque<PoolEvent>,
+    /// Whether the status was read since the last event.
+    looked: bool,
+    gone: bool,
+}
+
+impl ThinPool {
+    /// Watch the pool. Since device-mapper interface 4.37.
+    ///
+    /// The kernel raises the low water mark's event once; only a reload, such as growing, arms it again.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`](crate::Error::TooOld) before that.
+    pub fn watch(&self) -> Result<PoolWatcher<'_>> {
+        let events = self.device_mapper().events()?;
+        let (told, pending) = (Vec::new(), VecDeque::new());
+        Ok(PoolWatcher { pool: self, events, told, pending, looked: false, gone: false })
+    }
+}
+
+impl PoolWatcher<'_> {
+    /// The next event; `None` if there is none within `timeout`, or the pool is gone.
+    ///
+    /// A zero timeout looks once, which together with [`AsFd`] suits an event loop: call it until it
+    /// says `None`, then wait for the file to become readable.
+    pub fn next_within(&mut self, timeout: Duration) -> Result<Option<PoolEvent>> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    fn next_until(&mut self, end: Option<Instant>) -> Result<Option<PoolEvent>> {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.gone {
+                return Ok(None);
+            }
+            if !self.looked {
+                self.look()?;
+                continue;
+            }
+            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            match self.events.next_within(left)? {
+                None => return Ok(None),
+                Some(DeviceEvent::Removed(device)) if device.number == self.pool.number() => self.leave(),
+                Some(DeviceEvent::Changed(device)) if device.number == self.pool.number() => {
+                    self.looked = false;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn leave(&mut self) {
+        self.gone = true;
+        self.pending.push_back(PoolEvent::Removed);
+    }
+
+    /// Read the status after an event; what holds now and did not before is news.
+    fn look(&mut self) -> Result<()> {
+        let read = self.pool.status().and_then(|status| Ok((status, self.pool.table()?.0.low_water_mark)));
+        let (status, low_water_mark) = match read {
+            Err(error) if error.errno() == Some(Errno::ENXIO) => {
+                self.looked = true;
+                self.leave();
+                return Ok(());
+            }
+            read => read?,
+        };
+        self.looked = true;
+        let holds = conditions(&status, low_water_mark);
+        let is_old = |event: &PoolEvent| self.told.iter().any(|old| discriminant(old) == discriminant(event));
+        let mut news: Vec<_> = holds.iter().filter(|event| !is_old(event)).copied().collect();
+        if news.is_empty() {
+            // There was an event all the same: something ended and began again since the last look.
+            news.clone_from(&holds);
+        }
+        self.pending.extend(news);
+        if holds.is_empty() && !self.told.is_empty() {
+            self.pending.push_back(PoolEvent::Recovered);
+        }
+        self.told = holds;
+        Ok(())
+    }
+}
+
+/// What a status says, the least grave first.
+fn conditions(status: &PoolStatus, low_water_mark: Blocks) -> Vec<PoolEvent> {
+    let PoolStatus::Usage(usage) = status else { return vec![PoolEvent::Failed] };
+    let (data, metadata) = (usage.free_data(), usage.free_metadata());
+    let out_of_metadata = usage.mode == PoolMode::ReadOnly && metadata == Blocks(0);
+    [
+        (data < low_water_mark, PoolEvent::LowWater { free: data }),
+        (
+            usage.metadata_low_water.is_some_and(|mark| metadata < mark),
+            PoolEvent::LowMetadata { free: metadata },
+        ),
+        (usage.mode == PoolMode::OutOfDataSpace, PoolEvent::OutOfDataSpace),
+        (out_of_metadata, PoolEvent::OutOfMetadata),
+        (usage.mode == PoolMode::ReadOnly && !out_of_metadata, PoolEvent::ReadOnly),
+        (usage.needs_check, PoolEvent::NeedsCheck),
+        (usage.mode == PoolMode::Fail, PoolEvent::Failed),
+    ]
+    .into_iter()
+    .filter_map(|(holds, event)| holds.then_some(event))
+    .collect()
+}
+
+impl Iterator for PoolWatcher<'_> {
+    type Item = Result<PoolEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_until(None) {
+                Ok(None) if self.gone => return None,
+                // A wait without an end does not end; it can only have been cut short.
+                Ok(None) => {}
+                result => return result.transpose(),
+            }
+        }
+    }
+}
+
+impl AsFd for PoolWatcher<'_> {
+    /// Readable when there may be something new.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_status_says() {
+        let says = |text: &str| {
+            let events = conditions(&text.parse().unwrap(), Blocks(17));
+            events.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let tail = "discard_passdown queue_if_no_space";
+        assert_eq!(says(&format!("0 10/1024 0/512 - rw {tail} - 256")), "");
+        assert_eq!(says(&format!("0 10/1024 496/512 - rw {tail} - 256")), "low on data: 16 blocks free");
+        assert_eq!(
+            says(&format!("0 10/1024 512/512 - out_of_data_space {tail} - 256")),
+            "low on data: 0 blocks free; out of data space"
+        );
+        assert_eq!(
+            says(&format!("0 1024/1024 0/512 - ro {tail} - 256")),
+            "low on metadata: 0 blocks free; out of metadata"
+        );
+        assert_eq!(
+            says(&format!("0 10/1024 0/512 - ro {tail} needs_check 256")),
+            "read-only; the metadata needs a check"
+        );
+        assert_eq!(says("Fail"), "failed");
+    }
+}

@@ -1,0 +1,328 @@
+//! Space that runs out: the guard before it, the events on the way, growing out of it.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dm_thin::loopdev::{AttachOptions, LoopControl};
+use dm_thin::thin::{
+    AutoExtend, ExtendRule, Extension, LoopFile, MinFree, NoSpace, PoolEvent, PoolFeatures, PoolMode,
+    PoolTable, PoolWatcher, SpaceGuard, ThinPool,
+};
+use dm_thin::units::{Blocks, Bytes};
+use dm_thin::{Errno, Error};
+
+use crate::bench::{Bench, dm};
+use crate::counting::Counting;
+use crate::rig::{BLOCK, Rig, TakeDown, drop_caches, holds, id, name, uuid, write};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn next(watcher: &mut PoolWatcher<'_>) -> PoolEvent {
+    watcher.next_within(SOON).unwrap().expect("an event")
+}
+
+fn nothing(watcher: &mut PoolWatcher<'_>) {
+    assert_eq!(watcher.next_within(Duration::from_millis(100)).unwrap(), None);
+}
+
+#[test]
+fn errors_come_at_once_and_end_when_it_grows() {
+    let bench = Bench::new();
+    let features = PoolFeatures { no_space: NoSpace::Error, ..Default::default() };
+    let rig = Rig::new(&bench, Bytes::mib(16), features);
+    let volume = rig.volume(1, Bytes::mib(64));
+    let mut watcher = rig.pool().watch().unwrap();
+    nothing(&mut watcher);
+    write(&volume.path(), 0, 240, 1).unwrap();
+    nothing(&mut watcher);
+    write(&volume.path(), 240, 1, 1).unwrap();
+    assert_eq!(next(&mut watcher), PoolEvent::LowWater { free: Blocks(15) });
+    nothing(&mut watcher);
+    let full = write(&volume.path(), 240, 32, 2).unwrap_err();
+    println!("write to the full pool: {full}");
+    assert_eq!(next(&mut watcher), PoolEvent::OutOfDataSpace);
+    assert_eq!(rig.mode(), PoolMode::OutOfDataSpace);
+    // The metadata still works: room can be made.
+    rig.pool().create_thin(id(2)).unwrap();
+    assert!(holds(&volume.path(), 0, 240, 1));
+    rig.data.grow(Bytes::mib(32));
+    rig.pool().grow_data(Bytes::mib(32).sectors()).unwrap();
+    assert_eq!(next(&mut watcher), PoolEvent::Recovered);
+    write(&volume.path(), 240, 32, 2).unwrap();
+    drop_caches();
+    assert!(holds(&volume.path(), 0, 240, 1) && holds(&volume.path(), 240, 32, 2));
+}
+
+#[test]
+fn a_waiting_writer_goes_on_when_it_grows() {
+    let bench = Bench::new();
+    let rig = Rig::new(&bench, Bytes::mib(16), PoolFeatures::default());
+    let volume = rig.volume(1, Bytes::mib(64));
+    let mut watcher = rig.pool().watch().unwrap();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| write(&volume.path(), 0, 512, 3));
+        assert!(matches!(next(&mut watcher), PoolEvent::LowWater { .. }));
+        assert_eq!(next(&mut watcher), PoolEvent::OutOfDataSpace);
+        thread::sleep(Duration::from_millis(300));
+        assert!(!writer.is_finished());
+        rig.data.grow(Bytes::mib(64));
+        rig.pool().grow_data(Bytes::mib(64).sectors()).unwrap();
+        writer.join().unwrap().unwrap();
+    });
+    assert_eq!(next(&mut watcher), PoolEvent::Recovered);
+    drop_caches();
+    assert!(holds(&volume.path(), 0, 512, 3), "no write was lost");
+}
+
+#[test]
+fn room_is_made_by_deleting_too() {
+    let bench = Bench::new();
+    let features = PoolFeatures { no_space: NoSpace::Error, ..Default::default() };
+    let rig = Rig::new(&bench, Bytes::mib(16), features);
+    let (old, volume) = (rig.volume(1, Bytes::mib(64)), rig.volume(2, Bytes::mib(64)));
+    write(&old.path(), 0, 128, 1).unwrap();
+    write(&volume.path(), 0, 200, 2).unwrap_err();
+    assert_eq!(rig.mode(), PoolMode::OutOfDataSpace);
+    old.deactivate().unwrap();
+    rig.pool().delete(id(1)).unwrap();
+    let end = Instant::now() + SOON;
+    while write(&volume.path(), 0, 200, 2).is_err() {
+        assert!(Instant::now() < end, "{}", rig.pool().status().unwrap());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(holds(&volume.path(), 0, 200, 2));
+}
+
+#[test]
+fn metadata_runs_out_and_grows_again() {
+    let bench = Bench::new();
+    // Big blocks of metadata are not to be had; many small mappings are.
+    let rig = Rig::with(
+        &bench,
+        dm(),
+        Bytes::gib(8),
+        Bytes::mib(2),
+        PoolFeatures { skip_block_zeroing: true, no_space: NoSpace::Error, ..Default::default() },
+    );
+    let mut watcher = rig.pool().watch().unwrap();
+    assert!(rig.usage().metadata_low_water.is_some());
+    // Each volume's tree takes blocks of its own.
+    let mut made = 0;
+    let refused = loop {
+        match rig.pool().create_thin(id(made)) {
+            Ok(()) => made += 1,
+            Err(error) => break error,
+        }
+        let what = format!("v{made}");
+        let size = Bytes::mib(1).sectors();
+        let activated = rig.pool().activate(&name(&what), &uuid(&what), id(made - 1), size);
+        let Ok(volume) = activated else { break activated.unwrap_err() };
+        let written = write(&volume.path(), 0, 1, 1);
+        volume.deactivate().unwrap();
+        if let Err(error) = written {
+            println!("after {made} volumes: {error}");
+            break rig.pool().create_thin(id(made)).unwrap_err();
+        }
+    };
+    println!("{made} volumes; {refused}; {}", rig.pool().status().unwrap());
+    assert!(matches!(refused, Error::PoolMode { mode: PoolMode::ReadOnly, .. }), "{refused}");
+    assert!(matches!(next(&mut watcher), PoolEvent::LowMetadata { .. }));
+    let out = next(&mut watcher);
+    assert!(matches!(out, PoolEvent::OutOfMetadata), "{out}: {}", rig.pool().status().unwrap());
+    rig.metadata.grow(Bytes::mib(16));
+    rig.pool().grow_metadata().unwrap();
+    assert_eq!(next(&mut watcher), PoolEvent::Recovered);
+    let volume = rig.volume(500_000, Bytes::mib(64));
+    write(&volume.path(), 0, 64, 4).unwrap();
+    for n in (0..made - 1).step_by(50) {
+        let volume = rig.activated(n, Bytes::mib(1));
+        assert!(holds(&volume.path(), 0, 1, 1), "volume {n}");
+        volume.deactivate().unwrap();
+    }
+}
+
+/// A pool on loop files without anything between.
+fn loop_pool(bench: &Bench, data: Bytes) -> (ThinPool, impl Fn() -> (LoopFile, LoopFile), TakeDown) {
+    let control = LoopControl::open().unwrap();
+    let paths = ["metadata", "data"].map(|what| bench.path().join(what));
+    let attach = |n: usize, size: Bytes| {
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(&paths[n]).unwrap();
+        file.set_len(size.0).unwrap();
+        control.attach(&file, &paths[n], &AttachOptions::new().autoclear(true)).unwrap()
+    };
+    let devices = [attach(0, Bytes::mib(2)), attach(1, data)];
+    let [metadata, data_device] = [devices[0].number(), devices[1].number()];
+    let features = PoolFeatures::default();
+    let table =
+        PoolTable { metadata, data: data_device, block_size: BLOCK, low_water_mark: Blocks(0), features };
+    let pool = ThinPool::create(dm(), &name("pool"), &uuid("pool"), &table, data.sectors()).unwrap();
+    let backings = move || {
+        let find = |n: usize| LoopFile::find(LoopControl::open().unwrap(), &paths[n]).unwrap();
+        (find(1), find(0))
+    };
+    (pool, backings, TakeDown)
+}
+
+#[test]
+fn it_extends_itself_while_a_writer_fills_it() {
+    let bench = Bench::new();
+    let (pool, backings, _down) = loop_pool(&bench, Bytes::mib(64));
+    let (data, metadata) = backings();
+    let policy = AutoExtend::new()
+        .data(ExtendRule { threshold: 50, step: 50, maximum: Bytes::mib(256) }, data)
+        .unwrap()
+        .metadata(ExtendRule { threshold: 70, step: 50, maximum: Bytes::mib(64) }, metadata)
+        .unwrap();
+    assert_eq!(policy.apply(&pool).unwrap(), (Extension::NotNeeded, Extension::NotNeeded));
+    assert_eq!(pool.table().unwrap().0.low_water_mark, Blocks(512));
+    pool.create_thin(id(1)).unwrap();
+    let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), Bytes::mib(192).sectors()).unwrap();
+    let mut extended = Vec::new();
+    thread::scope(|scope| {
+        // In steps: a pool that fills up in the very moment in which it is suspended would wait for 60 s.
+        let writer = scope.spawn(|| (0..192).try_for_each(|mib| write(&volume.path(), mib << 4, 16, 6)));
+        let mut watcher = pool.watch().unwrap();
+        while !writer.is_finished() {
+            if let Some(event) = watcher.next_within(Duration::from_millis(100)).unwrap() {
+                println!("{event}");
+                extended.extend(policy.apply(&pool).map(|(data, _)| data));
+            }
+        }
+        writer.join().unwrap().unwrap();
+    });
+    println!("{extended:?} {}", pool.status().unwrap());
+    assert!(extended.iter().filter(|extension| matches!(extension, Extension::To(_))).count() >= 2);
+    drop_caches();
+    assert!(holds(&volume.path(), 0, 192 << 4, 6));
+    // The maximum is the end: 256 MiB, of which 192 are above the threshold.
+    while let Extension::To(_) = policy.apply(&pool).unwrap().0 {}
+    assert_eq!(policy.apply(&pool).unwrap().0, Extension::Exhausted);
+    assert_eq!(pool.table().unwrap().1, Bytes::mib(256).sectors());
+    volume.deactivate().unwrap();
+    pool.deactivate().unwrap();
+}
+
+#[test]
+fn a_policy_for_other_devices_is_refused() {
+    let bench = Bench::new();
+    let (pool, backings, _down) = loop_pool(&bench, Bytes::mib(16));
+    let (_, metadata) = backings();
+    let rule = ExtendRule { threshold: 80, step: 20, maximum: Bytes::gib(1) };
+    let error = AutoExtend::new().data(rule, metadata).unwrap().apply(&pool).unwrap_err();
+    assert!(matches!(error, Error::Unchangeable { what: "data device", .. }), "{error}");
+    let (data, _) = backings();
+    let error = AutoExtend::new().data(ExtendRule { threshold: 0, ..rule }, data).unwrap_err();
+    assert_eq!(error.to_string(), "extension threshold: 0: not from 1 to 99 percent");
+    pool.deactivate().unwrap();
+}
+
+#[test]
+fn the_guard_refuses_in_time_and_costs_nothing() {
+    let bench = Bench::new();
+    let (kernel, mapper) = Counting::mapper();
+    let mut rig = Rig::with(&bench, mapper, Bytes::mib(32), Bytes::mib(16), PoolFeatures::default());
+    // At the low water mark (16 blocks), and below the kernel's mark for metadata (a quarter).
+    let guard = SpaceGuard::new().data(MinFree::Bytes(Bytes::mib(1))).metadata(MinFree::Percent(10));
+    rig.pool = Some(rig.pool.take().unwrap().with_guard(guard).unwrap());
+    let volume = rig.volume(1, Bytes::mib(64));
+    kernel.ioctls();
+    for n in 100..400 {
+        rig.pool().create_thin(id(n)).unwrap();
+    }
+    assert_eq!(kernel.ioctls(), ["DM_TARGET_MSG"; 300]);
+    // 497 of 512 blocks: the event is in the next answer, and from then on it is known.
+    write(&volume.path(), 0, 497, 1).unwrap();
+    rig.pool().create_thin(id(400)).unwrap();
+    assert_eq!(kernel.ioctls(), ["DM_TARGET_MSG", "DM_TABLE_STATUS"]);
+    let error = rig.pool().create_thin(id(401)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "pool dm-thin-pool is low on data: 983040 bytes free, 1048576 bytes must stay so"
+    );
+    assert!(error.is_out_of_space());
+    assert_eq!(kernel.ioctls(), ["DM_TABLE_STATUS"], "nothing was sent");
+    // What frees space is never refused, and then there is room again.
+    rig.pool().delete(id(400)).unwrap();
+    volume.discard_all().unwrap();
+    rig.pool().create_thin(id(401)).unwrap();
+    // The mark's event has come and will not come again before a reload: now it looks now and then.
+    kernel.ioctls();
+    let started = Instant::now();
+    for n in 500..800 {
+        rig.pool().create_thin(id(n)).unwrap();
+    }
+    let statuses = kernel.ioctls().iter().filter(|&&ioctl| ioctl == "DM_TABLE_STATUS").count();
+    let most = 3 + started.elapsed().as_secs();
+    assert!((1..=most as usize).contains(&statuses), "{statuses}");
+    rig.pool().set_low_water_mark(Blocks(32)).unwrap();
+    kernel.ioctls();
+    for n in 800..1100 {
+        rig.pool().create_thin(id(n)).unwrap();
+    }
+    assert_eq!(kernel.ioctls(), ["DM_TARGET_MSG"; 300], "armed again");
+}
+
+#[test]
+fn the_guard_knows_what_the_file_can_really_get() {
+    let bench = Bench::new();
+    // A file system of 24 MiB, with a pool of 64 MiB.
+    let tiny = bench.path().join("tiny");
+    std::fs::create_dir(&tiny).unwrap();
+    use dm_thin::kernel::{Kernel, RealKernel};
+    let source = Some(std::path::Path::new("tiny"));
+    RealKernel.mount(source, &tiny, Some("tmpfs"), Default::default(), "size=24m").unwrap();
+    {
+        let path = tiny.join("data");
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        let control = || LoopControl::open().unwrap();
+        let options = AttachOptions::new().autoclear(true);
+        let data = control().attach(&file, &path, &options).unwrap();
+        let metadata = crate::rig::Disk::new(&bench, &dm(), "metadata", Bytes::mib(4));
+        let features = PoolFeatures::default();
+        let (mark, size) = (Blocks(16), Bytes::mib(64).sectors());
+        let table = PoolTable {
+            metadata: metadata.number,
+            data: data.number(),
+            block_size: BLOCK,
+            low_water_mark: mark,
+            features,
+        };
+        let pool = ThinPool::create(dm(), &name("pool"), &uuid("pool"), &table, size).unwrap();
+        drop(data);
+        let backing = Arc::new(LoopFile::find(control(), &path).unwrap());
+        let guard = SpaceGuard::new().data(MinFree::Bytes(Bytes::mib(16))).backing(backing);
+        let pool = pool.with_guard(guard).unwrap();
+        pool.create_thin(id(1)).unwrap();
+        // Somebody else takes the room.
+        std::fs::write(tiny.join("other"), vec![1; 12 << 20]).unwrap();
+        let error = pool.create_thin(id(2)).unwrap_err();
+        assert!(matches!(error, Error::LowSpace { what: "space below the data device", .. }), "{error}");
+        std::fs::remove_file(tiny.join("other")).unwrap();
+        pool.create_thin(id(2)).unwrap();
+        // What the file has, and the pool does not use, counts.
+        let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), Bytes::mib(64).sectors()).unwrap();
+        write(&volume.path(), 0, 20 << 4, 1).unwrap();
+        assert!(pool.create_thin(id(3)).unwrap_err().is_out_of_space());
+        volume.discard_all().unwrap();
+        pool.create_thin(id(3)).unwrap();
+        volume.deactivate().unwrap();
+        pool.deactivate().unwrap();
+        metadata.dm.remove(&metadata.name).unwrap();
+    }
+    // The loop device lets go of the file a moment after the pool did.
+    let end = Instant::now() + SOON;
+    while RealKernel.unmount(&tiny, Default::default()) == Err(Errno::EBUSY) {
+        assert!(Instant::now() < end);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn percentages_of_a_guard_make_sense() {
+    let bench = Bench::new();
+    let mut rig = Rig::new(&bench, Bytes::mib(16), PoolFeatures::default());
+    let error = rig.pool.take().unwrap().with_guard(SpaceGuard::new().data(MinFree::Percent(101)));
+    assert!(matches!(error, Err(Error::InvalidOption { option: "free space", .. })));
+}
