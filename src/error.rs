@@ -158,6 +158,15 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A storage option that is unknown, malformed, or has no meaning here.
+    #[error("storage option {option}: {reason}")]
+    StorageOption {
+        /// The option as it was given.
+        option: String,
+        /// What is wrong with it, or what replaces it.
+        reason: &'static str,
+    },
+
     /// A file operation failed.
     #[error("{action} {path}: {source}", path = path.display())]
     Io {

@@ -40,6 +40,7 @@ mod root;
 mod snapshot;
 mod source;
 mod status;
+mod storage_opts;
 mod store;
 
 use std::collections::HashMap;

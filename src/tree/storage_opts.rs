@@ -1,0 +1,241 @@
+//! Options as text: the `dm.*` storage options of moby's devicemapper driver.
+
+use super::{Filesystem, Options, PoolSource};
+use crate::abi::mount::MountFlags;
+use crate::units::Bytes;
+use crate::{Error, Result};
+
+impl Options {
+    /// Options from `key=value` texts, with the keys and defaults of Docker's `--storage-opt`.
+    ///
+    /// ```
+    /// # use dm_thin::tree::Options;
+    /// let options = Options::from_storage_opts(["dm.basesize=20G", "dm.fs=xfs", "dm.mountopt=noatime,discard"])?;
+    /// # Ok::<(), dm_thin::Error>(())
+    /// ```
+    ///
+    /// | key | value |
+    /// |---|---|
+    /// | `dm.basesize`, `dm.loopdatasize`, `dm.loopmetadatasize`, `dm.blocksize` | a size: `20G`, `512m`, `1.5g`, bytes |
+    /// | `dm.fs` | `ext4`, `xfs` |
+    /// | `dm.mkfsarg` | one argument; repeatable |
+    /// | `dm.mountopt` | as after `mount -o`; repeatable |
+    /// | `dm.datadev` and `dm.metadatadev` | two block devices |
+    /// | `dm.thinpooldev` | an active pool, with or without `/dev/mapper/` |
+    /// | `dm.blkdiscard`, `dm.use_deferred_removal`, `dm.use_deferred_deletion` | a truth value |
+    /// | `dm.min_free_space` | `10%` of data and metadata, or a size, for the data only; 0 for neither |
+    /// | `dm.xfs_nospace_max_retries` | a number |
+    /// | `dm.override_udev_sync_check` | a truth value; there is no such check to override |
+    ///
+    /// `dm.directlvm_device` and its kin, and `dm.libdm_log_level`, have no meaning here: they are refused with
+    /// what replaces them.
+    ///
+    /// # Errors
+    /// [`Error::StorageOption`] names the option and the reason.
+    pub fn from_storage_opts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Self> {
+        let mut options = Self::new();
+        let (mut data, mut metadata, mut pool) = (None, None, None);
+        for text in texts {
+            let text = text.as_ref();
+            let (key, value) =
+                text.split_once('=').ok_or_else(|| refused(text, "not of the form key=value"))?;
+            let key = key.trim();
+            let value = value.trim();
+            let wrong = |reason| refused(text, reason);
+            let size = || value.parse::<Bytes>().map_err(|_| wrong("not a size such as 20G, 512m or 4096"));
+            let truth = || truth(value).ok_or_else(|| wrong("neither true nor false"));
+            let path = || match value {
+                path if path.starts_with('/') => Ok(path.to_owned()),
+                _ => Err(wrong("not an absolute path")),
+            };
+            options = match key {
+                "dm.basesize" => options.base_size(size()?),
+                "dm.loopdatasize" => options.data_size(size()?),
+                "dm.loopmetadatasize" => options.metadata_size(size()?),
+                "dm.blocksize" => options.block_size(size()?),
+                "dm.fs" => options.filesystem(match value {
+                    "ext4" => Filesystem::Ext4,
+                    "xfs" => Filesystem::Xfs,
+                    _ => return Err(wrong("neither ext4 nor xfs")),
+                }),
+                "dm.mkfsarg" => {
+                    options.mkfs_args.push(value.to_owned());
+                    options
+                }
+                "dm.mountopt" => mount_options(options, value),
+                "dm.blkdiscard" => options.blkdiscard(truth()?),
+                "dm.use_deferred_removal" => options.deferred_removal(truth()?),
+                "dm.use_deferred_deletion" => options.deferred_deletion(truth()?),
+                "dm.override_udev_sync_check" => truth().map(|_| options)?,
+                "dm.xfs_nospace_max_retries" => {
+                    options.xfs_nospace_max_retries(value.parse().map_err(|_| wrong("not a number"))?)
+                }
+                "dm.datadev" | "dm.metadatadev" | "dm.thinpooldev" => {
+                    match key {
+                        "dm.datadev" => data = Some(path()?),
+                        "dm.metadatadev" => metadata = Some(path()?),
+                        _ => pool = Some(value.strip_prefix("/dev/mapper/").unwrap_or(value).to_owned()),
+                    }
+                    options
+                }
+                _ => return Err(wrong(reason(key))),
+            };
+        }
+        let source = match (data, metadata, pool) {
+            (None, None, None) => return Ok(options),
+            (Some(data), Some(metadata), None) => {
+                PoolSource::Devices { data: data.into(), metadata: metadata.into() }
+            }
+            (None, None, Some(name)) => PoolSource::Pool { name },
+            (_, _, Some(_)) => {
+                return Err(refused("dm.thinpooldev", "excludes dm.datadev and dm.metadatadev"));
+            }
+            (_, None, _) => return Err(refused("dm.datadev", "needs dm.metadatadev, too")),
+            (None, ..) => return Err(refused("dm.metadatadev", "needs dm.datadev, too")),
+        };
+        Ok(options.pool_source(source))
+    }
+}
+
+/// Why a key is refused.
+fn reason(key: &str) -> &'static str {
+    match key {
+        "dm.directlvm_device" | "dm.directlvm_device_force" => {
+            "LVM is not used; give a pool by dm.thinpooldev, or two devices by dm.datadev and dm.metadatadev"
+        }
+        "dm.thinp_percent" | "dm.thinp_metapercent" => {
+            "divides a volume group of LVM, which is not used; devices have their sizes"
+        }
+        "dm.thinp_autoextend_threshold" | "dm.thinp_autoextend_percent" => {
+            "configures LVM, which is not used; see the pool watcher and its policy in dm_thin::thin"
+        }
+        "dm.libdm_log_level" => "libdevmapper is not used; errors say what its log would",
+        _ => "unknown option",
+    }
+}
+
+fn refused(option: &str, reason: &'static str) -> Error {
+    Error::StorageOption { option: option.to_owned(), reason }
+}
+
+/// As Go's `strconv.ParseBool`.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Tell the words that are flags of mount(2) from those for the file system.
+fn mount_options(mut options: Options, words: &str) -> Options {
+    for word in words.split(',').filter(|word| !word.is_empty()) {
+        let (flag, on) = match word {
+            "ro" => (MountFlags::RDONLY, true),
+            "rw" => (MountFlags::RDONLY, false),
+            "nosuid" => (MountFlags::NOSUID, true),
+            "suid" => (MountFlags::NOSUID, false),
+            "nodev" => (MountFlags::NODEV, true),
+            "dev" => (MountFlags::NODEV, false),
+            "noexec" => (MountFlags::NOEXEC, true),
+            "exec" => (MountFlags::NOEXEC, false),
+            "sync" => (MountFlags::SYNCHRONOUS, true),
+            "async" => (MountFlags::SYNCHRONOUS, false),
+            "dirsync" => (MountFlags::DIRSYNC, true),
+            "noatime" => (MountFlags::NOATIME, true),
+            "atime" => (MountFlags::NOATIME, false),
+            "nodiratime" => (MountFlags::NODIRATIME, true),
+            "diratime" => (MountFlags::NODIRATIME, false),
+            "relatime" => (MountFlags::RELATIME, true),
+            "norelatime" => (MountFlags::RELATIME, false),
+            "strictatime" => (MountFlags::STRICTATIME, true),
+            "nostrictatime" => (MountFlags::STRICTATIME, false),
+            "lazytime" => (MountFlags::LAZYTIME, true),
+            "nolazytime" => (MountFlags::LAZYTIME, false),
+            "defaults" => continue,
+            word => {
+                if !options.mount_options.is_empty() {
+                    options.mount_options.push(',');
+                }
+                options.mount_options.push_str(word);
+                continue;
+            }
+        };
+        options.mount_flags.set(flag, on);
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(texts: &[&str]) -> Options {
+        Options::from_storage_opts(texts).unwrap_or_else(|error| panic!("{texts:?}: {error}"))
+    }
+
+    /// All of an option's effect.
+    fn shown(options: &Options) -> String {
+        format!("{options:?}")
+    }
+
+    #[test]
+    fn each_option_is_the_setter_of_its_name() {
+        let new = Options::new;
+        let devices = PoolSource::Devices { data: "/dev/a".into(), metadata: "/dev/b".into() };
+        for (texts, same) in [
+            (&["dm.basesize=20G"][..], new().base_size(Bytes::gib(20))),
+            (&["dm.basesize=1.5g"], new().base_size(Bytes::mib(1536))),
+            (&["dm.loopdatasize=200GB"], new().data_size(Bytes::gib(200))),
+            (&["dm.loopmetadatasize=4096m"], new().metadata_size(Bytes::gib(4))),
+            (&["dm.blocksize=65536"], new().block_size(Bytes::kib(64))),
+            (&["dm.fs=xfs"], new().filesystem(Filesystem::Xfs)),
+            (&["dm.fs=ext4"], new().filesystem(Filesystem::Ext4)),
+            (&["dm.mkfsarg=-O", "dm.mkfsarg=^has_journal"], {
+                new().mkfs_args(vec!["-O".to_owned(), "^has_journal".to_owned()])
+            }),
+            (&["dm.mountopt=noatime,discard,ro", "dm.mountopt=rw,data=ordered"], {
+                new().mount_flags(MountFlags::NOATIME).mount_options("discard,data=ordered".to_owned())
+            }),
+            (&["dm.datadev=/dev/a", "dm.metadatadev=/dev/b"], new().pool_source(devices)),
+            (&["dm.thinpooldev=/dev/mapper/p"], new().pool_source(PoolSource::Pool { name: "p".to_owned() })),
+            (&["dm.thinpooldev=p"], new().pool_source(PoolSource::Pool { name: "p".to_owned() })),
+            (&["dm.blkdiscard=false"], new().blkdiscard(false)),
+            (&["dm.use_deferred_removal=true"], new().deferred_removal(true)),
+            (&["dm.use_deferred_deletion=T"], new().deferred_deletion(true)),
+            (&["dm.xfs_nospace_max_retries=0"], new().xfs_nospace_max_retries(0)),
+            (&["dm.override_udev_sync_check=true"], new()),
+            (&[], new()),
+        ] {
+            assert_eq!(shown(&of(texts)), shown(&same), "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_says_why() {
+        let reason = |text: &str| Options::from_storage_opts([text]).unwrap_err().to_string();
+        assert_eq!(reason("dm.nonsense=1"), "storage option dm.nonsense=1: unknown option");
+        assert_eq!(reason("basesize"), "storage option basesize: not of the form key=value");
+        for (text, why) in [
+            ("dm.directlvm_device=/dev/sdb", "dm.thinpooldev"),
+            ("dm.directlvm_device_force=true", "dm.thinpooldev"),
+            ("dm.thinp_percent=95", "LVM"),
+            ("dm.thinp_metapercent=1", "LVM"),
+            ("dm.thinp_autoextend_threshold=80", "watcher"),
+            ("dm.thinp_autoextend_percent=20", "watcher"),
+            ("dm.libdm_log_level=3", "libdevmapper"),
+            ("dm.fs=btrfs", "neither ext4 nor xfs"),
+            ("dm.basesize=much", "not a size"),
+            ("dm.basesize=-1", "not a size"),
+            ("dm.blkdiscard=maybe", "neither true nor false"),
+            ("dm.xfs_nospace_max_retries=-1", "not a number"),
+            ("dm.datadev=/dev/a", "needs dm.metadatadev"),
+            ("dm.metadatadev=/dev/a", "needs dm.datadev"),
+            ("dm.datadev=a", "absolute"),
+        ] {
+            assert!(reason(text).contains(why), "{}", reason(text));
+        }
+        let both = ["dm.thinpooldev=p", "dm.datadev=/dev/a", "dm.metadatadev=/dev/b"];
+        assert!(Options::from_storage_opts(both).is_err());
+    }
+}
