@@ -8,6 +8,7 @@ mod bench;
 mod commands;
 mod counting;
 mod dm;
+mod filesystems;
 mod loopdev;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
