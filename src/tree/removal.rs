@@ -170,9 +170,8 @@ impl SnapshotTree {
     /// Delete a volume that is not active, and whose removal is recorded.
     fn delete_volume(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
         if self.discards() {
-            // Only now: what is discarded must not be found in the state again. Without it the blocks are free
-            // all the same, only not given back by the device below.
-            let _ = self.discard(id, snapshot);
+            // Only now: what is discarded must not be found in the state again.
+            self.discard(id, snapshot)?;
         }
         let deleted = self.pool.delete(snapshot.thin_id);
         if !is_deleted(&deleted) {
@@ -190,11 +189,15 @@ impl SnapshotTree {
         self.options.blkdiscard.unwrap_or_else(|| self.store.read_state(default))
     }
 
+    /// Give the blocks back. Failing to is no error: the pool has them again all the same.
     fn discard(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
-        let volume = self.activate_volume(id.as_str(), snapshot.thin_id, snapshot.size)?;
-        let discarded = volume.discard_all();
-        let removed = self.remove_volume(&volume);
-        discarded.and(removed)
+        let discarded =
+            self.activate_volume(id.as_str(), snapshot.thin_id, snapshot.size).and_then(|volume| {
+                let _ = volume.discard_all();
+                self.remove_volume(&volume)
+            });
+        // Nothing of the device may be left.
+        discarded.or_else(|_| self.remove_device(id, snapshot))
     }
 }
 
