@@ -62,7 +62,7 @@ fn an_init_layer_that_cannot_be_applied_leaves_nothing_mounted() {
 fn written_and_removed(bench: &Bench, name: &str, discard: bool) -> (u64, u64) {
     let (root, target) = (bench.path().join(name), bench.path().join("target"));
     let tree = SnapshotTree::open(&root, small().blkdiscard(discard)).unwrap();
-    let used = || fs::metadata(root.join("pool/data")).unwrap().blocks() * 512 >> 20;
+    let used = || fs::metadata(root.join("pool/data")).unwrap().blocks() / 2048;
     let before = used();
     tree.add("image", Parent::Base).unwrap();
     tree.mount("image", &target).unwrap();

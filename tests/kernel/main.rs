@@ -6,7 +6,6 @@
 
 mod bench;
 mod commands;
-mod counting;
 mod dm;
 mod filesystems;
 mod loopdev;

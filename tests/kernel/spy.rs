@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use dm_thin::Errno;
 use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
+use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel, RealKernel};
 
 /// Passes everything on, except what it is told to refuse, and remembers the ioctls.
@@ -29,11 +30,23 @@ impl Default for Spy {
 }
 
 impl Spy {
+    /// A device mapper that is watched.
+    pub fn mapper() -> (Arc<Self>, Arc<DeviceMapper>) {
+        let spy = Arc::new(Self::default());
+        let dm = DeviceMapper::with_kernel(spy.clone(), UdevPolicy::default()).unwrap();
+        (spy, Arc::new(dm))
+    }
+
+    /// The device-mapper ioctls since this was last asked.
+    pub fn ioctls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.dm_ioctls.lock().unwrap())
+    }
+
     /// The device-mapper ioctls of `work`.
     pub fn during(&self, work: impl FnOnce()) -> Vec<&'static str> {
-        self.dm_ioctls.lock().unwrap().clear();
+        self.ioctls();
         work();
-        std::mem::take(&mut self.dm_ioctls.lock().unwrap())
+        self.ioctls()
     }
 }
 

@@ -8,8 +8,8 @@ use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
 
 use crate::bench::{Bench, dm};
-use crate::counting::Counting;
 use crate::rig::{BLOCK, Disk, Rig, holds, id, write};
+use crate::spy::Spy;
 
 const SIZE: Bytes = Bytes::mib(8);
 
@@ -33,7 +33,7 @@ fn repair_in_place(rig: &mut Rig) {
 #[test]
 fn read_only_is_noticed_by_the_very_call() {
     let bench = Bench::new();
-    let (kernel, mapper) = Counting::mapper();
+    let (kernel, mapper) = Spy::mapper();
     let mut rig = Rig::with(&bench, mapper, Bytes::mib(32), Bytes::mib(4), PoolFeatures::default());
     kernel.ioctls();
     for n in 0..20 {

@@ -13,8 +13,8 @@ use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
 
 use crate::bench::{Bench, dm};
-use crate::counting::Counting;
 use crate::rig::{BLOCK, Rig, TakeDown, drop_caches, holds, id, name, uuid, write};
+use crate::spy::Spy;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -220,7 +220,7 @@ fn a_policy_for_other_devices_is_refused() {
 #[test]
 fn the_guard_refuses_in_time_and_costs_nothing() {
     let bench = Bench::new();
-    let (kernel, mapper) = Counting::mapper();
+    let (kernel, mapper) = Spy::mapper();
     let mut rig = Rig::with(&bench, mapper, Bytes::mib(32), Bytes::mib(16), PoolFeatures::default());
     // At the low water mark (16 blocks), and below the kernel's mark for metadata (a quarter).
     let guard = SpaceGuard::new().data(MinFree::Bytes(Bytes::mib(1))).metadata(MinFree::Percent(10));
