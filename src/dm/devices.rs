@@ -126,7 +126,8 @@ impl DeviceMapper {
             Ok((flags, _)) if flags.contains(DmFlags::DEFERRED_REMOVE) => return Ok(Removal::Deferred),
             Err(error) => {
                 // Gone all the same: then the node goes, too.
-                if matches!(self.find(name.into()), Ok(None)) {
+                let refused = matches!(error, Error::Ioctl(_)) && !error.is_busy();
+                if refused && matches!(self.find(name.into()), Ok(None)) {
                     node::remove(&**self.kernel(), name)?;
                 }
                 return Err(error);

@@ -28,8 +28,7 @@ fn data_grows_tenfold_and_metadata_with_it_under_load() {
             }
             block
         });
-        let mut next = 100;
-        for mib in [64, 128, 320] {
+        for (next, mib) in (100..).zip([64, 128, 320]) {
             rig.data.grow(Bytes::mib(mib));
             rig.pool().grow_data(Bytes::mib(mib).sectors()).unwrap();
             assert_eq!(rig.usage().total_data, Blocks(mib * 16));
@@ -37,7 +36,6 @@ fn data_grows_tenfold_and_metadata_with_it_under_load() {
             rig.pool().grow_metadata().unwrap();
             assert_eq!(rig.usage().total_metadata, Blocks((4 + mib / 16) * 256));
             rig.pool().create_thin(id(next)).unwrap();
-            next += 1;
         }
         done.store(true, Ordering::Relaxed);
         let blocks = writer.join().unwrap();
