@@ -218,6 +218,22 @@ pub enum Error {
         needed: Bytes,
     },
 
+    /// A device that is to be labelled carries something already.
+    #[error("{device} carries {found}; it is taken only by force", device = device.display())]
+    DeviceInUse {
+        /// The device.
+        device: PathBuf,
+        /// What it carries.
+        found: &'static str,
+    },
+
+    /// A device has no label of this crate.
+    #[error("{device} has no dm-thin label", device = device.display())]
+    NoLabel {
+        /// The device.
+        device: PathBuf,
+    },
+
     /// A program for the pool's metadata is not installed.
     #[error("{program} is not installed (package {package})")]
     ToolMissing {

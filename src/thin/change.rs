@@ -80,7 +80,7 @@ impl ThinPool {
         let target_type = TargetType::THIN_POOL;
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
         let event = self.guard.as_ref().map(Watch::event);
-        reload(self.device_mapper(), self.name(), line, DmFlags::empty())?;
+        reload(self.device_mapper(), self.name(), &[line], DmFlags::empty())?;
         if let (Some(guard), Some(event)) = (&self.guard, event) {
             guard.resumed(table, event);
         }

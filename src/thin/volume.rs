@@ -95,7 +95,7 @@ impl ThinVolume {
         let flags = self.device_status()?.flags & DmFlags::READONLY;
         let line =
             TargetSpec { start: Sectors(0), length: size, target_type: TargetType::THIN, parameters: &table };
-        reload(&self.dm, &self.name, line, flags)
+        reload(&self.dm, &self.name, &[line], flags)
     }
 
     /// Suspend it for a snapshot: a file system on it is frozen, I/O on its way is finished.

@@ -18,6 +18,7 @@ mod story;
 mod thin_faults;
 mod thin_pool;
 mod thin_space;
+mod thin_split;
 mod thin_volume;
 mod threads;
 mod tree;

@@ -1,0 +1,379 @@
+//! The device: labelled, found again, split, grown.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use uuid::Uuid;
+
+use super::label::{COPIES, Label, Part, RESERVED, SIZE};
+use super::signature;
+use crate::dm::targets::{Linear, Target};
+use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
+use crate::kernel::{Access, DeviceNumber};
+use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
+use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
+use crate::{Error, Result};
+
+/// How a device is labelled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SplitOptions {
+    block_size: Sectors,
+    metadata: Option<Sectors>,
+    data: Option<Sectors>,
+    force: bool,
+}
+
+impl Default for SplitOptions {
+    fn default() -> Self {
+        Self { block_size: Bytes::kib(64).sectors(), metadata: None, data: None, force: false }
+    }
+}
+
+impl SplitOptions {
+    /// Blocks of 64 KiB, metadata by [rule](metadata_size), all the rest for data.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The pool's block size. It never changes.
+    #[must_use]
+    pub fn block_size(mut self, size: Sectors) -> Self {
+        self.block_size = size;
+        self
+    }
+
+    /// The size of the metadata.
+    #[must_use]
+    pub fn metadata(mut self, size: Sectors) -> Self {
+        self.metadata = Some(size);
+        self
+    }
+
+    /// The size of the data; what is left on the device is for later.
+    #[must_use]
+    pub fn data(mut self, size: Sectors) -> Self {
+        self.data = Some(size);
+        self
+    }
+
+    /// Take the device whatever it carries. What it carries is lost.
+    #[must_use]
+    pub fn force(mut self, on: bool) -> Self {
+        self.force = on;
+        self
+    }
+}
+
+/// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct SplitDevice {
+    dm: Arc<DeviceMapper>,
+    path: PathBuf,
+    number: DeviceNumber,
+    label: Mutex<Label>,
+}
+
+impl SplitDevice {
+    /// Label a device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceInUse`] if it carries a file system, a partition table, a label or the like, unless
+    /// forced; EBUSY if somebody (a mount, another mapping) has it for himself; [`Error::InvalidOption`] for
+    /// sizes that do not fit. Nothing is written then.
+    pub fn format(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>, options: &SplitOptions) -> Result<Self> {
+        let path = path.into();
+        let number = block_device(&dm, &path)?;
+        check_block_size(options.block_size)?;
+        // O_EXCL on a block device: not if it is mounted or mapped.
+        let mut file = open(&path, Access::ReadWrite, libc::O_EXCL)?;
+        let size = size_of(&mut file, &path)?;
+        if !options.force
+            && let Some(found) = carries(&file, size, &path)?
+        {
+            return Err(Error::DeviceInUse { device: path, found });
+        }
+        let label = plan(size, options)?;
+        // What a forced one carried must not be found again, nor an old pool in the metadata.
+        let zeroes = vec![0; 1 << 20];
+        let tail = size.bytes().0.saturating_sub(signature::TAIL as u64);
+        let metadata = label.of(Part::Metadata).next().map_or(RESERVED, |segment| segment.start).bytes().0;
+        let written = file
+            .write_all_at(&zeroes, 0)
+            .and_then(|()| file.write_all_at(&zeroes[..signature::TAIL], tail))
+            .and_then(|()| file.write_all_at(&zeroes[..SIZE], metadata));
+        written.map_err(Error::io("write", &path))?;
+        write(&file, &path, &label)?;
+        Ok(Self { dm, path, number, label: Mutex::new(label) })
+    }
+
+    /// A device that is labelled.
+    ///
+    /// # Errors
+    /// [`Error::NoLabel`]; [`Error::Malformed`] if there is one, and no copy can be trusted;
+    /// [`Error::BackingFile`] if the device is smaller than the label says.
+    pub fn open(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let number = block_device(&dm, &path)?;
+        let mut file = open(&path, Access::Read, 0)?;
+        let label = read(&file, &path)?.ok_or_else(|| Error::NoLabel { device: path.clone() })?;
+        if size_of(&mut file, &path)? < label.end() {
+            return Err(Error::BackingFile { path, reason: "is smaller than its label says" });
+        }
+        Ok(Self { dm, path, number, label: Mutex::new(label) })
+    }
+
+    /// The device with a certain label, among all of the system. What cannot be read is passed over.
+    ///
+    /// # Errors
+    /// [`Error::NoLabel`] if none has it.
+    pub fn find(dm: Arc<DeviceMapper>, uuid: Uuid) -> Result<Self> {
+        let names = dm.kernel().block_device_names().map_err(|errno| Error::Io {
+            action: "list",
+            path: "/sys/block".into(),
+            source: errno.into(),
+        })?;
+        for name in names {
+            // sysfs has `!` for `/`.
+            let path = Path::new("/dev").join(name.to_string_lossy().replace('!', "/"));
+            if let Ok(device) = Self::open(dm.clone(), path)
+                && device.label().uuid == uuid
+            {
+                return Ok(device);
+            }
+        }
+        Err(Error::NoLabel { device: format!("any block device, uuid {uuid}").into() })
+    }
+
+    /// What its label says.
+    pub fn label(&self) -> Label {
+        self.known().clone()
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn known(&self) -> MutexGuard<'_, Label> {
+        self.label.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Make the two devices `<name>-tmeta` and `<name>-tdata`, or take them as they are, and the table of a
+    /// pool over them. Nothing is left if that fails.
+    ///
+    /// # Errors
+    /// EBUSY if a name is taken by something else.
+    pub fn activate(&self, name: &DmName) -> Result<PoolTable> {
+        let metadata = self.activate_part(name, Part::Metadata)?;
+        let data = self.activate_part(name, Part::Data).inspect_err(|_| {
+            let _ = self.deactivate(name);
+        })?;
+        let (block_size, features) = (self.known().block_size, PoolFeatures::default());
+        Ok(PoolTable { metadata, data, block_size, low_water_mark: Blocks(0), features })
+    }
+
+    fn activate_part(&self, name: &DmName, part: Part) -> Result<DeviceNumber> {
+        let (name, uuid) = (part_name(name, part)?, self.part_uuid(part)?);
+        if let Some(status) = self.dm.find((&uuid).into())? {
+            if status.has_live_table() && status.name == name {
+                return Ok(status.number);
+            }
+            // Left by a process that died before it had a table.
+            self.dm.remove(&status.name)?;
+        }
+        self.with_lines(part, |lines| self.dm.create_active(&name, &uuid, lines, DmFlags::empty()))
+            .map(|status| status.number)
+    }
+
+    /// Remove the two devices. That they are not there is no error.
+    ///
+    /// # Errors
+    /// EBUSY while a pool uses them ([`Error::is_busy`]).
+    pub fn deactivate(&self, name: &DmName) -> Result<()> {
+        for part in [Part::Data, Part::Metadata] {
+            match self.dm.remove(&part_name(name, part)?) {
+                Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn part_uuid(&self, part: Part) -> Result<DmUuid> {
+        DmUuid::format(format_args!("DMTHIN-{}-{}", self.known().uuid.simple(), suffix(part)))
+    }
+
+    fn with_lines<T>(&self, part: Part, work: impl FnOnce(&[TargetSpec<'_>]) -> T) -> T {
+        let segments: Vec<_> = self.known().of(part).copied().collect();
+        let linear: Vec<_> =
+            segments.iter().map(|segment| Linear { device: self.number, start: segment.start }).collect();
+        let mut start = Sectors(0);
+        let lines: Vec<_> = linear
+            .iter()
+            .zip(&segments)
+            .map(|(linear, segment)| {
+                let line = linear.over(start, segment.length);
+                start = start + segment.length;
+                line
+            })
+            .collect();
+        work(&lines)
+    }
+
+    /// What is left behind the last segment.
+    pub fn free(&self) -> Result<Sectors> {
+        let size = size_of(&mut open(&self.path, Access::Read, 0)?, &self.path)?;
+        Ok(Sectors(size.0.saturating_sub(self.known().end().0)))
+    }
+
+    /// Give a part what it takes to be `size` large, from what is free on the device. The label is on the
+    /// device before the part, if it is active, has its new size.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if not so much is free.
+    pub fn extend(&self, part: Part, size: Sectors) -> Result<()> {
+        let free = self.free()?;
+        let mut label = self.known().clone();
+        let more = Sectors(size.0.saturating_sub(label.size(part).0));
+        if more > free {
+            let option = if part == Part::Data { "data size" } else { "metadata size" };
+            let reason = "more than is free on the device";
+            return Err(Error::InvalidOption { option, value: size.to_string(), reason });
+        }
+        if more.0 > 0 {
+            label.append(part, more)?;
+            label.generation += 1;
+            write(&open(&self.path, Access::ReadWrite, 0)?, &self.path, &label)?;
+            *self.known() = label;
+        }
+        self.resize_active(part)
+    }
+
+    /// Take over what the device grew by: first what the metadata needs by rule, all the rest for data. The
+    /// pool is told by [`ThinPool::grow_metadata`](crate::thin::ThinPool::grow_metadata) and
+    /// [`grow_data`](crate::thin::ThinPool::grow_data). The new sizes are returned: metadata, data.
+    pub fn grow(&self) -> Result<(Sectors, Sectors)> {
+        let (label, free) = (self.label(), self.free()?);
+        let (metadata, data) = (label.size(Part::Metadata), label.size(Part::Data));
+        let wanted = metadata_size(data + free, label.block_size).max(metadata);
+        let metadata = Sectors(wanted.0.min(metadata.0 + free.0));
+        self.extend(Part::Metadata, metadata)?;
+        let whole = data + self.free()?;
+        let data = data.max(Sectors(whole.0 - whole.0 % label.block_size.0));
+        self.extend(Part::Data, data)?;
+        Ok((metadata, data))
+    }
+
+    fn resize_active(&self, part: Part) -> Result<()> {
+        let Some(status) = self.dm.find((&self.part_uuid(part)?).into())? else { return Ok(()) };
+        self.with_lines(part, |lines| {
+            crate::thin::reload::reload(&self.dm, &status.name, lines, DmFlags::empty())
+        })
+    }
+
+    pub(super) fn active_number(&self, part: Part) -> Result<DeviceNumber> {
+        Ok(self.dm.status((&self.part_uuid(part)?).into())?.number)
+    }
+}
+
+fn suffix(part: Part) -> &'static str {
+    match part {
+        Part::Metadata => "tmeta",
+        Part::Data => "tdata",
+    }
+}
+
+fn part_name(name: &DmName, part: Part) -> Result<DmName> {
+    DmName::format(format_args!("{name}-{}", suffix(part)))
+}
+
+fn plan(size: Sectors, options: &SplitOptions) -> Result<Label> {
+    let (uuid, block_size) = (Uuid::new_v4(), options.block_size);
+    let mut label = Label { uuid, generation: 1, block_size, segments: Vec::new() };
+    let room = Sectors(size.0.saturating_sub(RESERVED.0));
+    let metadata =
+        options.metadata.unwrap_or_else(|| metadata_size(options.data.unwrap_or(room), block_size));
+    let invalid = |option, value: Sectors, reason| {
+        Err(Error::InvalidOption { option, value: value.to_string(), reason })
+    };
+    if metadata < crate::thin::METADATA_MIN || !metadata.0.is_multiple_of(METADATA_BLOCK_SIZE.sectors().0) {
+        return invalid("metadata size", metadata, "not 2 MiB or more in multiples of 4 KiB");
+    }
+    let rest = Sectors(room.0.saturating_sub(metadata.0));
+    let data = options.data.unwrap_or(rest);
+    let data = Sectors(data.0 - data.0 % block_size.0);
+    if data.0 == 0 || data > rest {
+        return invalid("data size", data, "does not fit on the device beside label and metadata");
+    }
+    label.append(Part::Metadata, metadata)?;
+    label.append(Part::Data, data)?;
+    Ok(label)
+}
+
+fn block_device(dm: &DeviceMapper, path: &Path) -> Result<DeviceNumber> {
+    dm.kernel().block_device(path).map_err(|errno| Error::Open { path: path.into(), errno })
+}
+
+/// Open for writing only to write: closing it makes udev look at the device again.
+fn open(path: &Path, access: Access, flags: i32) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(access == Access::ReadWrite).custom_flags(flags | libc::O_NONBLOCK);
+    options.open(path).map_err(Error::io("open", path))
+}
+
+fn size_of(file: &mut File, path: &Path) -> Result<Sectors> {
+    let size = file.seek(SeekFrom::End(0)).map_err(Error::io("seek in", path))?;
+    Ok(Sectors(size / SECTOR_SIZE))
+}
+
+fn carries(file: &File, size: Sectors, path: &Path) -> Result<Option<&'static str>> {
+    let size = size.bytes().0;
+    // Far enough for the second copy of our own label.
+    let head = usize::try_from(size.min(RESERVED.bytes().0)).unwrap_or(signature::HEAD);
+    let mut head = vec![0; head];
+    let mut tail = vec![0; signature::TAIL.min(head.len())];
+    let at = size - tail.len() as u64;
+    let read = file.read_exact_at(&mut head, 0);
+    let read = read.and_then(|()| file.read_exact_at(&mut tail, at));
+    read.map_err(Error::io("read", path))?;
+    Ok(signature::find(&head, &tail))
+}
+
+/// The newer of the copies that can be trusted.
+fn read(file: &File, path: &Path) -> Result<Option<Label>> {
+    let mut newest: Option<Label> = None;
+    let mut bad = None;
+    for at in COPIES {
+        let mut bytes = [0; SIZE];
+        match file.read_exact_at(&mut bytes, at) {
+            // Smaller than what is reserved: not ours.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => continue,
+            result => result.map_err(Error::io("read", path))?,
+        }
+        match Label::decode(&bytes) {
+            Ok(Some(label)) if newest.as_ref().is_none_or(|other| label.generation > other.generation) => {
+                newest = Some(label);
+            }
+            Ok(_) => {}
+            Err(error) => bad = Some(error),
+        }
+    }
+    match (newest, bad) {
+        (None, Some(error)) => Err(error),
+        (newest, _) => Ok(newest),
+    }
+}
+
+/// One copy after the other: one is whole at every moment.
+fn write(file: &File, path: &Path, label: &Label) -> Result<()> {
+    for at in COPIES {
+        let written = file.write_all_at(&label.encode(), at).and_then(|()| file.sync_all());
+        written.map_err(Error::io("write the label to", path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! One block device for a whole pool: a label, and linear devices for metadata and data.
+
+mod device;
+mod label;
+mod signature;
+
+use std::sync::Arc;
+
+pub use device::{SplitDevice, SplitOptions};
+pub use label::{Label, Part, Segment};
+
+use super::{Backing, Below};
+use crate::Result;
+use crate::kernel::DeviceNumber;
+use crate::units::Sectors;
+
+/// One part of a split device that is active, for a policy that extends it from what is free there.
+#[derive(Debug)]
+pub struct SplitPart {
+    device: Arc<SplitDevice>,
+    part: Part,
+    number: DeviceNumber,
+}
+
+impl SplitPart {
+    /// A part of a device that is active.
+    ///
+    /// # Errors
+    /// ENXIO if it is not.
+    pub fn new(device: Arc<SplitDevice>, part: Part) -> Result<Self> {
+        let number = device.active_number(part)?;
+        Ok(Self { device, part, number })
+    }
+}
+
+impl Backing for SplitPart {
+    fn number(&self) -> DeviceNumber {
+        self.number
+    }
+
+    fn size(&self) -> Result<Sectors> {
+        Ok(self.device.label().size(self.part))
+    }
+
+    fn limit(&self) -> Result<Sectors> {
+        Ok(self.size()? + self.device.free()?)
+    }
+
+    fn below(&self) -> Result<Option<Below>> {
+        Ok(None)
+    }
+
+    fn extend(&self, size: Sectors) -> Result<()> {
+        self.device.extend(self.part, size)
+    }
+}

@@ -1,0 +1,247 @@
+//! One raw block device for a whole pool. /dev/vdb is the guest's empty disk of 2 GiB.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use dm_thin::Error;
+use dm_thin::dm::targets::{Linear, Target};
+use dm_thin::dm::{DeviceMapper, DmFlags};
+use dm_thin::kernel::{Kernel, RealKernel};
+use dm_thin::thin::{
+    AutoExtend, ExtendRule, Extension, Part, PoolStatus, SplitDevice, SplitOptions, SplitPart, ThinPool,
+};
+use dm_thin::units::{Blocks, Bytes, Sectors};
+
+use crate::bench::{Bench, dm};
+use crate::rig::{BLOCK, TakeDown, drop_caches, holds, id, name, uuid, write};
+
+const DISK: &str = "/dev/vdb";
+
+/// A part of the disk, which can become larger.
+fn disk(dm: &DeviceMapper, size: Bytes) -> std::path::PathBuf {
+    let wiped = File::options().write(true).open(DISK).unwrap();
+    wiped.write_all_at(&vec![0; 2 << 20], 0).unwrap();
+    wiped.sync_all().unwrap();
+    let linear = Linear { device: RealKernel.block_device(Path::new(DISK)).unwrap(), start: Sectors(0) };
+    let line = linear.over(Sectors(0), size.sectors());
+    dm.create_active(&name("data"), &uuid("data"), &[line], DmFlags::empty()).unwrap();
+    dm.node_path(&name("data"))
+}
+
+fn grow_disk(dm: &DeviceMapper, size: Bytes) {
+    let linear = Linear { device: RealKernel.block_device(Path::new(DISK)).unwrap(), start: Sectors(0) };
+    let line = linear.over(Sectors(0), size.sectors());
+    dm.load_table((&name("data")).into(), &[line], DmFlags::empty()).unwrap();
+    dm.resume(&name("data")).unwrap();
+}
+
+fn pool_on(device: &SplitDevice) -> ThinPool {
+    let table = device.activate(&name("pool")).unwrap();
+    let size = device.label().size(Part::Data);
+    ThinPool::create(dm(), &name("pool"), &uuid("pool"), &table, size).unwrap()
+}
+
+fn totals(pool: &ThinPool) -> (Blocks, Blocks) {
+    match pool.status().unwrap() {
+        PoolStatus::Usage(usage) => (usage.total_metadata, usage.total_data),
+        status => panic!("{status}"),
+    }
+}
+
+#[test]
+fn labelled_used_found_again_and_grown() {
+    let bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(256));
+    let device = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap();
+    let label = device.label();
+    assert_eq!(label.size(Part::Metadata), Bytes::mib(2).sectors());
+    assert_eq!(label.size(Part::Data), Bytes::mib(253).sectors());
+    let pool = pool_on(&device);
+    assert_eq!(totals(&pool), (Blocks(512), Blocks(253 * 16)));
+    pool.create_thin(id(1)).unwrap();
+    let size = Bytes::mib(512).sectors();
+    let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), size).unwrap();
+    write(&volume.path(), 0, 100, 1).unwrap();
+    // In use, it is not for formatting, by force or not.
+    let error = SplitDevice::format(dm.clone(), &path, &SplitOptions::new().force(true)).unwrap_err();
+    assert!(error.is_busy(), "{error}");
+
+    // What a restart leaves: the disk.
+    volume.deactivate().unwrap();
+    pool.deactivate().unwrap();
+    device.deactivate(&name("pool")).unwrap();
+    drop(device);
+    drop_caches();
+    let device = SplitDevice::find(dm.clone(), label.uuid).unwrap();
+    assert_eq!(device.label(), label);
+    let pool = pool_on(&device);
+    let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), size).unwrap();
+    assert!(holds(&volume.path(), 0, 100, 1));
+
+    // Grown while it is in use. Nothing to take over is no error.
+    device.grow().unwrap();
+    grow_disk(&dm, Bytes::gib(2));
+    let (metadata, data) = device.grow().unwrap();
+    pool.grow_data(data).unwrap();
+    assert_eq!(totals(&pool).1, Blocks(data.0 / BLOCK.0));
+    assert!(data.bytes() > Bytes::mib(2000) && metadata >= Bytes::mib(2).sectors(), "{metadata} {data}");
+    write(&volume.path(), 100, 5000, 2).unwrap();
+    drop_caches();
+    assert!(holds(&volume.path(), 0, 100, 1) && holds(&volume.path(), 100, 5000, 2));
+    volume.deactivate().unwrap();
+    pool.deactivate().unwrap();
+    device.deactivate(&name("pool")).unwrap();
+    let again = SplitDevice::open(dm.clone(), &path).unwrap();
+    assert_eq!(again.label(), device.label());
+    assert_eq!(again.label().generation, 2);
+    let other = uuid::Uuid::nil();
+    assert!(matches!(SplitDevice::find(dm.clone(), other), Err(Error::NoLabel { .. })));
+    dm.remove(&name("data")).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn one_good_copy_of_the_label_is_enough() {
+    let _bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(64));
+    assert!(matches!(SplitDevice::open(dm.clone(), &path), Err(Error::NoLabel { .. })));
+    let label = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap().label();
+    let damage = |at: u64, bytes: &[u8]| {
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        file.sync_all().unwrap();
+    };
+    let second = (1 << 20) - 4096;
+    for at in [0, second] {
+        let mut good = vec![0; 4096];
+        File::open(&path).unwrap().read_exact_at(&mut good, at).unwrap();
+        for bad in [vec![0; 4096], [&good[..2048], &[9; 2048]].concat()] {
+            damage(at, &bad);
+            assert_eq!(SplitDevice::open(dm.clone(), &path).unwrap().label(), label);
+        }
+        damage(at, &good);
+    }
+    damage(100, &[1]);
+    damage(second + 100, &[1]);
+    let error = SplitDevice::open(dm.clone(), &path).unwrap_err();
+    assert_eq!(error.to_string(), "malformed dm-thin label: \"wrong checksum\"");
+    // Labelled, if badly: not to be taken without force.
+    let error = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "/dev/mapper/dm-thin-data carries a dm-thin label; it is taken only by force"
+    );
+}
+
+#[test]
+fn what_carries_something_is_taken_only_by_force() {
+    let bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(512));
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+    };
+    let format = |force| SplitDevice::format(dm.clone(), &path, &SplitOptions::new().force(force));
+    let wipe = || {
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&vec![0; 2 << 20], 0).unwrap();
+        file.write_all_at(&[0; 4096], (512 << 20) - 4096).unwrap();
+        file.sync_all().unwrap();
+    };
+    let gpt = || {
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"EFI PART", (512 << 20) - 512).unwrap();
+        file.sync_all().unwrap();
+    };
+    for (what, make) in [
+        ("ext4", &(|| run("mkfs.ext4", &["-q", "-F"])) as &dyn Fn()),
+        ("xfs", &|| run("mkfs.xfs", &["-q", "-f"])),
+        ("swap", &|| run("mkswap", &[])),
+        ("GPT", &gpt),
+    ] {
+        wipe();
+        make();
+        let error = format(false).unwrap_err();
+        println!("{error}");
+        assert!(matches!(&error, Error::DeviceInUse { found, .. } if found.contains(what)), "{error}");
+        format(true).unwrap();
+        // Nothing of it is left to be found.
+        assert!(matches!(format(false), Err(Error::DeviceInUse { found: "a dm-thin label", .. })));
+        let output =
+            Command::new("blkid").args(["-p", "-o", "value", "-s", "TYPE"]).arg(&path).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{what}");
+    }
+    // Mounted, not even by force.
+    run("mkfs.ext4", &["-q", "-F"]);
+    let target = bench.path().join("target");
+    std::fs::create_dir(&target).unwrap();
+    RealKernel.mount(Some(&path), &target, Some("ext4"), Default::default(), "").unwrap();
+    let error = format(true).unwrap_err();
+    RealKernel.unmount(&target, Default::default()).unwrap();
+    assert!(error.is_busy(), "{error}");
+    assert!(matches!(format(false), Err(Error::DeviceInUse { .. })), "untouched");
+    // Not a block device.
+    let file = bench.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(SplitDevice::format(dm.clone(), &file, &SplitOptions::new()).is_err());
+}
+
+#[test]
+fn sizes_that_do_not_fit() {
+    let _bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(16));
+    let option = |options: SplitOptions| match SplitDevice::format(dm.clone(), &path, &options) {
+        Err(Error::InvalidOption { option, .. }) => option,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(option(SplitOptions::new().block_size(Sectors(100))), "block size");
+    assert_eq!(option(SplitOptions::new().metadata(Sectors(8))), "metadata size");
+    assert_eq!(option(SplitOptions::new().metadata(Bytes::mib(15).sectors())), "data size");
+    assert_eq!(option(SplitOptions::new().data(Bytes::mib(14).sectors())), "data size");
+    assert!(matches!(SplitDevice::open(dm.clone(), &path), Err(Error::NoLabel { .. })), "untouched");
+    let device = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap();
+    let error = device.extend(Part::Data, Bytes::mib(64).sectors()).unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "data size", .. }), "{error}");
+}
+
+#[test]
+fn a_policy_extends_it_from_what_is_free() {
+    let _bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(256));
+    let options = SplitOptions::new().data(Bytes::mib(64).sectors()).metadata(Bytes::mib(4).sectors());
+    let device = Arc::new(SplitDevice::format(dm.clone(), &path, &options).unwrap());
+    let pool = pool_on(&device);
+    let part = |part| SplitPart::new(device.clone(), part).unwrap();
+    let rule = ExtendRule { threshold: 50, step: 100, maximum: Bytes::gib(1) };
+    let policy =
+        AutoExtend::new().data(rule, part(Part::Data)).unwrap().metadata(rule, part(Part::Metadata)).unwrap();
+    pool.create_thin(id(1)).unwrap();
+    let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), Bytes::gib(1).sectors()).unwrap();
+    write(&volume.path(), 0, 40 << 4, 1).unwrap();
+    assert_eq!(policy.apply(&pool).unwrap().0, Extension::To(Bytes::mib(128).sectors()));
+    write(&volume.path(), 40 << 4, 80 << 4, 2).unwrap();
+    // All that is left.
+    let (data, _) = policy.apply(&pool).unwrap();
+    assert_eq!(data, Extension::To(Bytes::mib(251).sectors()));
+    write(&volume.path(), 120 << 4, 100 << 4, 3).unwrap();
+    assert_eq!(policy.apply(&pool).unwrap().0, Extension::Exhausted);
+    drop_caches();
+    assert!(holds(&volume.path(), 0, 40 << 4, 1) && holds(&volume.path(), 120 << 4, 100 << 4, 3));
+    device.extend(Part::Metadata, Bytes::mib(4).sectors()).unwrap();
+    volume.deactivate().unwrap();
+    pool.deactivate().unwrap();
+    device.deactivate(&name("pool")).unwrap();
+}
