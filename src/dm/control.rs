@@ -79,7 +79,8 @@ impl DeviceMapper {
         Ok(())
     }
 
-    pub(super) fn waits_for_udev(&self) -> bool {
+    /// Whether changes are waited for until udev has seen them.
+    pub fn waits_for_udev(&self) -> bool {
         match self.udev {
             UdevPolicy::None => false,
             UdevPolicy::Auto => self.kernel.udev_runs(),

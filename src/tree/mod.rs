@@ -40,6 +40,7 @@ mod root;
 mod snapshot;
 mod source;
 mod status;
+mod status_display;
 mod storage_opts;
 mod store;
 
@@ -62,7 +63,7 @@ pub use options::{Filesystem, Options};
 pub use pool_source::PoolSource;
 pub use removal::{Reaper, RemoveOptions};
 pub use snapshot::{AddOptions, Parent};
-pub use status::{SnapshotInfo, TreeStatus};
+pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 
 use active::Slot;
 use root::Root;

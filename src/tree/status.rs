@@ -1,16 +1,17 @@
 //! What a tree says of itself.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::active::lock;
 use super::graph::Snapshot;
-use super::{Filesystem, Labels, Lineage, SnapshotId, SnapshotTree};
-use crate::Result;
-use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinId};
-use crate::units::{Blocks, Bytes};
+use super::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
+use crate::kernel::DeviceNumber;
+use crate::thin::{METADATA_BLOCK_SIZE, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
+use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
+use crate::{Error, Result};
 
 /// A snapshot as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,6 +33,36 @@ pub struct SnapshotInfo {
     pub mounted: Option<PathBuf>,
 }
 
+/// How much of a snapshot is in the pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotStatus {
+    /// Its id in the pool.
+    pub thin_id: ThinId,
+    /// Its size.
+    pub size: Bytes,
+    /// What is mapped, shared with others or not.
+    pub mapped: Bytes,
+    /// The end of the last block that is mapped.
+    pub highest: Option<Bytes>,
+}
+
+/// One of a pool's two devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SpaceStatus {
+    /// Its node.
+    pub device: PathBuf,
+    /// The file below it, if it is a loop device of the tree's.
+    pub loop_file: Option<PathBuf>,
+    /// What the pool uses of it.
+    pub used: Bytes,
+    /// All that the pool has of it.
+    pub total: Bytes,
+    /// What can still be used: not more than the file system below a loop file has left.
+    pub available: Bytes,
+}
+
 /// The state of a tree and its pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -44,10 +75,24 @@ pub struct TreeStatus {
     pub base_size: Bytes,
     /// The file system of the base.
     pub filesystem: Filesystem,
+    /// The data device; `None` if the pool has failed.
+    pub data: Option<SpaceStatus>,
+    /// The metadata device; `None` if the pool has failed.
+    pub metadata: Option<SpaceStatus>,
+    /// Whether this crate waits for udev.
+    pub udev_sync: bool,
+    /// Whether unmount leaves devices that are open elsewhere to the kernel.
+    pub deferred_removal: bool,
+    /// Whether remove lets snapshots that are open elsewhere be deleted later.
+    pub deferred_deletion: bool,
+    /// How many removed snapshots wait for being closed.
+    pub deferred: usize,
     /// How many snapshots there are.
     pub snapshots: usize,
     /// The pool's own numbers.
     pub pool: PoolStatus,
+    /// Version of this crate and of the kernel's device mapper.
+    pub version: String,
 }
 
 impl SnapshotTree {
@@ -90,57 +135,90 @@ impl SnapshotTree {
         SnapshotInfo { id, parent, labels, size, thin_id, device, mounted }
     }
 
+    /// How much of a snapshot is mapped. One that is not active is activated for the question.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`]; [`Error::PoolMode`] if the pool has failed.
+    pub fn snapshot_status(&self, id: &str) -> Result<SnapshotStatus> {
+        self.with_slot(id, |slot, snapshot| {
+            let was_active = slot.volume.is_some() && !slot.leaving;
+            self.activate_slot(slot, id, snapshot)?;
+            let status = slot.volume.as_ref().map_or(Err(Error::Closed), ThinVolume::status);
+            if !was_active {
+                self.deactivate_slot(slot, id)?;
+            }
+            let Snapshot { thin_id, size, .. } = *snapshot;
+            match status? {
+                ThinStatus::Mapped { mapped, highest } => {
+                    // The last sector that is mapped.
+                    let highest = highest.map(|sector| Bytes(sector.bytes().0 + SECTOR_SIZE));
+                    Ok(SnapshotStatus { thin_id, size, mapped: mapped.bytes(), highest })
+                }
+                ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
+                    let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
+                    Err(Error::PoolMode { pool, mode: PoolMode::Fail, consequence })
+                }
+            }
+        })
+    }
+
     /// The tree and its pool, as the kernel sees it now.
     pub fn status(&self) -> Result<TreeStatus> {
         self.check_open()?;
         let pool = self.pool.status()?;
-        let pool_name = self.pool.name().to_string();
+        let (table, _) = self.pool.table()?;
+        let record = self.store.read_state(|state| state.pool.clone());
+        let dm = self.pool.device_mapper();
+        let space = |name: &str, device: DeviceNumber, block: Sectors, used: Blocks, total: Blocks| {
+            let files = record.source == PoolSource::LoopFiles;
+            let loop_file = files.then(|| self.root.pool_dir().join(name));
+            let (used, total) = (used.bytes(block), total.bytes(block));
+            let free = Bytes(total.0.saturating_sub(used.0));
+            let below = loop_file.as_deref().and_then(free_below);
+            let available = below.map_or(free, |below| below.min(free));
+            SpaceStatus { device: node(device), loop_file, used, total, available }
+        };
+        let (data, metadata) = match &pool {
+            PoolStatus::Usage(usage) => (
+                Some(space("data", table.data, table.block_size, usage.used_data, usage.total_data)),
+                Some(space(
+                    "metadata",
+                    table.metadata,
+                    METADATA_BLOCK_SIZE.sectors(),
+                    usage.used_metadata,
+                    usage.total_metadata,
+                )),
+            ),
+            PoolStatus::Fail | PoolStatus::Error => (None, None),
+        };
         Ok(self.store.read_state(|state| TreeStatus {
-            pool_name,
+            pool_name: self.pool.name().to_string(),
             block_size: state.pool.block_size,
             base_size: state.graph.base.as_ref().map_or(Bytes(0), |base| base.size),
             filesystem: state.filesystem,
-            snapshots: state.graph.snapshots.values().filter(|snapshot| !snapshot.deleting).count(),
+            data,
+            metadata,
+            udev_sync: dm.waits_for_udev(),
+            deferred_removal: self.options.deferred_removal,
+            deferred_deletion: self.options.deferred_deletion,
+            deferred: state.graph.deleting().len(),
+            snapshots: state.graph.snapshots.len() - state.graph.deleting().len(),
             pool,
+            version: format!("{} (device mapper {})", env!("CARGO_PKG_VERSION"), dm.version()),
         }))
     }
 }
 
-impl TreeStatus {
-    /// Data space in use, and all of it.
-    pub fn data_space(&self) -> Option<(Bytes, Bytes)> {
-        let block_size = self.block_size.sectors();
-        self.space(|usage| (usage.used_data.bytes(block_size), usage.total_data.bytes(block_size)))
-    }
-
-    /// Metadata space in use, and all of it.
-    pub fn metadata_space(&self) -> Option<(Bytes, Bytes)> {
-        let bytes = |blocks: Blocks| blocks.bytes(METADATA_BLOCK_SIZE.sectors());
-        self.space(|usage| (bytes(usage.used_metadata), bytes(usage.total_metadata)))
-    }
-
-    fn space<T>(&self, of: impl FnOnce(&crate::thin::PoolUsage) -> T) -> Option<T> {
-        match &self.pool {
-            PoolStatus::Usage(usage) => Some(of(usage)),
-            PoolStatus::Fail | PoolStatus::Error => None,
-        }
-    }
+/// The node of a block device, by the name that the kernel gave it.
+fn node(number: DeviceNumber) -> PathBuf {
+    let link = std::fs::read_link(format!("/sys/dev/block/{number}"));
+    let name = link.ok().and_then(|link| link.file_name().map(OsStr::to_owned));
+    Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{number}").into()))
 }
 
-impl fmt::Display for TreeStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Pool Name: {}", self.pool_name)?;
-        writeln!(f, "Pool Blocksize: {}", self.block_size)?;
-        writeln!(f, "Base Device Size: {}", self.base_size)?;
-        writeln!(f, "Backing Filesystem: {}", self.filesystem.kernel_name().unwrap_or("none"))?;
-        for (kind, space) in [("Data", self.data_space()), ("Metadata", self.metadata_space())] {
-            if let Some((used, total)) = space {
-                writeln!(f, "{kind} Space Used: {used}")?;
-                writeln!(f, "{kind} Space Total: {total}")?;
-                writeln!(f, "{kind} Space Available: {}", Bytes(total.0.saturating_sub(used.0)))?;
-            }
-        }
-        writeln!(f, "Snapshots: {}", self.snapshots)?;
-        write!(f, "Pool Status: {}", self.pool)
-    }
+/// What the file system of a file has left.
+fn free_below(path: &Path) -> Option<Bytes> {
+    let stat = nix::sys::statvfs::statvfs(path).ok()?;
+    #[allow(clippy::useless_conversion)] // the types differ between architectures
+    Some(Bytes(u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size().into())))
 }

@@ -5,3 +5,4 @@
 mod family;
 mod removal;
 mod rig;
+mod status;
