@@ -79,7 +79,7 @@ impl Filesystem {
 }
 
 /// A program in PATH, or where such programs are when PATH is a user's.
-fn find(program: &str, package: &'static str) -> Result<PathBuf> {
+pub(super) fn find(program: &str, package: &'static str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     directories

@@ -20,7 +20,10 @@
 
 mod active;
 mod base_check;
+mod check;
+mod contents;
 pub mod files;
+mod finding;
 mod fs;
 mod graph;
 mod id;
@@ -36,6 +39,7 @@ mod prepare;
 mod removal;
 mod rename;
 mod render;
+mod repair;
 mod root;
 mod snapshot;
 mod source;
@@ -55,6 +59,7 @@ use crate::thin::{ThinId, ThinPool};
 use crate::{Error, Result};
 
 pub use crate::dm::Removal;
+pub use finding::{DeviceProblem, Finding};
 pub use id::SnapshotId;
 pub use init_layer::InitLayer;
 pub use labels::Labels;
@@ -62,6 +67,7 @@ pub use lineage::{Lineage, Place};
 pub use options::{Filesystem, Options};
 pub use pool_source::PoolSource;
 pub use removal::{Reaper, RemoveOptions};
+pub use repair::Repair;
 pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 

@@ -212,6 +212,10 @@ impl SnapshotTree {
 
     /// Nodes of this tree's devices without the device: left by a process that died in between.
     pub(super) fn sweep_nodes(&self) -> Result<()> {
+        self.stale_nodes()?.iter().try_for_each(|name| self.pool.device_mapper().remove_node(name))
+    }
+
+    pub(super) fn stale_nodes(&self) -> Result<Vec<DmName>> {
         let dm = self.pool.device_mapper();
         let prefix = volume_name(&self.options.name_prefix, &self.root, "")?;
         let names = self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
@@ -219,14 +223,15 @@ impl SnapshotTree {
             path: "/dev/mapper".into(),
             source: errno.into(),
         })?;
+        let mut stale = Vec::new();
         for name in names {
             let Some(name) = name.to_str().filter(|name| name.starts_with(prefix.as_str())) else { continue };
             let name = DmName::new(name)?;
             if dm.find((&name).into())?.is_none() {
-                dm.remove_node(&name)?;
+                stale.push(name);
             }
         }
-        Ok(())
+        Ok(stale)
     }
 
     /// Delete what the pool may have got without a record.

@@ -210,7 +210,7 @@ impl SnapshotTree {
 }
 
 /// The node of a block device, by the name that the kernel gave it.
-fn node(number: DeviceNumber) -> PathBuf {
+pub(super) fn node(number: DeviceNumber) -> PathBuf {
     let link = std::fs::read_link(format!("/sys/dev/block/{number}"));
     let name = link.ok().and_then(|link| link.file_name().map(OsStr::to_owned));
     Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{number}").into()))

@@ -275,6 +275,13 @@ impl Store {
         Ok(reservation)
     }
 
+    /// Take this thin id, if no record and no other call has it.
+    pub(super) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
+        let mut inner = self.lock();
+        let free = !inner.state.graph.uses(thin_id) && inner.pending_ids.insert(thin_id);
+        free.then(|| Reservation { store: self, name: None, thin_id, unresolved: false })
+    }
+
     /// Another id for a reservation whose id turned out to be taken by somebody else.
     pub(super) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
         let mut inner = self.lock();

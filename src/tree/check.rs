@@ -1,0 +1,187 @@
+//! Comparing the state with the pool, the kernel's tables, the mounts and the loop devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
+
+use super::active::lock;
+use super::graph::Snapshot;
+use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount};
+use crate::Result;
+use crate::dm::{DeviceStatus, TableKind};
+use crate::kernel::DeviceNumber;
+use crate::loopdev::LoopControl;
+use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
+
+impl SnapshotTree {
+    /// Compare the state with the system, and explain each difference. An empty list means that all is well.
+    ///
+    /// What other calls are doing meanwhile can look like a difference.
+    ///
+    /// # Errors
+    /// Only what keeps it from looking.
+    pub fn check(&self) -> Result<Vec<Finding>> {
+        self.check_open()?;
+        let mut findings = Vec::new();
+        self.check_pool(&mut findings)?;
+        self.check_volumes(&mut findings)?;
+        self.check_devices(&mut findings)?;
+        self.check_nodes(&mut findings)?;
+        self.check_files(&mut findings)?;
+        Ok(findings)
+    }
+
+    fn check_pool(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let usage = match self.pool.status()? {
+            PoolStatus::Usage(usage) => usage,
+            status => {
+                findings.push(Finding::Pool { mode: status.mode(), needs_check: false });
+                return Ok(());
+            }
+        };
+        let (mode, needs_check) = (usage.mode, usage.needs_check);
+        if mode != PoolMode::ReadWrite || needs_check {
+            findings.push(Finding::Pool { mode, needs_check });
+        }
+        let (state, follows) =
+            self.store.read_state(|state| (state.generation, state.pool.follows_generation()));
+        let pool = usage.transaction_id;
+        if follows && pool != state && Some(pool) != state.checked_sub(1) {
+            findings.push(Finding::Generation { state, pool });
+        }
+        Ok(())
+    }
+
+    fn check_volumes(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let there = self.volumes_in_pool()?;
+        let shared = self.store.read_state(|state| state.pool.source.is_shared());
+        self.store.read(|graph| {
+            findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
+            let base = graph.base.iter().map(|base| (None, base.thin_id));
+            let snapshots = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            let listed = base.chain(snapshots.map(|(id, snapshot)| (Some(id.clone()), snapshot.thin_id)));
+            let missing = listed.filter(|(_, thin_id)| !there.contains(thin_id));
+            findings.extend(missing.map(|(id, thin_id)| Finding::MissingVolume { id, thin_id }));
+            let window: BTreeSet<ThinId> = graph.ids.ids().collect();
+            let unknown = there.iter().filter(|id| !graph.uses(**id));
+            findings.extend(unknown.map(|&thin_id| Finding::UnknownVolume {
+                thin_id,
+                own: !shared && window.contains(&thin_id),
+            }));
+        });
+        Ok(())
+    }
+
+    fn check_devices(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let mounts = mount::mounts(&*self.options.kernel)?;
+        let known: BTreeMap<ThinId, (SnapshotId, Snapshot)> = self.store.read(|graph| {
+            let all = graph.snapshots.iter();
+            all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
+        });
+        let mut active = BTreeMap::new();
+        for (status, thin_id) in self.active_devices()? {
+            match known.get(&thin_id) {
+                None => {
+                    let device = status.name.to_string();
+                    findings.push(Finding::UnknownDevice { device, thin_id });
+                }
+                // Reported as deferred.
+                Some((_, snapshot)) if snapshot.deleting => {}
+                Some((id, snapshot)) => {
+                    self.check_device(id, snapshot, &status, findings)?;
+                    active.insert(id.clone(), status.number);
+                }
+            }
+        }
+        let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
+        let mut mounted: BTreeMap<SnapshotId, PathBuf> = BTreeMap::new();
+        for (id, slot) in slots {
+            let slot = lock(&slot);
+            if slot.volume.is_some() && !slot.leaving && !active.contains_key(&id) {
+                findings.push(Finding::DeviceGone { id: id.clone() });
+            }
+            if let Some(mount) = &slot.mounted {
+                mounted.insert(id, mount.target.clone());
+            }
+        }
+        findings.extend(compare_mounts(&mounts, &active, &mounted));
+        Ok(())
+    }
+
+    fn check_device(
+        &self,
+        id: &SnapshotId,
+        snapshot: &Snapshot,
+        status: &DeviceStatus,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let mut wrong = |problem| {
+            let device = status.name.to_string();
+            findings.push(Finding::WrongDevice { id: id.clone(), device, problem });
+        };
+        if status.is_suspended() {
+            wrong(DeviceProblem::Suspended);
+        }
+        if status.name != self.volume_name(id.as_str())? {
+            wrong(DeviceProblem::Name);
+        }
+        let lines = self.pool.device_mapper().table((&status.name).into(), TableKind::Live)?;
+        let expected = ThinTable { pool: self.pool.number(), id: snapshot.thin_id, external_origin: None };
+        let right = matches!(&lines[..], [line]
+            if line.target_type.as_str() == "thin"
+                && line.length == snapshot.size.sectors()
+                && line.text.parse::<ThinTable>().is_ok_and(|table| table == expected));
+        if !right {
+            let found = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            wrong(DeviceProblem::Table { found });
+        }
+        Ok(())
+    }
+
+    fn check_nodes(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let stale = self.stale_nodes()?;
+        findings.extend(stale.into_iter().map(|name| Finding::StaleNode { name: name.to_string() }));
+        Ok(())
+    }
+
+    fn check_files(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        if self.store.read_state(|state| state.pool.source != PoolSource::LoopFiles) {
+            return Ok(());
+        }
+        let control = LoopControl::with_kernel(self.options.kernel.clone())?;
+        let (table, _) = self.pool.table()?;
+        for (name, number) in [("data", table.data), ("metadata", table.metadata)] {
+            let path = self.root.pool_dir().join(name);
+            let bound = match File::open(&path) {
+                Ok(file) => control.find(&file)?.map(|device| device.number()),
+                Err(_) => None,
+            };
+            if bound != Some(number) {
+                findings.push(Finding::NotBound { path });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn compare_mounts(
+    mounts: &[(DeviceNumber, PathBuf)],
+    active: &BTreeMap<SnapshotId, DeviceNumber>,
+    mounted: &BTreeMap<SnapshotId, PathBuf>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (id, target) in mounted {
+        let is_there =
+            |(number, at): &(DeviceNumber, PathBuf)| Some(number) == active.get(id) && at == target;
+        if !mounts.iter().any(is_there) {
+            findings.push(Finding::NotMounted { id: id.clone(), target: target.clone() });
+        }
+    }
+    for (id, number) in active {
+        let others = mounts.iter().filter(|(at, target)| at == number && Some(target) != mounted.get(id));
+        findings.extend(
+            others.map(|(_, target)| Finding::AlsoMounted { id: id.clone(), target: target.clone() }),
+        );
+    }
+    findings
+}

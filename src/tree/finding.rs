@@ -1,0 +1,152 @@
+//! What a check can find.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::SnapshotId;
+use crate::thin::{PoolMode, ThinId};
+
+/// A difference between the state of a tree and the system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "finding", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Finding {
+    /// The pool is not in the mode in which everything works.
+    Pool {
+        /// Its mode.
+        mode: PoolMode,
+        /// Its metadata has to be checked before it will be writable again.
+        needs_check: bool,
+    },
+    /// State and pool are of different times.
+    Generation {
+        /// The state's generation.
+        state: u64,
+        /// The pool's transaction id.
+        pool: u64,
+    },
+    /// A volume that the state lists is not in the pool. What was on it is lost.
+    MissingVolume {
+        /// The snapshot; `None` is the base.
+        id: Option<SnapshotId>,
+        /// Its id in the pool.
+        thin_id: ThinId,
+    },
+    /// The pool has a volume that the state does not list.
+    UnknownVolume {
+        /// Its id in the pool.
+        thin_id: ThinId,
+        /// It can only be a remainder of this tree's: [`repair`](super::SnapshotTree::repair) deletes it.
+        own: bool,
+    },
+    /// A removed snapshot waits for being closed, or for the next [`reap`](super::SnapshotTree::reap).
+    Deferred {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// A device with this tree's uuid is active, of a volume that the state does not list.
+    UnknownDevice {
+        /// The device's name.
+        device: String,
+        /// The volume that its uuid names.
+        thin_id: ThinId,
+    },
+    /// The device of a snapshot is not what it should be.
+    WrongDevice {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The device's name.
+        device: String,
+        /// What is wrong with it.
+        problem: DeviceProblem,
+    },
+    /// A snapshot was active, and its device is gone: somebody else removed it.
+    DeviceGone {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// A snapshot was mounted, and is not any more: somebody else unmounted it.
+    NotMounted {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where it was mounted.
+        target: PathBuf,
+    },
+    /// A snapshot is mounted where this tree did not mount it.
+    AlsoMounted {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where.
+        target: PathBuf,
+    },
+    /// A node under `/dev/mapper` without its device.
+    StaleNode {
+        /// The node's name.
+        name: String,
+    },
+    /// A file of the pool is not what the pool's device is bound to.
+    NotBound {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// What can be wrong with a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DeviceProblem {
+    /// It is suspended: whoever reads or writes it hangs.
+    Suspended,
+    /// It has another name than it should have.
+    Name,
+    /// Its table is not that of the volume.
+    Table {
+        /// What it is.
+        found: String,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pool { mode, needs_check: false } => write!(f, "the pool is {mode}"),
+            Self::Pool { mode, needs_check: true } => {
+                write!(f, "the pool is {mode}; its metadata needs thin_check")
+            }
+            Self::Generation { state, pool } => write!(f, "the state is of time {state}, the pool of {pool}"),
+            Self::MissingVolume { id: Some(id), thin_id } => {
+                write!(f, "snapshot {id}: thin device {thin_id} is not in the pool")
+            }
+            Self::MissingVolume { id: None, thin_id } => {
+                write!(f, "the base: thin device {thin_id} is not in the pool")
+            }
+            Self::UnknownVolume { thin_id, own: true } => {
+                write!(f, "thin device {thin_id} is left from a snapshot that was never finished")
+            }
+            Self::UnknownVolume { thin_id, own: false } => {
+                write!(f, "thin device {thin_id} is in the pool, and nothing of this tree's")
+            }
+            Self::Deferred { id } => write!(f, "snapshot {id} was removed, and waits for being closed"),
+            Self::UnknownDevice { device, thin_id } => {
+                write!(f, "device {device} is active for thin device {thin_id}, which the tree does not have")
+            }
+            Self::WrongDevice { id, device, problem } => match problem {
+                DeviceProblem::Suspended => write!(f, "snapshot {id}: device {device} is suspended"),
+                DeviceProblem::Name => write!(f, "snapshot {id}: device {device} has another one's name"),
+                DeviceProblem::Table { found } => write!(f, "snapshot {id}: device {device} is {found:?}"),
+            },
+            Self::DeviceGone { id } => write!(f, "snapshot {id}: its device was removed by somebody else"),
+            Self::NotMounted { id, target } => {
+                write!(f, "snapshot {id}: unmounted from {} by somebody else", target.display())
+            }
+            Self::AlsoMounted { id, target } => {
+                write!(f, "snapshot {id}: mounted on {} by somebody else", target.display())
+            }
+            Self::StaleNode { name } => write!(f, "node /dev/mapper/{name} has no device"),
+            Self::NotBound { path } => write!(f, "{} is not what the pool works on", path.display()),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Healing what a check found, where that is safe.
+
+use serde::Serialize;
+
+use super::active::Slot;
+use super::{DeviceProblem, Finding, SnapshotTree};
+use crate::Result;
+use crate::dm::DmName;
+
+/// What a repair did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Repair {
+    /// What was found before, and is not there any more.
+    pub healed: Vec<Finding>,
+    /// What is found after.
+    pub left: Vec<Finding>,
+}
+
+impl SnapshotTree {
+    /// [`check`](Self::check), and heal what is safe to heal: nothing that holds data is touched.
+    ///
+    /// Remainders of snapshots that were never finished are deleted, suspended devices resumed, misnamed ones
+    /// renamed, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
+    /// deactivated is taken note of. A volume that is missing, a broken pool, volumes of others, and mounts of
+    /// others are left to whoever knows more.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check). What cannot be healed is no error; it is left.
+    pub fn repair(&self) -> Result<Repair> {
+        let found = self.check()?;
+        for finding in &found {
+            // What did not work is found again.
+            let _ = self.heal(finding);
+        }
+        let left = self.check()?;
+        let healed = found.into_iter().filter(|finding| !left.contains(finding)).collect();
+        Ok(Repair { healed, left })
+    }
+
+    fn heal(&self, finding: &Finding) -> Result<()> {
+        let dm = self.pool.device_mapper();
+        match finding {
+            Finding::UnknownVolume { thin_id, own: true } => {
+                // Nobody gets that id meanwhile; and it is deleted only if nobody has it now.
+                match self.store.reserve_id(*thin_id) {
+                    Some(_reservation) => self.pool.delete(*thin_id),
+                    None => Ok(()),
+                }
+            }
+            Finding::Deferred { .. } => self.reap().map(drop),
+            Finding::UnknownDevice { device, thin_id } => match self.store.reserve_id(*thin_id) {
+                Some(_reservation) => dm.remove(&DmName::new(device)?),
+                None => Ok(()),
+            },
+            Finding::StaleNode { name } => dm.remove_node(&DmName::new(name)?),
+            // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
+            Finding::WrongDevice { id, device, problem: DeviceProblem::Suspended } => {
+                self.with_slot(id.as_str(), |_, _| dm.resume(&DmName::new(device)?))
+            }
+            Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
+                self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {
+                    Some(volume) => volume.rename(&self.volume_name(id.as_str())?),
+                    None => Ok(()),
+                })
+            }
+            Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {
+                if dm.find((&self.volume_uuid(snapshot.thin_id)?).into())?.is_none() {
+                    dm.remove_node(&self.volume_name(id.as_str())?)?;
+                    *slot = Slot::default();
+                }
+                Ok(())
+            }),
+            Finding::NotMounted { id, target } => self.with_slot(id.as_str(), |slot, _| {
+                if slot.mounted.as_ref().is_some_and(|mounted| mounted.target == *target) {
+                    slot.mounted = None;
+                    slot.held = true;
+                }
+                Ok(())
+            }),
+            _ => Ok(()),
+        }
+    }
+}

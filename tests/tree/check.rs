@@ -1,0 +1,125 @@
+//! Differences between state and system: found, explained, and healed where that is safe.
+
+use std::path::{Path, PathBuf};
+
+use dm_thin::abi::mount::{MountFlags, UnmountFlags};
+use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
+use dm_thin::kernel::{DeviceNumber, Kernel};
+use dm_thin::model::Mode;
+use dm_thin::thin::ThinId;
+use dm_thin::tree::{DeviceProblem, Finding, Parent, SnapshotTree};
+
+use crate::rig::Rig;
+
+fn dm(rig: &Rig) -> DeviceMapper {
+    DeviceMapper::with_kernel(rig.kernel.clone(), UdevPolicy::None).unwrap()
+}
+
+fn name(path: &Path) -> DmName {
+    DmName::new(path.file_name().unwrap().to_str().unwrap()).unwrap()
+}
+
+/// What is found is this, and after a repair it is gone, or still there.
+fn finds(tree: &SnapshotTree, expected: &[Finding], healed: bool) {
+    assert_eq!(tree.check().unwrap(), expected);
+    expected.iter().for_each(|finding| println!("{finding}"));
+    let repair = tree.repair().unwrap();
+    let (gone, left) = if healed { (expected, &[][..]) } else { (&[][..], expected) };
+    assert_eq!((&repair.healed[..], &repair.left[..]), (gone, left));
+}
+
+#[test]
+fn a_sound_tree_has_no_findings() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    tree.activate("b").unwrap();
+    tree.remove("a").unwrap();
+    rig.kernel.clear_log();
+    finds(&tree, &[], true);
+    tree.deactivate("b").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn volumes() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let thin_id = ThinId::new(9).unwrap();
+    tree.pool().create_thin(thin_id).unwrap();
+    finds(&tree, &[Finding::UnknownVolume { thin_id, own: true }], true);
+    let info = tree.get("a").unwrap();
+    tree.pool().delete(info.thin_id).unwrap();
+    finds(&tree, &[Finding::MissingVolume { id: Some(info.id), thin_id: info.thin_id }], false);
+    tree.close().unwrap();
+}
+
+#[test]
+fn devices() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let path = tree.activate("a").unwrap();
+    let (id, device) = (tree.get("a").unwrap().id, name(&path));
+    let wrong = |device: &DmName, problem| {
+        let device = device.to_string();
+        Finding::WrongDevice { id: id.clone(), device, problem }
+    };
+    dm(&rig).suspend((&device).into(), DmFlags::empty()).unwrap();
+    finds(&tree, &[wrong(&device, DeviceProblem::Suspended)], true);
+    dm(&rig).remove(&device).unwrap();
+    finds(&tree, &[Finding::DeviceGone { id: id.clone() }], true);
+    assert_eq!(tree.get("a").unwrap().device, None);
+
+    // As a process that died before its first record leaves it.
+    let uuid = format!("DMTHIN-{}-17", tree.uuid().simple());
+    let stray = DmName::new("stray").unwrap();
+    dm(&rig).create(&stray, Some(&uuid.parse().unwrap())).unwrap();
+    let thin_id = ThinId::new(17).unwrap();
+    finds(&tree, &[Finding::UnknownDevice { device: "stray".into(), thin_id }], true);
+
+    let node = format!("{}stale", device.as_str().strip_suffix('a').unwrap());
+    rig.kernel
+        .make_node(&Path::new("/dev/mapper").join(&node), DeviceNumber { major: 253, minor: 99 })
+        .unwrap();
+    finds(&tree, &[Finding::StaleNode { name: node }], true);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean());
+}
+
+#[test]
+fn mounts() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let target: PathBuf = rig.directory.path().canonicalize().unwrap();
+    rig.kernel.mount(Some(&device), &target, Some("ext4"), MountFlags::empty(), "").unwrap();
+    let id = tree.get("a").unwrap().id;
+    finds(&tree, &[Finding::AlsoMounted { id: id.clone(), target: target.clone() }], false);
+    // A manager that takes over takes the mount for its own.
+    drop(tree);
+    let tree = rig.tree();
+    assert_eq!(tree.check().unwrap(), []);
+    rig.kernel.unmount(&target, UnmountFlags::empty()).unwrap();
+    finds(&tree, &[Finding::NotMounted { id, target }], true);
+    tree.deactivate("a").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn the_pool_and_its_files() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let pool = tree.pool().name().to_string();
+    let (file, away) = (rig.root().join("pool/data"), rig.root().join("pool/data.away"));
+    std::fs::rename(&file, &away).unwrap();
+    finds(&tree, &[Finding::NotBound { path: file.clone() }], false);
+    std::fs::rename(&away, &file).unwrap();
+    rig.kernel.set_mode(&pool, Mode::OutOfDataSpace).unwrap();
+    let findings = tree.check().unwrap();
+    assert!(matches!(findings[..], [Finding::Pool { needs_check: false, .. }]), "{findings:?}");
+    drop(tree);
+}
