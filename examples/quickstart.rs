@@ -41,9 +41,7 @@ pub fn run(root: &Path, options: Options) -> Result {
     tree.unmount("image")?;
     tree.unmount("container")?;
 
-    for snapshot in tree.list() {
-        println!("in the tree: {} of {:?}, thin device {}", snapshot.id, snapshot.parent, snapshot.thin_id);
-    }
+    print!("the tree:\n{}", tree.to_text());
     tree.remove("container")?;
     tree.remove("image")?;
     tree.close()?;
