@@ -76,7 +76,8 @@ impl SnapshotTree {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let pool = if ready { Ok(()) } else { filesystem.check_maker() }
-            .and_then(|()| open_pool(&options, &root, &store, &dm));
+            .and_then(|()| open_pool(&options, &root, &store, &dm))
+            .and_then(|(pool, activated)| guard(pool, activated, &options));
         let (pool, activated) = match pool {
             Ok(pool) => pool,
             Err(error) => return Err(Box::new((error, Some(root)))),
@@ -333,6 +334,17 @@ fn refuse_orphans(root: &Root, dir: &dyn StateDir) -> Result<()> {
         return Ok(());
     };
     Err(Error::BackingFile { path, reason: "is there, but state.json is not: it was lost or moved away" })
+}
+
+/// From here on the pool refuses to allocate when it has too little space.
+fn guard(pool: ThinPool, activated: bool, options: &Options) -> Result<(ThinPool, bool)> {
+    let (dm, name) = (pool.device_mapper().clone(), *pool.name());
+    let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
+        if activated {
+            let _ = dm.remove(&name);
+        }
+    });
+    Ok((guarded?, activated))
 }
 
 /// The tree's pool, and whether this call activated it.

@@ -11,7 +11,7 @@ use super::{InitLayer, PoolSource};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
-use crate::thin::{METADATA_MAX, PoolFeatures, PoolTable};
+use crate::thin::{METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
 
@@ -52,6 +52,8 @@ pub struct Options {
     pub(super) deferred_removal: bool,
     pub(super) deferred_deletion: bool,
     pub(super) blkdiscard: Option<bool>,
+    pub(super) min_free_data: MinFree,
+    pub(super) min_free_metadata: MinFree,
     pub(super) xfs_nospace_max_retries: Option<u32>,
     pub(super) init_layer: InitLayer,
     pub(super) udev: UdevPolicy,
@@ -82,6 +84,8 @@ impl Default for Options {
             deferred_removal: false,
             deferred_deletion: false,
             blkdiscard: None,
+            min_free_data: MinFree::Percent(10),
+            min_free_metadata: MinFree::Percent(10),
             xfs_nospace_max_retries: None,
             init_layer: InitLayer::default(),
             udev: UdevPolicy::Auto,
@@ -152,6 +156,13 @@ impl Options {
         /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
         /// activation. Default: on loop files, unless the pool keeps discards to itself.
         blkdiscard: bool => Some(blkdiscard);
+        /// Data space that must be free in the pool before a snapshot is made. Default 10 percent; 0 is none.
+        ///
+        /// See [`SpaceGuard`] for how little that costs, and what it may miss: a second of writes, or those before the
+        /// first snapshot after them.
+        min_free_data: MinFree => min_free_data;
+        /// The same for metadata.
+        min_free_metadata: MinFree => min_free_metadata;
         /// How often XFS retries a metadata write that found no space, before it shuts the file system down.
         /// Default: for ever, as the kernel does. 0 lets a full pool be an error instead of a hang.
         xfs_nospace_max_retries: u32 => Some(xfs_nospace_max_retries);
@@ -226,6 +237,19 @@ impl Options {
             source: self.pool_source.clone().unwrap_or_default(),
             adopted: None,
         }
+    }
+
+    /// What has to be free.
+    pub(super) fn guard(&self) -> SpaceGuard {
+        let asked = |free: MinFree| !matches!(free, MinFree::Percent(0) | MinFree::Bytes(Bytes(0)));
+        let mut guard = SpaceGuard::new();
+        if asked(self.min_free_data) {
+            guard = guard.data(self.min_free_data);
+        }
+        if asked(self.min_free_metadata) {
+            guard = guard.metadata(self.min_free_metadata);
+        }
+        guard
     }
 
     /// The low water mark of a new pool of that size.

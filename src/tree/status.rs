@@ -9,7 +9,7 @@ use super::active::lock;
 use super::graph::Snapshot;
 use super::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::kernel::DeviceNumber;
-use crate::thin::{METADATA_BLOCK_SIZE, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
+use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
 use crate::{Error, Result};
 
@@ -79,6 +79,8 @@ pub struct TreeStatus {
     pub data: Option<SpaceStatus>,
     /// The metadata device; `None` if the pool has failed.
     pub metadata: Option<SpaceStatus>,
+    /// Data space that must be free before a snapshot is made.
+    pub min_free: Bytes,
     /// Whether this crate waits for udev.
     pub udev_sync: bool,
     /// Whether unmount leaves devices that are open elsewhere to the kernel.
@@ -196,6 +198,11 @@ impl SnapshotTree {
             block_size: state.pool.block_size,
             base_size: state.graph.base.as_ref().map_or(Bytes(0), |base| base.size),
             filesystem: state.filesystem,
+            min_free: match (self.options.min_free_data, &data) {
+                (MinFree::Bytes(bytes), _) => bytes,
+                (MinFree::Percent(percent), Some(data)) => Bytes(data.total.0 / 100 * u64::from(percent)),
+                (MinFree::Percent(_), None) => Bytes(0),
+            },
             data,
             metadata,
             udev_sync: dm.waits_for_udev(),

@@ -21,6 +21,7 @@ impl fmt::Display for TreeStatus {
             writeln!(f, "{kind} Space Total: {}", Human(space.total))?;
             writeln!(f, "{kind} Space Available: {}", Human(space.available))?;
         }
+        writeln!(f, "Thin Pool Minimum Free Space: {}", Human(self.min_free))?;
         writeln!(f, "Udev Sync Supported: {}", self.udev_sync)?;
         writeln!(f, "Deferred Removal Enabled: {}", self.deferred_removal)?;
         writeln!(f, "Deferred Deletion Enabled: {}", self.deferred_deletion)?;
@@ -105,6 +106,7 @@ mod tests {
             filesystem: Filesystem::Ext4,
             data: Some(space("/dev/loop4", "/root/pool/data")),
             metadata: Some(space("/dev/loop5", "/root/pool/metadata")),
+            min_free: Bytes(300),
             udev_sync: true,
             deferred_removal: false,
             deferred_deletion: true,
@@ -126,6 +128,7 @@ Data Space Available: 1.5 kB
 Metadata Space Used: 1 kB
 Metadata Space Total: 3 kB
 Metadata Space Available: 1.5 kB
+Thin Pool Minimum Free Space: 300 B
 Udev Sync Supported: true
 Deferred Removal Enabled: false
 Deferred Deletion Enabled: true

@@ -2,6 +2,7 @@
 
 use super::{Filesystem, Options, PoolSource};
 use crate::abi::mount::MountFlags;
+use crate::thin::MinFree;
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -66,6 +67,19 @@ impl Options {
                 "dm.blkdiscard" => options.blkdiscard(truth()?),
                 "dm.use_deferred_removal" => options.deferred_removal(truth()?),
                 "dm.use_deferred_deletion" => options.deferred_deletion(truth()?),
+                "dm.min_free_space" => match value.strip_suffix('%') {
+                    Some(percent) => match percent.parse() {
+                        Ok(percent @ 0..=100) => {
+                            let free = MinFree::Percent(percent);
+                            options.min_free_data(free).min_free_metadata(free)
+                        }
+                        _ => return Err(wrong("not a percentage")),
+                    },
+                    None if size()? == Bytes(0) => {
+                        options.min_free_data(MinFree::Percent(0)).min_free_metadata(MinFree::Percent(0))
+                    }
+                    None => options.min_free_data(MinFree::Bytes(size()?)),
+                },
                 "dm.override_udev_sync_check" => truth().map(|_| options)?,
                 "dm.xfs_nospace_max_retries" => {
                     options.xfs_nospace_max_retries(value.parse().map_err(|_| wrong("not a number"))?)
@@ -101,7 +115,8 @@ impl Options {
 fn reason(key: &str) -> &'static str {
     match key {
         "dm.directlvm_device" | "dm.directlvm_device_force" => {
-            "LVM is not used; give a pool by dm.thinpooldev, or two devices by dm.datadev and dm.metadatadev"
+            "LVM is not used; give a pool by dm.thinpooldev, two devices by dm.datadev and dm.metadatadev, or split one \
+             with dm_thin::thin and adopt its pool"
         }
         "dm.thinp_percent" | "dm.thinp_metapercent" => {
             "divides a volume group of LVM, which is not used; devices have their sizes"
@@ -204,6 +219,13 @@ mod tests {
             (&["dm.use_deferred_removal=true"], new().deferred_removal(true)),
             (&["dm.use_deferred_deletion=T"], new().deferred_deletion(true)),
             (&["dm.xfs_nospace_max_retries=0"], new().xfs_nospace_max_retries(0)),
+            (&["dm.min_free_space=5%"], {
+                new().min_free_data(MinFree::Percent(5)).min_free_metadata(MinFree::Percent(5))
+            }),
+            (&["dm.min_free_space=0"], {
+                new().min_free_data(MinFree::Percent(0)).min_free_metadata(MinFree::Percent(0))
+            }),
+            (&["dm.min_free_space=2g"], new().min_free_data(MinFree::Bytes(Bytes::gib(2)))),
             (&["dm.override_udev_sync_check=true"], new()),
             (&[], new()),
         ] {
@@ -227,6 +249,7 @@ mod tests {
             ("dm.fs=btrfs", "neither ext4 nor xfs"),
             ("dm.basesize=much", "not a size"),
             ("dm.basesize=-1", "not a size"),
+            ("dm.min_free_space=101%", "percentage"),
             ("dm.blkdiscard=maybe", "neither true nor false"),
             ("dm.xfs_nospace_max_retries=-1", "not a number"),
             ("dm.datadev=/dev/a", "needs dm.metadatadev"),

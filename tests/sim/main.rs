@@ -17,6 +17,7 @@ use std::time::Duration;
 use dm_thin::Errno;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::ModelKernel;
+use dm_thin::thin::MinFree;
 use dm_thin::tree::{Filesystem, Lineage, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 use tempfile::TempDir;
@@ -125,6 +126,8 @@ impl World {
             .udev(UdevPolicy::None)
             .busy_timeout(Duration::ZERO)
             .checkpoint_at(Bytes(1500))
+            .min_free_data(MinFree::Percent(0))
+            .min_free_metadata(MinFree::Percent(0))
             .kernel(self.kernel.clone())
             .state_dir(Arc::new(self.disk.clone()))
     }

@@ -6,4 +6,5 @@ mod check;
 mod family;
 mod removal;
 mod rig;
+mod space;
 mod status;
