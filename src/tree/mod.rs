@@ -26,6 +26,7 @@ pub mod files;
 mod finding;
 mod fs;
 mod graph;
+mod holders;
 mod id;
 mod init_layer;
 mod journal;
@@ -60,6 +61,7 @@ use crate::{Error, Result};
 
 pub use crate::dm::Removal;
 pub use finding::{DeviceProblem, Finding};
+pub use holders::Holder;
 pub use id::SnapshotId;
 pub use init_layer::InitLayer;
 pub use labels::Labels;

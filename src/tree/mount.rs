@@ -47,7 +47,12 @@ pub(super) fn unmount(kernel: &dyn Kernel, target: &Path) -> Result<()> {
 pub(super) fn mounts(kernel: &dyn Kernel) -> Result<Vec<(DeviceNumber, PathBuf)>> {
     let io = |errno: Errno| Error::io("read", "/proc/self/mountinfo")(errno.into());
     let table = kernel.mount_table().map_err(io)?;
-    Ok(table.split(|&byte| byte == b'\n').filter_map(parse).collect())
+    Ok(parse_table(&table))
+}
+
+/// The same in the text of any process's `mountinfo`.
+pub(super) fn parse_table(table: &[u8]) -> Vec<(DeviceNumber, PathBuf)> {
+    table.split(|&byte| byte == b'\n').filter_map(parse).collect()
 }
 
 /// `36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw`: see proc_pid_mountinfo(5).

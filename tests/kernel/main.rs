@@ -9,6 +9,7 @@ mod commands;
 mod dm;
 mod filesystems;
 mod loopdev;
+mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod rig;
