@@ -121,6 +121,11 @@ impl Sectors {
 }
 
 impl Blocks {
+    /// The same in sectors, with blocks of the given size.
+    pub const fn sectors(self, block_size: Sectors) -> Sectors {
+        Sectors(self.0.saturating_mul(block_size.0))
+    }
+
     /// The same in bytes, with blocks of the given size.
     pub const fn bytes(self, block_size: Sectors) -> Bytes {
         Bytes(self.0.saturating_mul(block_size.bytes().0))

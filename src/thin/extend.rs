@@ -86,6 +86,7 @@ impl AutoExtend {
     /// being extended.
     pub fn apply(&self, pool: &ThinPool) -> Result<(Extension, Extension)> {
         let (table, data_size) = pool.table()?;
+        table.check()?;
         let usage = match pool.status()? {
             PoolStatus::Usage(usage) => usage,
             status => {
@@ -102,8 +103,8 @@ impl AutoExtend {
             None => Extension::NotNeeded,
             Some((rule, backing)) => {
                 is_under(pool, "metadata device", &**backing, table.metadata)?;
-                let used = Sectors(usage.used_metadata.0 * block.0);
-                let size = Sectors(usage.total_metadata.0 * block.0);
+                let used = usage.used_metadata.sectors(block);
+                let size = usage.total_metadata.sectors(block);
                 let extension = rule.decide(&**backing, used, size, block)?;
                 if let Extension::To(size) = extension {
                     backing.extend(size)?;
@@ -116,7 +117,7 @@ impl AutoExtend {
             None => Extension::NotNeeded,
             Some((rule, backing)) => {
                 is_under(pool, "data device", &**backing, table.data)?;
-                let used = Sectors(usage.used_data.0 * table.block_size.0);
+                let used = usage.used_data.sectors(table.block_size);
                 let extension = rule.decide(&**backing, used, data_size, table.block_size)?;
                 let size = if let Extension::To(size) = extension { size } else { data_size };
                 if size > data_size {
@@ -165,8 +166,10 @@ impl ExtendRule {
             return Ok(Extension::NotNeeded);
         }
         // What is not there below must not be promised above.
-        let below = backing.below()?.map(|below| below.free + below.spare(used.bytes()));
-        let below = below.map(|bytes| used.0 + bytes.sectors().0);
+        let below = backing.below()?.map(|below| {
+            let more = below.free.0.saturating_add(below.spare(used.bytes()).0);
+            used.0.saturating_add(Bytes(more).sectors().0)
+        });
         let limit = backing.limit()?.0.min(below.unwrap_or(u64::MAX)).min(self.maximum.sectors().0);
         let possible = wanted.0.min(limit - limit % block.0);
         Ok(if possible > size.0 { Extension::To(Sectors(possible)) } else { Extension::Exhausted })
@@ -181,13 +184,13 @@ impl ExtendRule {
         }
         // At the maximum already, and above the threshold: more is wanted, and will not be had.
         if wanted == size && used.0 >= percent_of(size.0, self.threshold) {
-            wanted = size + block;
+            wanted = Sectors(size.0.saturating_add(block.0));
         }
         wanted
     }
 }
 
-fn percent_of(amount: u64, percent: u8) -> u64 {
+pub(super) fn percent_of(amount: u64, percent: u8) -> u64 {
     #[allow(clippy::cast_possible_truncation)] // at most 2.55 times a u64, and then capped
     let part = (u128::from(amount) * u128::from(percent) / 100).min(u128::from(u64::MAX)) as u64;
     part

@@ -15,6 +15,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::extend::percent_of;
 use super::{Backing, METADATA_BLOCK_SIZE, PoolStatus, PoolTable, PoolUsage, ThinPool};
 use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
@@ -31,8 +32,7 @@ pub enum MinFree {
 impl MinFree {
     fn blocks(self, total: Blocks, block_size: Sectors) -> Blocks {
         match self {
-            // In this order it cannot overflow: a device has less than 2^55 blocks.
-            Self::Percent(percent) => Blocks((total.0 * u64::from(percent)).div_ceil(100).max(1)),
+            Self::Percent(percent) => Blocks(percent_of(total.0, percent).max(1)),
             Self::Bytes(bytes) => Blocks(bytes.0.div_ceil(block_size.bytes().0)),
         }
     }
@@ -231,9 +231,9 @@ impl Watch {
             }
             let below = self.guard.backing.as_ref().map(|backing| backing.below()).transpose()?;
             if let Some(below) = below.flatten()
-                && below.free + known.spare < needed.bytes(block)
+                && let available = Bytes(below.free.0.saturating_add(known.spare.0))
+                && available < needed.bytes(block)
             {
-                let available = below.free + known.spare;
                 return low("space below the data device", available, needed.bytes(block));
             }
         }

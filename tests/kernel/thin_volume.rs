@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use dm_thin::dm::{DmFlags, Removal};
+use dm_thin::loopdev::{AttachOptions, LoopControl};
 use dm_thin::thin::{ActivateOptions, Discards, Origin, PoolFeatures, ThinStatus};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 use dm_thin::{Errno, Error};
@@ -38,25 +40,38 @@ fn a_read_only_table_refuses_writes() {
 fn an_external_origin_shows_through_and_stays_as_it_is() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
-    // The image is a thin volume itself here; any block device will do.
-    let image = rig.volume(1, SIZE);
-    write(&image.path(), 0, 4, 0xaa).unwrap();
+    let path = bench.path().join("image");
+    let content: Vec<u8> = (0..SIZE.0).map(|at| (at >> 16) as u8 ^ 0xaa).collect();
+    std::fs::write(&path, &content).unwrap();
+    let options = AttachOptions::new().autoclear(true).read_only(true);
+    let image = LoopControl::open().unwrap().attach(&File::open(&path).unwrap(), &path, &options).unwrap();
     rig.pool().create_thin(id(2)).unwrap();
     let options = ActivateOptions::new().external_origin(image.number());
     let size = Bytes::mib(16).sectors();
     let volume = rig.pool().activate_with(&name("v2"), &uuid("v2"), id(2), size, &options).unwrap();
     assert_eq!(volume.table().unwrap().0.external_origin, Some(image.number()));
-    assert!(holds(&volume.path(), 0, 4, 0xaa));
+    let shows = |block: u64| holds(&volume.path(), block, 1, block as u8 ^ 0xaa);
+    assert!((0..128).all(shows));
     // Beyond the origin's end there are zeroes.
     assert!(holds(&volume.path(), 128, 16, 0));
     write(&volume.path(), 1, 2, 0xbb).unwrap();
     crate::rig::drop_caches();
-    assert!(holds(&volume.path(), 0, 1, 0xaa) && holds(&volume.path(), 1, 2, 0xbb));
-    assert!(holds(&volume.path(), 3, 1, 0xaa) && holds(&image.path(), 0, 4, 0xaa));
-    assert!(matches!(volume.status().unwrap(), ThinStatus::Mapped { mapped: Sectors(256), .. }));
+    assert!(shows(0) && holds(&volume.path(), 1, 2, 0xbb) && shows(3));
+    // Written in part, a block has the rest from the origin.
+    let device = File::options().write(true).open(volume.path()).unwrap();
+    device.write_all_at(&[0xcc; 4096], 7 << 16).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    crate::rig::drop_caches();
+    let all = std::fs::read(volume.path()).unwrap();
+    assert_eq!(all[7 << 16..][..4096], [0xcc; 4096]);
+    assert_eq!(all[(7 << 16) + 4096..8 << 16], content[(7 << 16) + 4096..8 << 16]);
+    assert_eq!(std::fs::read(&path).unwrap(), content, "the image is as it was");
+    assert!(matches!(volume.status().unwrap(), ThinStatus::Mapped { mapped: Sectors(384), .. }));
     // Discarded, the origin shows through again.
     volume.discard_all().unwrap();
-    assert!(holds(&volume.path(), 0, 4, 0xaa));
+    assert!((0..128).all(shows));
+    assert_eq!(std::fs::read(&path).unwrap(), content);
     volume.deactivate().unwrap();
     let options = ActivateOptions::new().external_origin(rig.pool().number());
     let error = rig.pool().activate_with(&name("v2"), &uuid("v2"), id(2), size, &options).unwrap_err();
