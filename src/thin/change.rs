@@ -11,9 +11,9 @@ impl ThinPool {
     /// Take over the data device's new size, while volumes are in use. The caller has made the device
     /// larger. Writes that wait for space go on.
     ///
-    /// Grow early. If the pool that lets writes wait runs full in the very moment in which it is suspended,
-    /// the kernel (seen on 6.12) waits for those writes: until `no_space_timeout` fails them, or a deletion
-    /// frees a block. A pool that is full already is grown without delay.
+    /// Grow early. If a pool that lets writes wait runs full in the very moment in which it is suspended for
+    /// this, the kernel (seen on 6.12) waits for those writes, until `no_space_timeout` fails them. A pool
+    /// that is full already is grown without delay.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for a size below the one it has; EINVAL if the data device is smaller

@@ -212,6 +212,8 @@ fn is_under(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::DeviceNumber;
+    use crate::thin::Below;
 
     const BLOCK: Sectors = Sectors(128);
     const RULE: ExtendRule = ExtendRule { threshold: 80, step: 20, maximum: Bytes::mib(64) };
@@ -226,6 +228,50 @@ mod tests {
         // Past the maximum, more is wanted all the same.
         assert_eq!(wanted(131_072, 131_072), 131_200);
         assert_eq!(RULE.low_water_mark(Blocks(1000)), Blocks(200));
+    }
+
+    #[derive(Debug)]
+    struct Fake {
+        limit: u64,
+        below: Option<Below>,
+    }
+
+    impl Backing for Fake {
+        fn number(&self) -> DeviceNumber {
+            DeviceNumber { major: 7, minor: 0 }
+        }
+        fn size(&self) -> Result<Sectors> {
+            Ok(Sectors(12_800))
+        }
+        fn limit(&self) -> Result<Sectors> {
+            Ok(Sectors(self.limit))
+        }
+        fn below(&self) -> Result<Option<Below>> {
+            Ok(self.below)
+        }
+        fn extend(&self, _: Sectors) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_more_is_promised_than_there_is() {
+        let decide = |limit: u64, below: Option<u64>| {
+            let below = below.map(|free| Below { free: Sectors(free).bytes(), allocated: Bytes(0) });
+            RULE.decide(&Fake { limit, below }, Sectors(100 * 128), Sectors(12_800), BLOCK).unwrap()
+        };
+        let to = |sectors| Extension::To(Sectors(sectors));
+        assert_eq!(decide(u64::MAX, None), to(18_432));
+        // Cut to whole blocks.
+        assert_eq!(decide(13_000, None), to(12_928));
+        assert_eq!(decide(12_900, None), Extension::Exhausted);
+        // 12,800 sectors are used, so that much and what is free below can be had.
+        assert_eq!(decide(u64::MAX, Some(300)), to(13_056));
+        assert_eq!(decide(u64::MAX, Some(100)), Extension::Exhausted);
+        assert_eq!(decide(u64::MAX, Some(u64::MAX)), to(18_432));
+        let small = Fake { limit: u64::MAX, below: None };
+        let decision = RULE.decide(&small, Sectors(0), Sectors(12_800), BLOCK).unwrap();
+        assert_eq!(decision, Extension::NotNeeded);
     }
 
     #[test]
