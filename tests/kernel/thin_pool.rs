@@ -1,8 +1,9 @@
 //! A pool that changes while it is in use: larger, other features; and what cannot change.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use dm_thin::kernel::{DeviceNumber, RealKernel};
 use dm_thin::loopdev::LoopControl;
@@ -18,17 +19,22 @@ fn data_grows_tenfold_and_metadata_with_it_under_load() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
     let volume = rig.volume(1, Bytes::mib(256));
-    let done = AtomicBool::new(false);
+    let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut block = 0;
-            while !done.load(Ordering::Relaxed) || block < 64 {
+            while !done.load(Ordering::Relaxed) {
                 write(&volume.path(), block, 8, (block / 8 % 251) as u8).unwrap();
                 block += 8;
+                written.store(block, Ordering::Relaxed);
             }
             block
         });
         for (next, mib) in (100..).zip([64, 128, 320]) {
+            // The writer is well under way each time; a pool that is grown when full is another test.
+            while written.load(Ordering::Relaxed) < mib * 4 {
+                thread::sleep(Duration::from_millis(1));
+            }
             rig.data.grow(Bytes::mib(mib));
             rig.pool().grow_data(Bytes::mib(mib).sectors()).unwrap();
             assert_eq!(rig.usage().total_data, Blocks(mib * 16));
