@@ -3,6 +3,7 @@
 //! Where there is no device mapper every test fails: none passes by not running.
 
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
+#![allow(clippy::cast_possible_truncation)] // patterns in test data
 
 mod bench;
 mod commands;
