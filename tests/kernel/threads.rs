@@ -1,44 +1,123 @@
 //! Many callers at once.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use dm_thin::tree::Parent;
 
 use crate::bench::Bench;
 
 const THREADS: usize = 8;
-const ROUNDS: usize = 3;
+
+/// How much is done: a little in every run, all of it when `name` says how much.
+fn amount(name: &str, little: usize) -> usize {
+    std::env::var(name).map_or(little, |value| value.parse().expect("a number"))
+}
+
+/// Ends the whole run if `work` takes longer than a minute for each step of it: a deadlock.
+fn watched<T>(steps: &AtomicUsize, work: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        let (done, ended) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            let mut last = 0;
+            while ended.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+                let now = steps.load(Ordering::Relaxed);
+                if now == last {
+                    eprintln!("deadlock: nothing has happened for a minute after {now} operations");
+                    std::process::abort();
+                }
+                last = now;
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
 
 #[test]
 fn add_mount_write_snapshot_remove_from_eight_threads() {
     let bench = Bench::new();
     let tree = bench.tree();
+    let operations = AtomicUsize::new(0);
+    // A round is nine operations.
+    let rounds = amount("DM_THIN_OPERATIONS", 27) / 9;
+    let did = || operations.fetch_add(1, Ordering::Relaxed);
     tree.add("image", Parent::Base).unwrap();
-    thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let (tree, bench) = (&tree, &bench);
-            scope.spawn(move || {
-                for round in 0..ROUNDS {
-                    let (one, two) = (format!("one-{thread}-{round}"), format!("two-{thread}-{round}"));
-                    let target = bench.path().join(&one);
-                    tree.add(&one, Parent::Snapshot("image")).unwrap();
-                    tree.mount(&one, &target).unwrap();
-                    fs::write(target.join("file"), &one).unwrap();
-                    tree.add(&two, Parent::Snapshot(&one)).unwrap();
-                    tree.unmount(&one).unwrap();
-                    tree.mount(&two, &target).unwrap();
-                    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), one);
-                    tree.unmount(&two).unwrap();
-                    tree.remove(&one).unwrap();
-                }
-            });
-        }
-    });
-    assert_eq!(tree.list().len(), 1 + THREADS * ROUNDS);
+    let work = || {
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (tree, bench, did) = (&tree, &bench, &did);
+                scope.spawn(move || {
+                    for round in 0..rounds {
+                        let (one, two) = (format!("one-{thread}-{round}"), format!("two-{thread}-{round}"));
+                        let target = bench.path().join(&one);
+                        tree.add(&one, Parent::Snapshot("image")).unwrap();
+                        did();
+                        tree.mount(&one, &target).unwrap();
+                        did();
+                        fs::write(target.join("file"), &one).unwrap();
+                        tree.add(&two, Parent::Snapshot(&one)).unwrap();
+                        did();
+                        tree.unmount(&one).unwrap();
+                        did();
+                        tree.mount(&two, &target).unwrap();
+                        did();
+                        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), one);
+                        tree.unmount(&two).unwrap();
+                        did();
+                        tree.remove(&one).unwrap();
+                        did();
+                        tree.rename(&two, &one).unwrap();
+                        did();
+                        if round + 1 < rounds {
+                            tree.remove(&one).unwrap();
+                            did();
+                        }
+                    }
+                });
+            }
+        });
+    };
+    watched(&operations, work);
+    println!("{} operations from {THREADS} threads", operations.into_inner());
+    assert_eq!(tree.list().len(), 1 + THREADS);
+    assert_eq!(tree.check().unwrap(), []);
     for snapshot in tree.list() {
         tree.remove(snapshot.id.as_str()).unwrap();
     }
+    tree.close().unwrap();
+}
+
+#[test]
+fn many_are_active_and_mounted_at_once() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let many = amount("DM_THIN_MOUNTED", 24);
+    let operations = AtomicUsize::new(0);
+    let target = |index: usize| bench.path().join(format!("mounted-{index}"));
+    let mount_all = || {
+        for index in 0..many {
+            tree.add(&index.to_string(), Parent::Base).unwrap();
+            tree.mount(&index.to_string(), target(index)).unwrap();
+            fs::write(target(index).join("file"), index.to_string()).unwrap();
+            operations.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    watched(&operations, mount_all);
+    assert_eq!(tree.check().unwrap(), []);
+    let tree = bench.reopen(tree);
+    assert_eq!(tree.list().iter().filter(|info| info.mounted.is_some()).count(), many);
+    for index in 0..many {
+        assert_eq!(fs::read_to_string(target(index).join("file")).unwrap(), index.to_string());
+        tree.unmount(&index.to_string()).unwrap();
+        fs::remove_dir(target(index)).unwrap();
+        tree.remove(&index.to_string()).unwrap();
+    }
+    println!("{many} were active and mounted at once");
     tree.close().unwrap();
 }
 
