@@ -62,6 +62,9 @@ pub(super) struct PoolRecord {
     /// What it was, if it was not made for this tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
+    /// The label of the device that it is on, if it is on one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Uuid>,
 }
 
 impl PoolRecord {

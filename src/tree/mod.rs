@@ -135,8 +135,14 @@ impl SnapshotTree {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());
         }
-        self.patiently(self.pool.name(), || self.pool.deactivate())
-            .inspect_err(|_| self.closed.store(false, Ordering::Release))
+        self.take_down().inspect_err(|_| self.closed.store(false, Ordering::Release))
+    }
+
+    /// Deactivate the pool, and its devices where they do not end with it.
+    fn take_down(&self) -> Result<()> {
+        self.patiently(self.pool.name(), || self.pool.deactivate())?;
+        let record = self.store.read_state(|state| state.pool.clone());
+        source::release(self.pool.device_mapper(), self.pool.name(), &record)
     }
 
     fn check_open(&self) -> Result<()> {

@@ -49,19 +49,28 @@ impl SnapshotTree {
             return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
         }
         refuse_orphans(&root, &*dir)?;
-        let created = source::new_record(&options, &dm)
-            .and_then(|pool| Store::create(root.path.clone(), dir.clone(), new_state(&options, pool)));
-        let store = match created {
-            Ok(store) => store,
+        let record = match source::new_record(&options, &dm) {
+            Ok(record) => record,
             Err(error) => {
                 root.clear(&*dir);
+                return Err(error);
+            }
+        };
+        let undo = |root: Root| {
+            source::unmake(&record);
+            root.clear(&*dir);
+        };
+        let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options, record.clone())) {
+            Ok(store) => store,
+            Err(error) => {
+                undo(root);
                 return Err(error);
             }
         };
         Self::assemble(options, root, store, dm).map_err(|failed| {
             let (error, root) = *failed;
             // Not under a pool that could not be taken down.
-            root.into_iter().for_each(|root| root.clear(&*dir));
+            root.into_iter().for_each(undo);
             error
         })
     }
@@ -77,7 +86,7 @@ impl SnapshotTree {
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let pool = if ready { Ok(()) } else { filesystem.check_maker() }
             .and_then(|()| open_pool(&options, &root, &store, &dm))
-            .and_then(|(pool, activated)| guard(pool, activated, &options));
+            .and_then(|(pool, activated)| guard(pool, activated, &options, &store));
         let (pool, activated) = match pool {
             Ok(pool) => pool,
             Err(error) => return Err(Box::new((error, Some(root)))),
@@ -96,7 +105,7 @@ impl SnapshotTree {
         match this.agree(activated) {
             Ok(()) => Ok(this),
             Err(error) => {
-                let down = !activated || this.patiently(this.pool.name(), || this.pool.deactivate()).is_ok();
+                let down = !activated || this.take_down().is_ok();
                 Err(Box::new((error, Some(this.root).filter(|_| down))))
             }
         }
@@ -278,8 +287,12 @@ impl SnapshotTree {
         if base.fs == FsState::Ready {
             return Ok(());
         }
-        self.with_base(&base, size, |volume| {
+        let made = self.with_base(&base, size, |volume| {
             filesystem.make(&volume.path(), base.filesystem_uuid, &self.options.mkfs_args)
+        });
+        made.inspect_err(|_| {
+            // The state may go with this error, a shared pool stays.
+            let _ = self.delete_id(base.thin_id);
         })?;
         self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
     }
@@ -337,11 +350,12 @@ fn refuse_orphans(root: &Root, dir: &dyn StateDir) -> Result<()> {
 }
 
 /// From here on the pool refuses to allocate when it has too little space.
-fn guard(pool: ThinPool, activated: bool, options: &Options) -> Result<(ThinPool, bool)> {
+fn guard(pool: ThinPool, activated: bool, options: &Options, store: &Store) -> Result<(ThinPool, bool)> {
     let (dm, name) = (pool.device_mapper().clone(), *pool.name());
     let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
         if activated {
-            let _ = dm.remove(&name);
+            let record = store.read_state(|state| state.pool.clone());
+            let _ = dm.remove(&name).and_then(|()| source::release(&dm, &name, &record));
         }
     });
     Ok((guarded?, activated))
@@ -384,7 +398,7 @@ fn open_pool(
     if !record.made
         && let Err(error) = store.change_pool(|pool| pool.made = true)
     {
-        let _ = pool.deactivate();
+        let _ = pool.deactivate().and_then(|()| source::release(dm, &name, &record));
         return Err(error);
     }
     Ok((pool, true))

@@ -36,6 +36,7 @@ pub enum Filesystem {
 #[non_exhaustive]
 pub struct Options {
     pub(super) pool_source: Option<PoolSource>,
+    pub(super) force_device: bool,
     data_size: Option<Bytes>,
     metadata_size: Option<Bytes>,
     base_size: Option<Bytes>,
@@ -68,6 +69,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             pool_source: None,
+            force_device: false,
             data_size: None,
             metadata_size: None,
             base_size: None,
@@ -118,6 +120,9 @@ impl Options {
     setters! {
         /// Where the pool comes from. Default: loop files. Said of an existing tree, it has to be the same.
         pool_source: PoolSource => Some(pool_source);
+        /// Take the device of [`PoolSource::Device`] whatever it carries, when the tree is made. What it carries is
+        /// lost. Default false.
+        force_device: bool => force_device;
         /// Size of the sparse data file. Default 100 GiB.
         data_size: Bytes => Some(data_size);
         /// Size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB.
@@ -236,6 +241,7 @@ impl Options {
             made: false,
             source: self.pool_source.clone().unwrap_or_default(),
             adopted: None,
+            label: None,
         }
     }
 

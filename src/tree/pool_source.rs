@@ -20,6 +20,13 @@ pub enum PoolSource {
         /// For the metadata.
         metadata: PathBuf,
     },
+    /// One block device, which the tree takes for itself and splits into metadata and data behind a label. It
+    /// has to carry nothing, unless [`Options::force_device`](super::Options::force_device) is set. Found again by
+    /// its label, whatever its path is then.
+    Device {
+        /// The device.
+        path: PathBuf,
+    },
     /// A thin pool that is active, by its device name. Naming it adopts it.
     ///
     /// The tree shares it with whoever else uses it: it is not deactivated by

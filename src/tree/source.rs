@@ -1,13 +1,14 @@
 //! A pool from two sparse files on loop devices, from two given devices, or one that is there already.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::Options;
@@ -17,7 +18,9 @@ use crate::abi::block::BLKGETSIZE64;
 use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
-use crate::thin::{METADATA_BLOCK_SIZE, PoolMode, PoolStatus, PoolTable, ThinPool};
+use crate::thin::{
+    METADATA_BLOCK_SIZE, Part, PoolMode, PoolStatus, PoolTable, SplitDevice, SplitOptions, ThinPool,
+};
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
@@ -58,6 +61,15 @@ pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<Po
             (record.data_size, record.metadata_size) = (data.size, metadata.size);
             record.low_water_mark = options.new_low_water_mark(data.size, record.block_size);
             table(&record, metadata.number, data.number).check()?;
+        }
+        PoolSource::Device { path } => {
+            let split =
+                SplitOptions::new().block_size(record.block_size.sectors()).force(options.force_device);
+            let label = SplitDevice::format(dm.clone(), path, &split)?.label();
+            record.data_size = label.size(Part::Data).bytes();
+            record.metadata_size = label.size(Part::Metadata).bytes();
+            record.low_water_mark = options.new_low_water_mark(record.data_size, record.block_size);
+            record.label = Some(label.uuid);
         }
         PoolSource::Pool { name } => {
             let (pool, status) = find(dm, &name)?;
@@ -103,12 +115,47 @@ pub(super) fn activate(
         let table = table(pool, open(metadata, pool.metadata_size)?, open(data, pool.data_size)?);
         return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool));
     }
+    if let Some(label) = pool.label {
+        let device = labelled(dm, pool, label)?;
+        let PoolTable { metadata, data, .. } = device.activate(name)?;
+        let table = table(pool, metadata, data);
+        return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool)).inspect_err(|_| {
+            let _ = device.deactivate(name);
+        });
+    }
     let control = LoopControl::with_kernel(options.kernel.clone())?;
     let metadata = attach(&control, &dir.join("metadata"), pool.metadata_size, options.direct_io)?;
     let data = attach(&control, &dir.join("data"), pool.data_size, options.direct_io)?;
     let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
     ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool))
+}
+
+/// After the pool was deactivated: its devices, where they do not end with it.
+pub(super) fn release(dm: &Arc<DeviceMapper>, name: &DmName, pool: &PoolRecord) -> Result<()> {
+    match pool.label {
+        Some(label) => labelled(dm, pool, label)?.deactivate(name),
+        None => Ok(()),
+    }
+}
+
+/// Undo [`new_record`]: the device carries nothing again.
+pub(super) fn unmake(pool: &PoolRecord) {
+    if let (Some(_), PoolSource::Device { path }) = (pool.label, &pool.source) {
+        let file = OpenOptions::new().write(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(&[0; 1 << 20]).and_then(|()| file.sync_all()));
+    }
+}
+
+/// The device with that label, at its path or elsewhere.
+fn labelled(dm: &Arc<DeviceMapper>, pool: &PoolRecord, label: Uuid) -> Result<SplitDevice> {
+    if let PoolSource::Device { path } = &pool.source
+        && let Ok(device) = SplitDevice::open(dm.clone(), path)
+        && device.label().uuid == label
+    {
+        return Ok(device);
+    }
+    SplitDevice::find(dm.clone(), label)
 }
 
 /// The adopted pool of a tree: there, and the one that was adopted.

@@ -115,11 +115,10 @@ impl Options {
 fn reason(key: &str) -> &'static str {
     match key {
         "dm.directlvm_device" | "dm.directlvm_device_force" => {
-            "LVM is not used; give a pool by dm.thinpooldev, two devices by dm.datadev and dm.metadatadev, or split one \
-             with dm_thin::thin and adopt its pool"
+            "LVM is not used; see PoolSource::Device and Options::force_device, or give a pool by dm.thinpooldev"
         }
         "dm.thinp_percent" | "dm.thinp_metapercent" => {
-            "divides a volume group of LVM, which is not used; devices have their sizes"
+            "divides a volume group of LVM, which is not used; PoolSource::Device sizes the metadata by rule"
         }
         "dm.thinp_autoextend_threshold" | "dm.thinp_autoextend_percent" => {
             "configures LVM, which is not used; see the pool watcher and its policy in dm_thin::thin"

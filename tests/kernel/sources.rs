@@ -22,7 +22,7 @@ fn devices() -> Options {
 
 fn wipe() {
     for path in [DATA, METADATA] {
-        OpenOptions::new().write(true).open(path).unwrap().write_all_at(&[0; 128 << 10], 0).unwrap();
+        OpenOptions::new().write(true).open(path).unwrap().write_all_at(&vec![0; 2 << 20], 0).unwrap();
     }
 }
 
@@ -72,6 +72,43 @@ fn devices_with_something_on_them_are_left_alone() {
     assert!(matches!(refused(devices().pool_source(file)), Error::BackingFile { .. }));
     let absent = PoolSource::Devices { data: "/dev/none".into(), metadata: METADATA.into() };
     assert!(refused(devices().pool_source(absent)).is_not_found());
+}
+
+#[test]
+fn one_device_is_split() {
+    let bench = Bench::new();
+    wipe();
+    let options = || {
+        let source = PoolSource::Device { path: DATA.into() };
+        Options::new().base_size(Bytes::mib(64)).pool_source(source)
+    };
+    // What fails leaves it as it was.
+    SnapshotTree::open(bench.root(), options().mkfs_args(vec!["--no-such-argument".into()])).unwrap_err();
+    bench.audit();
+    let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    tree.activate("a").unwrap();
+    let tree = {
+        drop(tree);
+        SnapshotTree::open(bench.root(), Options::new()).unwrap()
+    };
+    assert!(tree.get("a").unwrap().device.is_some());
+    bench.restart(tree);
+    // The parts are left, which carry the label's uuid: taken as they are.
+    let tree = SnapshotTree::open(bench.root(), Options::new()).unwrap();
+    assert!(tree.contains("a"));
+    tree.close().unwrap();
+    drop(tree);
+    bench.audit();
+    // Another tree does not get it, unless it says so.
+    let other = bench.path().join("other");
+    let error = SnapshotTree::open(&other, options()).unwrap_err();
+    assert!(matches!(error, Error::DeviceInUse { .. }), "{error}");
+    let tree = SnapshotTree::open(&other, options().force_device(true)).unwrap();
+    tree.close().unwrap();
+    assert!(matches!(SnapshotTree::open(bench.root(), Options::new()), Err(Error::NoLabel { .. })));
+    wipe();
 }
 
 #[test]

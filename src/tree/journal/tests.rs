@@ -17,6 +17,7 @@ fn state() -> State {
         made: true,
         source: PoolSource::default(),
         adopted: None,
+        label: None,
     };
     let (tree, filesystem, graph) = (Uuid::from_u128(7), Filesystem::Ext4, Graph::default());
     State { format: FORMAT, tree, generation: 3, journal: Position::default(), pool, filesystem, graph }
