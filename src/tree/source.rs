@@ -110,16 +110,18 @@ pub(super) fn activate(
                 let reason = "is smaller than it was; a part of the pool is missing";
                 return Err(Error::BackingFile { path: device.path, reason });
             }
-            Ok(device.number)
+            Ok(device)
         };
-        let table = table(pool, open(metadata, pool.metadata_size)?, open(data, pool.data_size)?);
-        return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool));
+        let (metadata, data) = (open(metadata, pool.metadata_size)?, open(data, pool.data_size)?);
+        let table = table(pool, metadata.number, data.number);
+        return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size, pool));
     }
     if let Some(label) = pool.label {
         let device = labelled(dm, pool, label)?;
         let PoolTable { metadata, data, .. } = device.activate(name)?;
         let table = table(pool, metadata, data);
-        return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool)).inspect_err(|_| {
+        let size = whole_blocks(device.label().size(Part::Data).bytes(), pool);
+        return ThinPool::create(dm.clone(), name, uuid, &table, size).inspect_err(|_| {
             let _ = device.deactivate(name);
         });
     }
@@ -128,7 +130,7 @@ pub(super) fn activate(
     let data = attach(&control, &dir.join("data"), pool.data_size, options.direct_io)?;
     let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
-    ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(pool))
+    ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size()?, pool))
 }
 
 /// After the pool was deactivated: its devices, where they do not end with it.
@@ -201,9 +203,10 @@ fn table(pool: &PoolRecord, metadata: DeviceNumber, data: DeviceNumber) -> PoolT
     PoolTable { metadata, data, block_size, low_water_mark: pool.low_water_mark, features: pool.features }
 }
 
-/// A device need not be a whole number of blocks; the pool does.
-fn whole_blocks(pool: &PoolRecord) -> Sectors {
-    Bytes(pool.data_size.0 / pool.block_size.0 * pool.block_size.0).sectors()
+/// All of the data device, which may have grown since it was recorded: a pool that has taken that over cannot
+/// become smaller again. A device need not be a whole number of blocks; the pool does.
+fn whole_blocks(data: Bytes, pool: &PoolRecord) -> Sectors {
+    Bytes(data.0 / pool.block_size.0 * pool.block_size.0).sectors()
 }
 
 pub(super) fn pool_mode(pool: &ThinPool, mode: PoolMode) -> Error {

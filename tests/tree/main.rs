@@ -4,6 +4,7 @@
 
 mod check;
 mod family;
+mod growth;
 mod removal;
 mod rig;
 mod space;

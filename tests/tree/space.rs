@@ -21,7 +21,7 @@ fn filled(rig: &Rig, options: Options, left: u64) -> SnapshotTree {
 fn a_tenth_is_kept_free() {
     let rig = Rig::new();
     let options = || rig.options().base_size(dm_thin::units::Bytes::mib(64));
-    let tree = filled(&rig, options(), 102);
+    let tree = filled(&rig, options(), 90);
     let error = tree.add("more", Parent::Base).unwrap_err();
     assert!(matches!(error, Error::LowSpace { .. }) && error.is_out_of_space(), "{error}");
     assert!(!tree.contains("more"));
