@@ -65,7 +65,7 @@ impl SnapshotTree {
     /// Activated again before that, it stays.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`], [`Error::Mounted`]; [`Error::TooOld`] before interface 4.27.
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`]; [`Error::Busy`] on kernels that cannot, before interface 4.27.
     pub fn deactivate_deferred(&self, id: &str) -> Result<Removal> {
         self.with_slot(id, |slot, _| self.defer_slot(slot, id))
     }
@@ -223,7 +223,11 @@ impl SnapshotTree {
         let Some(volume) = slot.volume.clone().filter(|_| !slot.leaving) else {
             return Ok(if slot.leaving { Removal::Deferred } else { Removal::Removed });
         };
-        let removal = volume.deactivate_deferred()?;
+        let removal = match volume.deactivate_deferred() {
+            // Before interface 4.27.
+            Err(Error::TooOld { .. }) => return self.deactivate_slot(slot, id).map(|()| Removal::Removed),
+            removal => removal?,
+        };
         *slot = Slot::default();
         if removal == Removal::Deferred {
             (slot.volume, slot.leaving) = (Some(volume), true);

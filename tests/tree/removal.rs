@@ -183,3 +183,21 @@ fn discarded_only_when_it_is_recorded() {
         },
     );
 }
+
+#[test]
+fn an_old_kernel_cannot_defer() {
+    let mut rig = Rig::new();
+    let options = dm_thin::model::ModelOptions { interface_minor: 26, ..Default::default() };
+    rig.kernel = Arc::new(dm_thin::model::ModelKernel::with_options(options));
+    let tree = rig.open(rig.options().busy_timeout(Duration::ZERO)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let file = hold(&rig, &tree.activate("a").unwrap());
+    assert!(tree.deactivate_deferred("a").unwrap_err().is_busy());
+    // The tree can.
+    assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
+    assert_eq!(tree.reap().unwrap(), 1);
+    drop(file);
+    assert_eq!(tree.reap().unwrap(), 0);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean());
+}
