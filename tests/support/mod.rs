@@ -10,14 +10,19 @@ pub mod decode;
 pub mod encode;
 pub mod names;
 pub mod reader;
+#[cfg(feature = "model")]
+pub mod state;
 pub mod tables;
 
 /// Checks one input.
 pub type Check = fn(&[u8]);
 
 /// Every fuzz target by name.
-pub const TARGETS: &[(&str, Check)] =
-    &[("encode", encode::fuzz), ("decode", decode::fuzz), ("names", names::fuzz), ("tables", tables::fuzz)];
-
-/// Checks one input.
-pub type Fuzz = fn(&[u8]);
+pub const TARGETS: &[(&str, Check)] = &[
+    ("encode", encode::fuzz),
+    ("decode", decode::fuzz),
+    ("names", names::fuzz),
+    ("tables", tables::fuzz),
+    #[cfg(feature = "model")]
+    ("state", state::fuzz),
+];
