@@ -19,6 +19,7 @@
 //! ```
 
 mod active;
+mod base;
 mod base_check;
 mod check;
 mod contents;
@@ -37,6 +38,7 @@ mod open;
 mod options;
 mod pool_source;
 mod prepare;
+mod recover;
 mod removal;
 mod rename;
 mod render;

@@ -1,0 +1,76 @@
+//! The base volume: made with its file system, and grown.
+
+use uuid::Uuid;
+
+use super::graph::{Base, FsState, Record};
+use super::{Filesystem, SnapshotTree};
+use crate::Result;
+use crate::thin::ThinVolume;
+use crate::units::Bytes;
+
+/// The base's name among the volumes; no snapshot can have it.
+const BASE: &str = "base";
+
+impl SnapshotTree {
+    pub(super) fn make_base(&self) -> Result<()> {
+        match self.store.read(|graph| graph.base.clone()) {
+            Some(base) if base.fs != FsState::Making => return Ok(()),
+            Some(half_made) => self.delete_id(half_made.thin_id)?,
+            None => {}
+        }
+        let mut reservation = self.store.reserve(None)?;
+        loop {
+            match self.pool.create_thin(reservation.thin_id) {
+                Err(error) if error.is_exists() => self.store.take_another(&mut reservation)?,
+                result => break result?,
+            }
+        }
+        let (size, filesystem) = (self.options.new_base_size(), self.filesystem);
+        let base = Base {
+            thin_id: reservation.thin_id,
+            size,
+            filesystem,
+            filesystem_uuid: Uuid::new_v4(),
+            fs: if filesystem == Filesystem::None { FsState::Ready } else { FsState::Making },
+        };
+        reservation.commit(&Record::Base(base.clone()))?;
+        drop(reservation);
+        if base.fs == FsState::Ready {
+            return Ok(());
+        }
+        let made = self.with_base(&base, size, |volume| {
+            filesystem.make(&volume.path(), base.filesystem_uuid, &self.options.mkfs_args)
+        });
+        made.inspect_err(|_| {
+            // The state may go with this error, a shared pool stays.
+            let _ = self.delete_id(base.thin_id);
+        })?;
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+    }
+
+    pub(super) fn grow_base(&self) -> Result<()> {
+        let Some(base) = self.store.read(|graph| graph.base.clone()) else { return Ok(()) };
+        let size = self.options.wanted_base_size().unwrap_or(base.size).max(base.size);
+        if size == base.size && base.fs == FsState::Ready {
+            return Ok(());
+        }
+        if self.filesystem != Filesystem::None {
+            self.store.commit(&Record::BaseFs { size, fs: FsState::Growing })?;
+            self.with_base(&base, size, |volume| self.grow(volume))?;
+        }
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+    }
+
+    /// Run `work` with the base active.
+    pub(super) fn with_base(
+        &self,
+        base: &Base,
+        size: Bytes,
+        work: impl FnOnce(&ThinVolume) -> Result<()>,
+    ) -> Result<()> {
+        let volume = self.activate_volume(BASE, base.thin_id, size)?;
+        let worked = work(&volume);
+        let removed = self.remove_volume(&volume);
+        worked.and(removed)
+    }
+}

@@ -1,0 +1,165 @@
+//! State, pool, and what is active in the kernel, brought to agree after whatever happened.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+
+use super::active::{Mounted, Slot};
+use super::{SnapshotId, SnapshotTree, mount, source, volume_name};
+use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
+use crate::thin::{PoolStatus, ThinId};
+use crate::{Error, Result};
+
+impl SnapshotTree {
+    /// Put right what a crash or a restart left; `activated` if the pool was not active before.
+    pub(super) fn agree(&self, activated: bool) -> Result<()> {
+        self.check_generation()?;
+        if !activated {
+            self.take_over()?;
+        }
+        self.sweep_nodes()?;
+        self.reap_closed()?;
+        self.sweep_ids()?;
+        self.make_base()?;
+        self.check_base()?;
+        self.grow_base()
+    }
+
+    /// The pool's transaction id is the state's generation, or one less: then the power went between the
+    /// checkpoint and the message.
+    fn check_generation(&self) -> Result<()> {
+        let usage = match self.pool.status()? {
+            PoolStatus::Usage(usage) => usage,
+            status => return Err(source::pool_mode(&self.pool, status.mode())),
+        };
+        if !self.store.read_state(|state| state.pool.follows_generation()) {
+            return Ok(());
+        }
+        let state = self.store.read_state(|state| state.generation);
+        let pool = usage.transaction_id;
+        if pool != state && Some(pool) != state.checked_sub(1) {
+            return Err(Error::GenerationMismatch { state, pool });
+        }
+        *self.transaction_id.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pool;
+        self.settle(state)
+    }
+
+    /// Devices of this tree that a manager before this one left active.
+    fn take_over(&self) -> Result<()> {
+        let dm = self.pool.device_mapper();
+        let mounts = mount::mounts(&*self.options.kernel)?;
+        let names: HashMap<ThinId, SnapshotId> = self.store.read(|graph| {
+            let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            visible.map(|(id, snapshot)| (snapshot.thin_id, id.clone())).collect()
+        });
+        let deleting: HashSet<ThinId> = self.store.read(|graph| {
+            let deleting = graph.deleting().iter().filter_map(|id| graph.snapshots.get(id));
+            deleting.map(|snapshot| snapshot.thin_id).collect()
+        });
+        for (status, thin_id) in self.active_devices()? {
+            let targets = mounts.iter().filter(|(number, _)| *number == status.number);
+            let mut targets: Vec<_> = targets.map(|(_, target)| target.clone()).collect();
+            if let Some(own) = targets.iter().position(|target| *target == self.grow_target(thin_id)) {
+                // A growing that was interrupted.
+                let target = targets.remove(own);
+                mount::unmount(&*self.options.kernel, &target)?;
+                let _ = std::fs::remove_dir(&target);
+            }
+            let known = names.get(&thin_id).filter(|_| status.has_live_table());
+            let Some(id) = known else {
+                // Not recorded, or never finished: the same as never made. What is to be deleted may be open.
+                match dm.remove(&status.name) {
+                    Err(error) if error.is_busy() && deleting.contains(&thin_id) => {}
+                    Err(error) if error.is_busy() => {
+                        self.patiently(&status.name, || dm.remove(&status.name))?;
+                    }
+                    result => result?,
+                }
+                continue;
+            };
+            if status.is_suspended() {
+                dm.resume(&status.name)?;
+            }
+            dm.ensure_node(&status.name, status.number)?;
+            let mut volume = self.pool.active_volume(&status.name)?;
+            let name = self.volume_name(id.as_str())?;
+            if *volume.name() != name {
+                // A rename was interrupted, or the root has moved. Under a foreign name it works as well.
+                let _ = volume.rename(&name);
+            }
+            let mounted = targets.into_iter().next().map(|target| Mounted { target, count: 1, made: false });
+            let slot = Slot {
+                volume: Some(volume),
+                leaving: status.flags.contains(DmFlags::DEFERRED_REMOVE),
+                held: mounted.is_none(),
+                mounted,
+            };
+            self.slots().insert(id.clone(), Arc::new(Mutex::new(slot)));
+        }
+        Ok(())
+    }
+
+    /// Volumes of this tree that are active, told by their uuids.
+    pub(super) fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
+        let dm = self.pool.device_mapper();
+        let prefix = DmUuid::format(format_args!("DMTHIN-{}-", self.tree.simple()))?;
+        let mut active = Vec::new();
+        // The kernel sorts the others out since interface 4.45; before, the list has no uuids.
+        let devices = match dm.version().minor {
+            45.. => dm.list_matching(None, Some(&prefix))?,
+            _ => dm.list()?,
+        };
+        for device in devices {
+            // It can go at any time.
+            let Some(status) = dm.find(DmId::Number(device.number))? else { continue };
+            let uuid = status.uuid;
+            let id = uuid.as_ref().and_then(|uuid| uuid.as_str().strip_prefix(prefix.as_str()));
+            if let Some(id) = id.and_then(|id| id.parse().ok()) {
+                active.push((status, id));
+            }
+        }
+        Ok(active)
+    }
+
+    /// Nodes of this tree's devices without the device: left by a process that died in between.
+    pub(super) fn sweep_nodes(&self) -> Result<()> {
+        self.stale_nodes()?.iter().try_for_each(|name| self.pool.device_mapper().remove_node(name))
+    }
+
+    pub(super) fn stale_nodes(&self) -> Result<Vec<DmName>> {
+        let dm = self.pool.device_mapper();
+        let prefix = volume_name(&self.options.name_prefix, &self.root, "")?;
+        let names = self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
+            action: "list",
+            path: "/dev/mapper".into(),
+            source: errno.into(),
+        })?;
+        let mut stale = Vec::new();
+        for name in names {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(prefix.as_str())) else { continue };
+            let name = DmName::new(name)?;
+            if dm.find((&name).into())?.is_none() {
+                stale.push(name);
+            }
+        }
+        Ok(stale)
+    }
+
+    /// Delete what the pool may have got without a record.
+    fn sweep_ids(&self) -> Result<()> {
+        if self.store.read_state(|state| state.pool.source.is_shared()) {
+            return Ok(());
+        }
+        let unknown: Vec<_> =
+            self.store.read(|graph| graph.ids.ids().filter(|id| !graph.uses(*id)).collect());
+        unknown.into_iter().try_for_each(|id| self.delete_id(id))
+    }
+
+    pub(super) fn delete_id(&self, id: ThinId) -> Result<()> {
+        match self.pool.delete(id) {
+            Err(error) if error.errno() != Some(Errno::ENODATA) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
