@@ -31,10 +31,13 @@ impl World {
             }
             (abi::BLKFLSBUF, Arg::Value(_)) => {}
             (abi::BLKDISCARD | abi::BLKZEROOUT, Arg::Bytes(bytes)) => {
-                let range = byte_range(bytes)?;
                 if !writable {
                     return Err(Errno::EBADF);
                 }
+                if request == abi::BLKDISCARD && !self.discards(number) {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                let range = byte_range(bytes)?;
                 let sector = u64::from(self.sector_size(number));
                 let aligned = range.start.is_multiple_of(sector) && range.end.is_multiple_of(sector);
                 if !aligned || range.is_empty() || range.end > sectors * 512 {
@@ -48,6 +51,15 @@ impl World {
             _ => return Err(Errno::ENOTTY),
         }
         Ok(0)
+    }
+
+    /// Before 6.2 zeroes could not be discarded. What is below other targets is not looked at.
+    fn discards(&self, number: DeviceNumber) -> bool {
+        let device = self.devices.get(&number.minor).filter(|_| number.major == DM_MAJOR);
+        let live = device.and_then(|device| device.live.as_ref());
+        let zeroes =
+            live.is_some_and(|table| table.targets.iter().any(|target| matches!(target.kind, Kind::Zero)));
+        !zeroes || self.options.interface_minor >= 48
     }
 
     /// Thin volumes map what is zeroed and unmap what is discarded; elsewhere no data is kept.

@@ -169,9 +169,12 @@ impl World {
         // Claimed by a table or a file system.
         let claimed = self.is_in_table(number) || self.is_mounted(number);
         let openers = self.open_count(number);
+        // 6.12 looks at the file before it looks at the device.
+        let checks_first = self.options.interface_minor >= 48;
         let device = self.loops.get_mut(&index).ok_or(Errno::ENXIO)?;
         match (request, argument) {
             (abi::LOOP_SET_FD, Arg::Fd(fd)) => {
+                check_backing(fd.as_raw_fd(), checks_first)?;
                 if claimed || device.is_bound() {
                     return Err(Errno::EBUSY);
                 }
@@ -180,19 +183,20 @@ impl World {
             (abi::LOOP_CONFIGURE, Arg::Bytes(bytes)) => {
                 let config = loop_config::read_from_bytes(bytes).map_err(|_| Errno::EINVAL)?;
                 let fd = RawFd::try_from(config.fd).map_err(|_| Errno::EBADF)?;
-                let mut binding = Binding::new(fd, writable)?;
+                check_backing(fd, checks_first)?;
                 if claimed || device.is_bound() {
                     return Err(Errno::EBUSY);
                 }
+                let mut binding = Binding::new(fd, writable)?;
                 let flags = LoopFlags::from_bits_retain(config.info.lo_flags);
                 if !(flags - LOOP_CONFIGURE_SETTABLE_FLAGS).is_empty() {
                     return Err(Errno::EINVAL);
                 }
-                binding.set_info(&config.info)?;
-                binding.flags |= flags;
                 if config.block_size != 0 {
                     binding.set_sector_size(config.block_size)?;
                 }
+                binding.set_info(&config.info)?;
+                binding.flags |= flags;
                 device.binding = Some(binding);
             }
             (abi::LOOP_CLR_FD, Arg::Value(_)) => {
@@ -215,6 +219,7 @@ impl World {
                 binding.info(index)?.write_to(bytes).map_err(|_| Errno::EINVAL)?;
             }
             (abi::LOOP_CHANGE_FD, Arg::Fd(fd)) => {
+                check_backing(fd.as_raw_fd(), checks_first)?;
                 let old = device.binding.as_mut().ok_or(Errno::ENXIO)?;
                 if !old.flags.contains(LoopFlags::READ_ONLY) {
                     return Err(Errno::EINVAL);
@@ -234,8 +239,11 @@ impl World {
                 device.binding.as_mut().ok_or(Errno::ENXIO)?.flags.set(LoopFlags::DIRECT_IO, value != 0);
             }
             (abi::LOOP_SET_BLOCK_SIZE, Arg::Value(value)) => {
-                let size = u32::try_from(value).map_err(|_| Errno::EINVAL)?;
-                device.binding.as_mut().ok_or(Errno::ENXIO)?.set_sector_size(size)?;
+                if claimed {
+                    return Err(Errno::EBUSY);
+                }
+                let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
+                binding.set_sector_size(u32::try_from(value).map_err(|_| Errno::EINVAL)?)?;
             }
             _ => return Err(Errno::ENOTTY),
         }
@@ -303,6 +311,12 @@ impl World {
 enum Backing<'a> {
     File(&'a File, u64),
     Disk(DeviceNumber),
+}
+
+/// `loop_check_backing_file`, where the kernel has it: a directory is refused whatever the device's state.
+fn check_backing(fd: RawFd, checks_first: bool) -> Result<(), Errno> {
+    let backing = std::fs::metadata(format!("/proc/self/fd/{fd}")).map_err(|_| Errno::EBADF)?;
+    if checks_first && backing.is_dir() { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 /// The file behind a number of this process, opened anew, and whether that number may write to it.

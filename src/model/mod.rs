@@ -204,20 +204,26 @@ impl ModelKernel {
 
 impl World {
     fn ioctl(&mut self, file: &DeviceFile, request: Ioctl, argument: &mut Arg<'_>) -> Result<u32, Errno> {
-        let handle = self.handles.iter_mut().find(|handle| handle.is(file)).ok_or(Errno::EBADF)?;
+        let handle = self.handles.iter().find(|handle| handle.is(file)).ok_or(Errno::EBADF)?;
         let (kind, number, writable) = (file.kind(), file.number(), handle.writable);
         let loop_as_block = kind == DeviceKind::Loop && request.device() == DeviceKind::Block;
         if kind != request.device() && !loop_as_block {
             return Err(Errno::ENOTTY);
         }
-        if request == dm::DM_DEV_ARM_POLL {
-            handle.arm(file);
-        }
         let argument = match (request.argument(), argument) {
             (Argument::Value, Arg::Value(value)) => Arg::Value(*value),
             (Argument::Fd, Arg::Fd(fd)) => Arg::Fd(*fd),
             (Argument::Bytes(size), Arg::Bytes(bytes)) if bytes.len() == size => Arg::Bytes(bytes),
-            (Argument::DmIoctl, Arg::Bytes(bytes)) => return self.mapper_ioctl(request, bytes),
+            (Argument::DmIoctl, Arg::Bytes(bytes)) => {
+                let result = self.mapper_ioctl(request, bytes);
+                if request == dm::DM_DEV_ARM_POLL && result.is_ok() {
+                    self.handles
+                        .iter_mut()
+                        .filter(|handle| handle.is(file))
+                        .for_each(|handle| handle.arm(file));
+                }
+                return result;
+            }
             _ => return Err(Errno::EINVAL),
         };
         match (request.device(), argument) {

@@ -105,6 +105,18 @@ impl Table {
             Kind::Error | Kind::Zero => false,
         })
     }
+
+    /// Whether a device that it uses is opened for writing.
+    pub(super) fn writes(&self, number: DeviceNumber) -> bool {
+        self.targets.iter().any(|target| match &target.kind {
+            Kind::Linear { device, .. } => !self.read_only && *device == number,
+            Kind::Thin { pool, .. } => !self.read_only && *pool == number,
+            Kind::ThinPool(pool) => {
+                pool.data == number || pool.metadata == number && !pool.requested.read_only
+            }
+            Kind::Error | Kind::Zero => false,
+        })
+    }
 }
 
 /// `dm_split_args`: split at blanks; a backslash takes the next byte as it is.
@@ -158,19 +170,19 @@ impl World {
             b"linear" => match args[..] {
                 [device, offset] => {
                     let offset = digits(offset)?;
-                    Kind::Linear { device: self.get_device(minor, device, !table.read_only)?, offset }
+                    Kind::Linear { device: self.get_device(minor, device)?, offset }
                 }
                 _ => return Err(Errno::EINVAL),
             },
             b"thin-pool" => Kind::ThinPool(self.construct_pool(minor, &args)?),
-            b"thin" => self.construct_thin(minor, &args, !table.read_only)?,
+            b"thin" => self.construct_thin(minor, &args)?,
             _ => return Err(Errno::EINVAL),
         };
         Ok(Target { start, length, kind })
     }
 
     /// `dm_get_device`: by number or by path; not what is mounted, nor the device itself.
-    fn get_device(&self, minor: u32, text: &[u8], write: bool) -> Result<DeviceNumber, Errno> {
+    fn get_device(&self, minor: u32, text: &[u8]) -> Result<DeviceNumber, Errno> {
         let text = std::str::from_utf8(text).map_err(|_| Errno::ENOENT)?;
         let by_number = text.split_once(':').and_then(|(major, minor)| {
             Some((digits(major.as_bytes()).ok()?, digits(minor.as_bytes()).ok()?))
@@ -181,10 +193,15 @@ impl World {
                 minor: u32::try_from(minor).map_err(|_| Errno::EOVERFLOW)?,
             },
             Some(_) => return Err(Errno::EOVERFLOW),
-            // Before 6.5 whatever cannot be found was ENODEV.
-            None => self
-                .block_device(Path::new(text))
-                .map_err(|errno| if self.options.interface_minor < 48 { Errno::ENODEV } else { errno })?,
+            None => match self.block_device(Path::new(text)) {
+                Ok(number) => number,
+                // Before 6.5 it was then taken for a hexadecimal number, as on the kernel's command line.
+                Err(_) if self.options.interface_minor < 48 => {
+                    let number = u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16);
+                    number.ok().filter(|&number| number > 0).map(from_hexadecimal).ok_or(Errno::ENODEV)?
+                }
+                Err(errno) => return Err(errno),
+            },
         };
         if number == dm_number(minor) {
             return Err(Errno::EINVAL);
@@ -195,9 +212,6 @@ impl World {
         if self.is_mounted(number) {
             return Err(Errno::EBUSY);
         }
-        if write && self.is_read_only(number) {
-            return Err(Errno::EACCES);
-        }
         Ok(number)
     }
 
@@ -207,8 +221,8 @@ impl World {
             return Err(Errno::EINVAL);
         }
         let requested = pool_features(features)?;
-        let metadata = self.get_device(minor, metadata, !requested.read_only)?;
-        let data = self.get_device(minor, data, true)?;
+        let metadata = self.get_device(minor, metadata)?;
+        let data = self.get_device(minor, data)?;
         let block = number(block)?;
         if !(BLOCK_MIN..=BLOCK_MAX).contains(&block) || !block.is_multiple_of(BLOCK_MIN) {
             return Err(Errno::EINVAL);
@@ -257,14 +271,14 @@ impl World {
         self.sectors(device).unwrap_or(0).min(METADATA_MAX) / METADATA_BLOCK
     }
 
-    fn construct_thin(&mut self, minor: u32, args: &[&[u8]], write: bool) -> Result<Kind, Errno> {
+    fn construct_thin(&mut self, minor: u32, args: &[&[u8]]) -> Result<Kind, Errno> {
         let (device, id, origin) = match *args {
             [device, id] => (device, id, None),
             [device, id, origin] if device != origin => (device, id, Some(origin)),
             _ => return Err(Errno::EINVAL),
         };
-        let origin = origin.map(|origin| self.get_device(minor, origin, false)).transpose()?;
-        let device = self.get_device(minor, device, write)?;
+        let origin = origin.map(|origin| self.get_device(minor, origin)).transpose()?;
+        let device = self.get_device(minor, device)?;
         let id = thin_id(id)?;
         let pool = (device.major == DM_MAJOR).then(|| self.pools.get(&device.minor)).flatten();
         let pool = pool.ok_or(Errno::EINVAL)?;
@@ -324,6 +338,11 @@ impl World {
             }
         }
     }
+}
+
+/// `new_decode_dev`.
+fn from_hexadecimal(dev: u32) -> DeviceNumber {
+    DeviceNumber { major: dev >> 8 & 0xfff, minor: dev & 0xff | dev >> 12 & 0xf_ff00 }
 }
 
 fn pool_features(args: &[&[u8]]) -> Result<Features, Errno> {

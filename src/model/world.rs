@@ -1,6 +1,6 @@
 //! Everything that the model kernel knows, and the questions that its parts ask each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub(super) struct Device {
     pub(super) suspended: bool,
     pub(super) read_only: bool,
     pub(super) deferred_remove: bool,
+    /// Its first table makes the disk: before that there is no node, no entry in sysfs and no uevent.
+    pub(super) has_disk: bool,
     pub(super) event_nr: u32,
 }
 
@@ -108,7 +110,7 @@ impl World {
         }
         let minor = name.as_bytes().strip_prefix(b"dm-").and_then(|minor| std::str::from_utf8(minor).ok());
         match minor.and_then(|minor| minor.parse().ok()) {
-            Some(minor) if self.devices.contains_key(&minor) => Ok(dm_number(minor)),
+            Some(minor) if self.has_disk(minor) => Ok(dm_number(minor)),
             _ => Err(Errno::ENOENT),
         }
     }
@@ -138,8 +140,16 @@ impl World {
         Ok(file)
     }
 
+    fn has_disk(&self, minor: u32) -> bool {
+        self.devices.get(&minor).is_some_and(|device| device.has_disk)
+    }
+
+    /// Whether it can be opened.
     pub(super) fn exists(&self, number: DeviceNumber) -> bool {
-        self.sectors(number).is_some()
+        match number.major {
+            DM_MAJOR => self.has_disk(number.minor),
+            _ => self.sectors(number).is_some(),
+        }
     }
 
     /// A device's size in sectors; none if there is no such device.
@@ -186,12 +196,11 @@ impl World {
         self.mounts.iter().any(|mount| mount.number == Some(number))
     }
 
-    /// How many mapped devices use it. A device opens another once, for both of its tables.
+    /// How often mapped devices have it open. A device opens another once for both of its tables, but for
+    /// reading and for writing apart.
     fn table_users(&self, number: DeviceNumber) -> usize {
-        let mut users: Vec<u32> =
-            self.tables().filter(|(_, table)| table.uses(number)).map(|(minor, _)| minor).collect();
-        users.dedup();
-        users.len()
+        let users = self.tables().filter(|(_, table)| table.uses(number));
+        users.map(|(minor, table)| (minor, table.writes(number))).collect::<BTreeSet<_>>().len()
     }
 
     pub(super) fn is_in_table(&self, number: DeviceNumber) -> bool {
@@ -302,7 +311,8 @@ impl World {
 
     pub(super) fn block_device_names(&self) -> Vec<OsString> {
         let loops = self.loops.keys().map(|index| format!("loop{index}").into());
-        let mapped = self.devices.keys().map(|minor| format!("dm-{minor}").into());
+        let mapped = self.devices.iter().filter(|(_, device)| device.has_disk);
+        let mapped = mapped.map(|(minor, _)| format!("dm-{minor}").into());
         let disks = self.disks.values().filter_map(|disk| disk.path.file_name().map(OsString::from));
         loops.chain(mapped).chain(disks).collect()
     }

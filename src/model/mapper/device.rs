@@ -80,11 +80,11 @@ pub(super) fn create(world: &mut World, packet: &mut Packet) -> Result<u32, Errn
     let minor = if packet.has(DmFlags::PERSISTENT_DEV) {
         let minor = DeviceNumber::from_huge(packet.header.dev).minor;
         if world.devices.contains_key(&minor) {
-            return Err(Errno::EBUSY);
+            return Err(Errno::ENXIO);
         }
         minor
     } else {
-        (0..1 << 20).find(|minor| !world.devices.contains_key(minor)).ok_or(Errno::EBUSY)?
+        (0..1 << 20).find(|minor| !world.devices.contains_key(minor)).ok_or(Errno::ENXIO)?
     };
     let taken =
         world.devices.values().any(|device| device.name == name || (!uuid.is_empty() && device.uuid == uuid));
@@ -109,9 +109,10 @@ pub(super) fn remove(world: &mut World, packet: &mut Packet) -> Result<u32, Errn
         }
         return Ok(0);
     }
+    let announced = world.devices.get(&minor).is_some_and(|device| device.has_disk);
     world.remove_device(minor);
     packet.clear(DmFlags::DEFERRED_REMOVE);
-    packet.set(DmFlags::UEVENT_GENERATED, true);
+    packet.set(DmFlags::UEVENT_GENERATED, announced);
     Ok(0)
 }
 
@@ -152,10 +153,12 @@ pub(super) fn rename(world: &mut World, packet: &mut Packet) -> Result<u32, Errn
         return Err(Errno::EINVAL);
     }
     *(if sets_uuid { &mut device.uuid } else { &mut device.name }) = new;
-    if device.live.is_some() {
+    let (announced, live) = (device.has_disk, device.live.is_some());
+    if live {
         world.event(minor);
     }
-    packet.set(DmFlags::UEVENT_GENERATED, true);
+    packet.set(DmFlags::UEVENT_GENERATED, announced);
+    fill_status(world, minor, packet);
     Ok(0)
 }
 
@@ -275,6 +278,7 @@ impl World {
                 device.read_only = new.read_only;
                 device.live = Some(new);
             }
+            self.global_event();
         }
         let suspended = self.devices.get(&minor).is_some_and(|device| device.suspended);
         if !suspended {

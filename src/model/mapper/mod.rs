@@ -106,7 +106,9 @@ impl World {
         } else if !command.any_names && !packet.name().is_empty() && !packet.uuid().is_empty() {
             return Err(Errno::EINVAL);
         }
-        packet.terminate();
+        if number == DEV_CREATE || !command.any_names {
+            packet.terminate();
+        }
 
         let result = (command.run)(self, packet)?;
         if result == 0 && command.global_event {

@@ -87,7 +87,7 @@ impl Packet {
 
     /// `get_result_buffer`: the answer goes behind the header; how much fits.
     pub(super) fn room(&mut self) -> usize {
-        self.header.data_start = offset(HEADER);
+        self.header.data_start = offset(HEADER.min(self.request.len()));
         self.request.len().saturating_sub(HEADER)
     }
 

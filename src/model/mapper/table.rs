@@ -14,10 +14,15 @@ use crate::model::table::{Kind, TARGETS, Table, split_args};
 use crate::model::world::{World, dm_number};
 
 const SPEC: usize = size_of::<dm_target_spec>();
+/// DM_MAX_TARGETS.
+const MAX_TARGETS: u32 = 1 << 20;
 
 pub(super) fn load(world: &mut World, packet: &mut Packet) -> Result<u32, Errno> {
     let minor = find(world, packet)?;
     let count = packet.header.target_count;
+    if count > MAX_TARGETS {
+        return Err(Errno::EOVERFLOW);
+    }
     if count == 0 {
         return Err(Errno::EINVAL);
     }
@@ -26,6 +31,10 @@ pub(super) fn load(world: &mut World, packet: &mut Packet) -> Result<u32, Errno>
     // Pools that only the failed or the replaced table used are closed.
     world.released = true;
     loaded?;
+    // The first table makes the disk and its limits, so what it lies on is looked at before the resume.
+    if world.devices.get(&minor).is_some_and(|device| !device.has_disk) {
+        world.check_areas(&table)?;
+    }
 
     let device = world.devices.get_mut(&minor).ok_or(Errno::ENXIO)?;
     let is_pool = |table: &Table| table.thin_pool().is_some();
@@ -35,6 +44,7 @@ pub(super) fn load(world: &mut World, packet: &mut Packet) -> Result<u32, Errno>
         return Err(Errno::EINVAL);
     }
     device.inactive = Some(table);
+    device.has_disk = true;
     packet.set(DmFlags::INACTIVE_PRESENT, true);
     fill_status(world, minor, packet);
     Ok(0)
@@ -149,12 +159,17 @@ fn retrieve_status(world: &mut World, minor: u32, packet: &mut Packet) {
         let name = target.kind.name();
         spec.target_type[..name.len()].copy_from_slice(name.as_bytes());
         let next = (at + SPEC + text.len() + 1).next_multiple_of(8);
-        spec.next = offset(next);
+        // Whole, but the next one would begin outside: full, and `next` stays 0.
+        full = next > room;
+        spec.next = if full { 0 } else { offset(next) };
         answer.extend(spec.as_bytes());
         answer.extend(text.as_bytes());
         answer.push(0);
         used = answer.len();
         align(&mut answer);
+        if full {
+            break;
+        }
     }
     let count = offset(table.targets.len());
     answer.truncate(used);
@@ -206,8 +221,7 @@ pub(super) fn message(world: &mut World, packet: &mut Packet) -> Result<u32, Err
         Some(verb) if verb.starts_with(b"@") => message_for_device(world, minor, &args)?,
         Some(_) => {
             let device = world.devices.get(&minor);
-            // Without a live table the kernel returns 2, a success that copies nothing back.
-            let Some(table) = device.and_then(|device| device.live.as_ref()) else { return Ok(2) };
+            let table = device.and_then(|device| device.live.as_ref()).ok_or(Errno::EINVAL)?;
             let target = table
                 .targets
                 .iter()
