@@ -7,6 +7,7 @@
 
 mod bench;
 mod commands;
+mod differential;
 mod dm;
 mod filesystems;
 mod loopdev;
@@ -14,6 +15,8 @@ mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod rig;
+#[path = "../support/sequences/mod.rs"]
+mod sequences;
 mod sources;
 mod spy;
 mod story;

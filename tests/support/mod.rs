@@ -11,6 +11,8 @@ pub mod encode;
 pub mod names;
 pub mod reader;
 #[cfg(feature = "model")]
+pub mod sequences;
+#[cfg(feature = "model")]
 pub mod state;
 pub mod tables;
 
@@ -25,4 +27,6 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("tables", tables::fuzz),
     #[cfg(feature = "model")]
     ("state", state::fuzz),
+    #[cfg(feature = "model")]
+    ("sequences", sequences::fuzz),
 ];
