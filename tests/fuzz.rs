@@ -1,24 +1,18 @@
 //! The fuzz targets without a fuzzer: mutations of the kept corpus, the same in every run. Stands in for
 //! cargo-fuzz where there is no nightly toolchain (`fuzz/run`); a moment of it is part of the ordinary tests.
 
+#[path = "sim/dice.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod dice;
 mod support;
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// SplitMix64.
-struct Dice(u64);
+use dice::Dice;
 
 impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) >> 1).unwrap() % bound
-    }
-
     fn byte(&mut self) -> u8 {
         self.below(256).to_le_bytes()[0]
     }
@@ -56,7 +50,7 @@ fn mutated_inputs() {
         paths.sort();
         let mut inputs: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
         inputs.push(Vec::new());
-        let (mut dice, mut count, end) = (Dice(1), 0u64, Instant::now() + time);
+        let (mut dice, mut count, end) = (Dice::new(1), 0u64, Instant::now() + time);
         while Instant::now() < end {
             let mut input = inputs[dice.below(inputs.len())].clone();
             let other = &inputs[dice.below(inputs.len())];
