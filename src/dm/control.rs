@@ -137,7 +137,7 @@ impl DeviceMapper {
                 let answered = self.kernel.ioctl(&self.control, ioctl, Arg::Bytes(buffer));
                 match answered.map_err(|errno| refused(request, errno))? {
                     0 => {}
-                    // A message to a device without a live table: 2, and nothing is copied back.
+                    // No command answers more, and what does has copied nothing back.
                     _ => return Err(refused(request, Errno::ENXIO)),
                 }
                 let answer = Response::decode(buffer)?;

@@ -43,6 +43,7 @@ mod removal;
 mod rename;
 mod render;
 mod repair;
+mod resize;
 mod root;
 mod snapshot;
 mod source;

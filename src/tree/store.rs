@@ -169,6 +169,11 @@ impl Store {
         self.write_checkpoint(&bytes)
     }
 
+    /// The pool has grown; the next checkpoint says so.
+    pub(super) fn set_data_size(&self, size: Bytes) {
+        self.lock().state.pool.data_size = size;
+    }
+
     /// Make a change, durably.
     pub(super) fn commit(&self, record: &Record) -> Result<()> {
         let seq = self.append(record)?;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::sync::Arc;
 
-use dm_thin::thin::{Message, ThinId};
+use dm_thin::Error;
+use dm_thin::thin::{Message, PoolStatus, ThinId};
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 use nix::sys::statvfs::statvfs;
@@ -252,6 +253,34 @@ fn the_hot_path_keeps_to_its_budget() {
     assert_eq!(add, [suspend, message, suspend]);
     assert_eq!(spy.during(|| tree.deactivate("image").unwrap()), [remove]);
     assert_eq!(spy.during(|| tree.remove("image").unwrap()), [message]);
+    remove_all(&tree);
+}
+
+#[test]
+fn the_pool_grows_while_a_snapshot_is_mounted() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let target = bench.path().join("mounted");
+    tree.add("image", Parent::Base).unwrap();
+    tree.mount("image", &target).unwrap();
+    fs::write(target.join("file"), "kept").unwrap();
+    tree.grow_pool(Bytes::gib(2)).unwrap();
+    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "kept");
+    assert_eq!(fs::metadata(bench.root().join("pool/data")).unwrap().len(), Bytes::gib(2).0);
+    let blocks = |tree: &SnapshotTree| match tree.pool().status().unwrap() {
+        PoolStatus::Usage(usage) => usage.total_data.0,
+        status => panic!("{status}"),
+    };
+    assert_eq!(blocks(&tree), 32_768);
+    assert!(matches!(tree.grow_pool(Bytes::gib(1)), Err(Error::OptionConflict { option: "data size", .. })));
+    assert!(matches!(tree.grow_pool(Bytes(1000)), Err(Error::InvalidOption { .. })));
+    tree.unmount("image").unwrap();
+    bench.restart(tree);
+    // It is what the tree has now: nothing else is taken, nothing said is fine.
+    assert!(SnapshotTree::open(bench.root(), small()).is_err());
+    let tree = SnapshotTree::open(bench.root(), Options::new()).unwrap();
+    assert_eq!(blocks(&tree), 32_768);
+    assert_eq!(text(&bench, &tree, "image"), "kept");
     remove_all(&tree);
 }
 
