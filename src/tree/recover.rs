@@ -156,6 +156,7 @@ impl SnapshotTree {
         unknown.into_iter().try_for_each(|id| self.delete_id(id))
     }
 
+    /// Delete a thin device, or find that there is none.
     pub(super) fn delete_id(&self, id: ThinId) -> Result<()> {
         match self.pool.delete(id) {
             Err(error) if error.errno() != Some(Errno::ENODATA) => Err(error),

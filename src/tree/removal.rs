@@ -173,10 +173,7 @@ impl SnapshotTree {
             // Only now: what is discarded must not be found in the state again.
             self.discard(id, snapshot)?;
         }
-        let deleted = self.pool.delete(snapshot.thin_id);
-        if !is_deleted(&deleted) {
-            return deleted;
-        }
+        self.delete_id(snapshot.thin_id)?;
         // Durable with the next change: until then an open deletes once more, what is not there.
         self.store.append(&Record::Deleted { id: id.clone() }).map(drop)
     }
@@ -214,12 +211,5 @@ impl Drop for Reaper {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-pub(super) fn is_deleted(result: &Result<()>) -> bool {
-    match result {
-        Ok(()) => true,
-        Err(error) => error.errno() == Some(Errno::ENODATA),
     }
 }

@@ -4,7 +4,6 @@ use nix::errno::Errno;
 
 use super::graph::{FsState, Record, Snapshot};
 use super::options::check_size;
-use super::removal::is_deleted;
 use super::store::Reservation;
 use super::{Filesystem, Labels, SnapshotId, SnapshotTree};
 use crate::thin::{Origin, ThinId, ThinVolume};
@@ -188,7 +187,7 @@ impl SnapshotTree {
 
     /// Take back what has no record. If that fails the id stays reserved, and the next open does it.
     fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
-        reservation.unresolved = !is_deleted(&self.pool.delete(id));
+        reservation.unresolved = self.delete_id(id).is_err();
     }
 
     /// Grow a new snapshot's file system; without that it is not what was asked for.
