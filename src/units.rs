@@ -83,7 +83,7 @@ impl Bytes {
 impl FromStr for Bytes {
     type Err = Error;
 
-    /// A number of bytes, or of a binary unit: `20G`, `512m`, `1.5 GiB`, `64kB`. A fraction is rounded down.
+    /// A number of bytes, or of a binary unit: `20G`, `512m`, `1.5 GiB`, `64kB`, and as it is printed. A fraction is rounded down.
     fn from_str(text: &str) -> Result<Self> {
         parse_bytes(text).map(Self).ok_or_else(|| Error::InvalidOption {
             option: "size",
@@ -98,6 +98,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
     let (number, unit) = text.split_at(end);
     let unit = unit.strip_prefix(' ').unwrap_or(unit).to_ascii_lowercase();
     let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
+        "bytes" => 0,
         "" if unit != "ib" => 0,
         "k" => 10,
         "m" => 20,

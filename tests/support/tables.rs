@@ -1,10 +1,12 @@
-//! Table lines: what is parsed is printed as something that parses to the same.
+//! Table lines, status lines and messages: what is parsed is printed as something that parses to the same.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use dm_thin::dm::targets::{ErrorTarget, Flakey, Linear, Zero};
 use dm_thin::kernel::DeviceNumber;
+use dm_thin::thin::{Message, PoolStatus, PoolTable, ThinStatus, ThinTable};
+use dm_thin::units::Bytes;
 
 /// Take the bytes for each kind of line.
 pub fn fuzz(bytes: &[u8]) {
@@ -14,6 +16,12 @@ pub fn fuzz(bytes: &[u8]) {
     check::<Zero>(&text);
     check::<ErrorTarget>(&text);
     check::<Flakey>(&text);
+    check::<PoolTable>(&text);
+    check::<ThinTable>(&text);
+    check::<PoolStatus>(&text);
+    check::<ThinStatus>(&text);
+    check::<Message>(&text);
+    check::<Bytes>(&text);
 }
 
 /// Parse, print, parse.
