@@ -1,10 +1,11 @@
 //! Open devices. A caller holds one end of a socket pair; when it closes that, the other end says so.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber};
 
@@ -16,6 +17,18 @@ pub(super) struct Handle {
     pub(super) writable: bool,
     ours: UnixStream,
     signalled: bool,
+}
+
+/// Take out those whose caller has closed its end.
+pub(super) fn drop_closed(handles: &mut Vec<Handle>) {
+    let mut ends: Vec<_> =
+        handles.iter().map(|handle| PollFd::new(handle.ours.as_fd(), PollFlags::empty())).collect();
+    if poll(&mut ends, PollTimeout::ZERO).unwrap_or(0) == 0 {
+        return;
+    }
+    let closed: Vec<_> = ends.iter().map(|end| end.any().unwrap_or(true)).collect();
+    let mut closed = closed.into_iter();
+    handles.retain(|_| closed.next() != Some(true));
 }
 
 impl Handle {
@@ -39,13 +52,6 @@ impl Handle {
     /// Whether this is the handle behind `file`.
     pub(super) fn is(&self, file: &DeviceFile) -> bool {
         self.fd == file.as_raw_fd() && self.kind == file.kind() && self.number == file.number()
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        match (&self.ours).read(&mut [0]) {
-            Ok(read) => read == 0,
-            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
-        }
     }
 
     pub(super) fn is_control(&self) -> bool {

@@ -76,6 +76,11 @@ impl Binding {
         Ok(())
     }
 
+    /// Past the page cache only where sectors lie as on the disk below, which here has small ones.
+    fn set_direct_io(&mut self, wanted: bool) {
+        self.flags.set(LoopFlags::DIRECT_IO, wanted && self.offset.is_multiple_of(512));
+    }
+
     fn info(&self, index: u32) -> Result<loop_info64, Errno> {
         let stat = self.file.metadata().map_err(errno)?;
         let huge = |dev: u64| DeviceNumber::from_dev_t(dev).to_huge();
@@ -169,12 +174,13 @@ impl World {
         // Claimed by a table or a file system.
         let claimed = self.is_in_table(number) || self.is_mounted(number);
         let openers = self.open_count(number);
-        // 6.12 looks at the file before it looks at the device.
-        let checks_first = self.options.interface_minor >= 48;
+        // 6.12 looks at the file before it looks at the device, and at the block size last,
+        // of which 0 is the default.
+        let newer = self.options.interface_minor >= 48;
         let device = self.loops.get_mut(&index).ok_or(Errno::ENXIO)?;
         match (request, argument) {
             (abi::LOOP_SET_FD, Arg::Fd(fd)) => {
-                check_backing(fd.as_raw_fd(), checks_first)?;
+                check_backing(fd.as_raw_fd(), newer)?;
                 if claimed || device.is_bound() {
                     return Err(Errno::EBUSY);
                 }
@@ -183,7 +189,7 @@ impl World {
             (abi::LOOP_CONFIGURE, Arg::Bytes(bytes)) => {
                 let config = loop_config::read_from_bytes(bytes).map_err(|_| Errno::EINVAL)?;
                 let fd = RawFd::try_from(config.fd).map_err(|_| Errno::EBADF)?;
-                check_backing(fd, checks_first)?;
+                check_backing(fd, newer)?;
                 if claimed || device.is_bound() {
                     return Err(Errno::EBUSY);
                 }
@@ -192,11 +198,15 @@ impl World {
                 if !(flags - LOOP_CONFIGURE_SETTABLE_FLAGS).is_empty() {
                     return Err(Errno::EINVAL);
                 }
+                if newer {
+                    binding.set_info(&config.info)?;
+                }
                 if config.block_size != 0 {
                     binding.set_sector_size(config.block_size)?;
                 }
                 binding.set_info(&config.info)?;
                 binding.flags |= flags;
+                binding.set_direct_io(flags.contains(LoopFlags::DIRECT_IO));
                 device.binding = Some(binding);
             }
             (abi::LOOP_CLR_FD, Arg::Value(_)) => {
@@ -213,13 +223,14 @@ impl World {
                 binding.set_info(&info)?;
                 let asked = LoopFlags::from_bits_retain(info.lo_flags) & LOOP_SET_STATUS_SETTABLE_FLAGS;
                 binding.flags = asked | (binding.flags - LOOP_SET_STATUS_CLEARABLE_FLAGS);
+                binding.set_direct_io(binding.flags.contains(LoopFlags::DIRECT_IO));
             }
             (abi::LOOP_GET_STATUS64, Arg::Bytes(bytes)) => {
                 let binding = device.binding.as_ref().ok_or(Errno::ENXIO)?;
                 binding.info(index)?.write_to(bytes).map_err(|_| Errno::EINVAL)?;
             }
             (abi::LOOP_CHANGE_FD, Arg::Fd(fd)) => {
-                check_backing(fd.as_raw_fd(), checks_first)?;
+                check_backing(fd.as_raw_fd(), newer)?;
                 let old = device.binding.as_mut().ok_or(Errno::ENXIO)?;
                 if !old.flags.contains(LoopFlags::READ_ONLY) {
                     return Err(Errno::EINVAL);
@@ -236,14 +247,19 @@ impl World {
                 device.binding.as_mut().ok_or(Errno::ENXIO)?.measure()?;
             }
             (abi::LOOP_SET_DIRECT_IO, Arg::Value(value)) => {
-                device.binding.as_mut().ok_or(Errno::ENXIO)?.flags.set(LoopFlags::DIRECT_IO, value != 0);
+                let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
+                binding.set_direct_io(value != 0);
+                if binding.flags.contains(LoopFlags::DIRECT_IO) != (value != 0) {
+                    return Err(Errno::EINVAL);
+                }
             }
             (abi::LOOP_SET_BLOCK_SIZE, Arg::Value(value)) => {
                 if claimed {
                     return Err(Errno::EBUSY);
                 }
                 let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
-                binding.set_sector_size(u32::try_from(value).map_err(|_| Errno::EINVAL)?)?;
+                let size = u32::try_from(value).map_err(|_| Errno::EINVAL)?;
+                binding.set_sector_size(if newer && size == 0 { 512 } else { size })?;
             }
             _ => return Err(Errno::ENOTTY),
         }

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::metadata::Metadata;
 use super::pool::{Features, Mode, Pool, digits, number, thin_id};
-use super::world::{DM_MAJOR, World, dm_number};
+use super::world::{DM_MAJOR, Limits, World, dm_number};
 use crate::kernel::DeviceNumber;
 
 /// Smallest data block in sectors (64 KiB); the others are multiples of it.
@@ -33,14 +33,14 @@ pub(super) struct Table {
     pub(super) targets: Vec<Target>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) start: u64,
     pub(super) length: u64,
     pub(super) kind: Kind,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Kind {
     Error,
     Linear { device: DeviceNumber, offset: u64 },
@@ -294,8 +294,8 @@ impl World {
         Ok(Kind::Thin { pool: device, id, origin })
     }
 
-    /// `dm_swap_table`'s look at what the new table lies on.
-    pub(super) fn check_areas(&self, table: &Table) -> Result<(), Errno> {
+    /// `dm_calculate_queue_limits`: a look at what a new table lies on.
+    pub(super) fn calculate_limits(&self, table: &Table) -> Result<Limits, Errno> {
         for target in &table.targets {
             let (device, start, length) = match &target.kind {
                 Kind::Linear { device, offset } => (*device, *offset, target.length),
@@ -311,7 +311,7 @@ impl World {
                 return Err(Errno::EINVAL);
             }
         }
-        Ok(())
+        Ok(self.limits(table))
     }
 
     /// A thin pool's preresume: its settings and its growth.
@@ -320,7 +320,8 @@ impl World {
         let Some(Target { length, kind: Kind::ThinPool(line), .. }) = live.and_then(Table::thin_pool) else {
             return Ok(());
         };
-        let (length, line) = (*length, line.clone());
+        let (length, mut line) = (*length, line.clone());
+        line.requested.discard_passdown &= self.discards(line.data);
         let metadata_blocks = self.metadata_blocks(line.metadata);
         let (pool, stored) = self.pool(minor).ok_or(Errno::EINVAL)?;
         let result = pool.bind(stored, length, line.mode, line.requested, line.low_water, metadata_blocks);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::ModelOptions;
-use super::handle::Handle;
+use super::handle::{Handle, drop_closed};
 use super::loopdev::Loop;
 use super::metadata::Metadata;
 use super::mounts::Mount;
@@ -41,7 +41,22 @@ pub(super) struct Device {
     pub(super) deferred_remove: bool,
     /// Its first table makes the disk: before that there is no node, no entry in sysfs and no uevent.
     pub(super) has_disk: bool,
+    pub(super) limits: Limits,
     pub(super) event_nr: u32,
+}
+
+/// What a mapped device takes over from below when it gets a table: the first, or one that goes live.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Logical sector size in bytes: the largest of what is below.
+    pub(super) sector_size: u32,
+    pub(super) discards: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { sector_size: 512, discards: false }
+    }
 }
 
 /// A plain disk.
@@ -171,15 +186,10 @@ impl World {
         }
     }
 
-    /// Logical sector size in bytes: the largest of what is below.
+    /// Logical sector size in bytes.
     pub(super) fn sector_size(&self, number: DeviceNumber) -> u32 {
         match number.major {
-            DM_MAJOR => {
-                let live = self.devices.get(&number.minor).and_then(|device| device.live.as_ref());
-                let below = live.into_iter().flat_map(Table::dependencies);
-                // A loaded table only means devices that were there before it: no cycle.
-                below.map(|number| self.sector_size(number)).max().unwrap_or(512)
-            }
+            DM_MAJOR => self.devices.get(&number.minor).map_or(512, |device| device.limits.sector_size),
             LOOP_MAJOR => self.loops.get(&number.minor).map_or(512, Loop::sector_size),
             _ => 512,
         }
@@ -260,7 +270,7 @@ impl World {
     /// (and commit), autoclear loop devices cleared, deferred removals done.
     pub(super) fn settle(&mut self) {
         let open = self.handles.len();
-        self.handles.retain(|handle| !handle.is_closed());
+        drop_closed(&mut self.handles);
         self.released |= self.handles.len() < open;
         self.deliver_events();
         while std::mem::take(&mut self.released) {

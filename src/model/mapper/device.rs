@@ -273,8 +273,9 @@ impl World {
             self.released = true;
             // Suspended first, and left so if the new table is no good: that one is dropped.
             self.suspend(minor)?;
-            self.check_areas(&new)?;
+            let limits = self.calculate_limits(&new)?;
             if let Some(device) = self.devices.get_mut(&minor) {
+                device.limits = limits;
                 device.read_only = new.read_only;
                 device.live = Some(new);
             }

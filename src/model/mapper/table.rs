@@ -32,9 +32,8 @@ pub(super) fn load(world: &mut World, packet: &mut Packet) -> Result<u32, Errno>
     world.released = true;
     loaded?;
     // The first table makes the disk and its limits, so what it lies on is looked at before the resume.
-    if world.devices.get(&minor).is_some_and(|device| !device.has_disk) {
-        world.check_areas(&table)?;
-    }
+    let first = world.devices.get(&minor).is_some_and(|device| !device.has_disk);
+    let limits = if first { Some(world.calculate_limits(&table)?) } else { None };
 
     let device = world.devices.get_mut(&minor).ok_or(Errno::ENXIO)?;
     let is_pool = |table: &Table| table.thin_pool().is_some();
@@ -45,6 +44,7 @@ pub(super) fn load(world: &mut World, packet: &mut Packet) -> Result<u32, Errno>
     }
     device.inactive = Some(table);
     device.has_disk = true;
+    device.limits = limits.unwrap_or(device.limits);
     packet.set(DmFlags::INACTIVE_PRESENT, true);
     fill_status(world, minor, packet);
     Ok(0)
@@ -218,7 +218,7 @@ pub(super) fn message(world: &mut World, packet: &mut Packet) -> Result<u32, Err
     let (message, _) = dm_target_msg::read_from_prefix(packet.request_from(at)).map_err(|_| Errno::EINVAL)?;
     let answer = match args.first() {
         None => return Err(Errno::EINVAL),
-        Some(verb) if verb.starts_with(b"@") => message_for_device(world, minor, &args)?,
+        Some(verb) if verb.starts_with(b"@") => message_for_device(world, minor, &args, packet)?,
         Some(_) => {
             let device = world.devices.get(&minor);
             let table = device.and_then(|device| device.live.as_ref()).ok_or(Errno::EINVAL)?;
@@ -239,14 +239,19 @@ pub(super) fn message(world: &mut World, packet: &mut Packet) -> Result<u32, Err
         if text.len() + 1 >= room {
             packet.set(DmFlags::BUFFER_FULL, true);
         } else {
-            packet.answer([text.as_bytes(), b"\0"].concat());
+            packet.answer([&text, &b"\0"[..]].concat());
         }
     }
     Ok(0)
 }
 
 /// Messages to device mapper itself. Statistics are never collected here.
-fn message_for_device(world: &mut World, minor: u32, args: &[Vec<u8>]) -> Result<Option<String>, Errno> {
+fn message_for_device(
+    world: &mut World,
+    minor: u32,
+    args: &[Vec<u8>],
+    packet: &Packet,
+) -> Result<Option<Vec<u8>>, Errno> {
     match (args[0].to_ascii_lowercase().as_slice(), args.len()) {
         (b"@cancel_deferred_remove", 1) => {
             // Also a success where none is pending.
@@ -255,7 +260,8 @@ fn message_for_device(world: &mut World, minor: u32, args: &[Vec<u8>]) -> Result
             }
             Ok(None)
         }
-        (b"@stats_list", 1 | 2) => Ok(Some(String::new())),
+        // A list of nothing writes nothing, and what the request had in the place of the answer is the answer.
+        (b"@stats_list", 1 | 2) => Ok(Some(until_nul(packet.request_from(HEADER)).to_vec())),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -1,5 +1,7 @@
 //! Loop devices, block ioctls, nodes and mounts.
 
+use std::os::fd::AsRawFd;
+
 use super::*;
 use crate::abi::block;
 use crate::abi::loopdev::{LoopFlags, loop_config, loop_info64};
@@ -113,7 +115,6 @@ fn binding() {
 
 #[test]
 fn configure() {
-    use std::os::fd::AsRawFd;
     let machine = Machine::bare();
     let file = machine.file("file", 1 << 20);
     let device = machine.open("/dev/loop0");
@@ -162,6 +163,46 @@ fn a_read_only_file_makes_a_read_only_device() {
 }
 
 #[test]
+fn direct_io_needs_whole_sectors() {
+    let mut machine = Machine::bare();
+    machine.attach("file", 1 << 20);
+    let device = &machine.loops[0];
+    let direct = || {
+        let info = machine.loop_status(device).unwrap();
+        LoopFlags::from_bits_retain(info.lo_flags).contains(LoopFlags::DIRECT_IO)
+    };
+    let set = |value| machine.kernel.ioctl(device, loopdev::LOOP_SET_DIRECT_IO, Arg::Value(value));
+    assert_eq!((set(1), direct()), (Ok(0), true));
+    let mut info = machine.loop_status(device).unwrap();
+    info.lo_offset = 100;
+    machine.set_status(device, &mut info).unwrap();
+    assert!(!direct(), "given up by itself");
+    assert_eq!((set(1), direct()), (Err(Errno::EINVAL), false));
+    assert_eq!(set(0), Ok(0));
+}
+
+#[test]
+fn what_is_looked_at_first() {
+    for (interface_minor, errno, default) in
+        [(47, Errno::EINVAL, Err(Errno::EINVAL)), (48, Errno::EOVERFLOW, Ok(0))]
+    {
+        let mut machine = Machine::old(interface_minor);
+        let file = machine.file("file", 1 << 20);
+        let device = machine.open("/dev/loop0");
+        let mut info = loop_info64::zeroed();
+        info.lo_sizelimit = 1 << 63;
+        let fd = file.as_raw_fd().unsigned_abs();
+        let mut config = loop_config { fd, block_size: 1000, info, reserved: [0; 8] };
+        let configured =
+            machine.kernel.ioctl(&device, loopdev::LOOP_CONFIGURE, Arg::Bytes(config.as_mut_bytes()));
+        assert_eq!(configured, Err(errno));
+        machine.attach("file", 1 << 20);
+        let set = machine.kernel.ioctl(&device, loopdev::LOOP_SET_BLOCK_SIZE, Arg::Value(0));
+        assert_eq!(set, default);
+    }
+}
+
+#[test]
 fn clearing() {
     let mut machine = Machine::bare();
     machine.attach("file", 1 << 20);
@@ -203,31 +244,6 @@ fn the_wrong_device_for_an_ioctl() {
     assert_eq!(machine.value(&machine.loops[0], block::BLKGETSIZE64), Err(Errno::EINVAL));
     let other = Machine::bare();
     assert_eq!(other.value(&machine.loops[0], loopdev::LOOP_CLR_FD), Err(Errno::EBADF));
-}
-
-#[test]
-fn discard_and_zero() {
-    let machine = Machine::with_pool();
-    machine.message("pool", "create_thin 1").unwrap();
-    machine.activate("v", "thin", "253:0 1", 16 * BLOCK).unwrap();
-    machine.kernel.write("v", 0..4).unwrap();
-    let volume = machine.open("/dev/mapper/v");
-    let send = |file: &DeviceFile, request, start: u64, length: u64| {
-        let mut range = [start.to_ne_bytes(), length.to_ne_bytes()].concat();
-        machine.kernel.ioctl(file, request, Arg::Bytes(&mut range))
-    };
-    let block = BLOCK * 512;
-    assert_eq!(send(&volume, block::BLKDISCARD, 512, 2 * block), Ok(0), "one whole block in it");
-    assert_eq!(machine.kernel.thin_devices("pool").unwrap(), [(1, 3)]);
-    assert_eq!(send(&volume, block::BLKZEROOUT, 10 * block, 512), Ok(0));
-    assert_eq!(machine.kernel.thin_devices("pool").unwrap(), [(1, 4)]);
-    assert_eq!(send(&volume, block::BLKDISCARD, 0, 16 * block), Ok(0));
-    assert_eq!(machine.kernel.thin_devices("pool").unwrap(), [(1, 0)]);
-    assert_eq!(send(&volume, block::BLKDISCARD, 1, 512), Err(Errno::EINVAL));
-    assert_eq!(send(&volume, block::BLKDISCARD, 0, 17 * block), Err(Errno::EINVAL));
-    assert_eq!(send(&volume, block::BLKDISCARD, u64::MAX - 511, 512), Err(Errno::EINVAL));
-    let reader = machine.kernel.open(Path::new("/dev/mapper/v"), Access::Read).unwrap();
-    assert_eq!(send(&reader, block::BLKDISCARD, 0, block), Err(Errno::EBADF));
 }
 
 #[test]

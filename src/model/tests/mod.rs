@@ -2,6 +2,7 @@
 
 mod control;
 mod faults;
+mod io;
 mod loops;
 mod property;
 mod tables;

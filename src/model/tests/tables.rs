@@ -210,4 +210,7 @@ fn messages_read_strictly() {
     assert_eq!(message("pool", |buffer| buffer[320] = b'@'), Err(Errno::EINVAL));
     let answer = machine.dm.message_with_answer(DmId::Name(&name("pool")), Sectors(0), &"@stats_list", 64);
     assert_eq!(answer.unwrap().as_deref(), Some(""));
+    // A list of nothing writes nothing: the answer is what the request had there, its sector.
+    let answer = machine.dm.message_with_answer(DmId::Name(&name("pool")), Sectors(0x41), &"@stats_list", 64);
+    assert_eq!(answer.unwrap().as_deref(), Some("A"));
 }
