@@ -44,8 +44,7 @@ fn mutated_inputs() {
     let seconds = std::env::var("DM_THIN_FUZZ_SECONDS").map(|text| text.parse().expect("a number"));
     let time = seconds.map_or(Duration::from_millis(300), Duration::from_secs);
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    // `sequences` has an open finding (fuzz/open/sequences); its kept corpus is replayed by tests/corpus.rs.
-    for (target, fuzz) in support::TARGETS.iter().filter(|(target, _)| *target != "sequences") {
+    for (target, fuzz) in support::TARGETS {
         let files = fs::read_dir(corpus.join(target)).into_iter().flatten();
         let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
         paths.sort();

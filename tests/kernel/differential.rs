@@ -120,7 +120,9 @@ fn sequence(seed: u64, model_files: &Path, real_files: &Path, counts: &mut Count
         counts.compared += 1;
         counts.agreed_ok += u64::from(found.starts_with("Ok"));
         result = if found == expected {
-            pictures(&mut model, &mut real)
+            let same = pictures(&mut model, &mut real);
+            [&mut model, &mut real].into_iter().for_each(Machine::settle);
+            same
         } else {
             Err(format!("  model: {expected}\n  kernel: {found}"))
         };

@@ -8,7 +8,7 @@ use dm_thin::dm::DmFlags;
 use dm_thin::kernel::DeviceNumber;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::machine::{Machine, PREFIX, outcome};
+use super::machine::{Machine, outcome};
 use super::plan::{Ask, DEPS, LIST, MESSAGE, TABLE_STATUS, TARGET_VERSION, VERSIONS, WAIT};
 
 pub fn header(bytes: &[u8]) -> dm_ioctl {
@@ -93,10 +93,12 @@ fn payload_words(machine: &Machine<'_>, ask: &Ask, header: &dm_ioctl, payload: &
     }
 }
 
-/// Others' devices are nothing to look at, let alone to remove. Those of ours with an odd name are ours.
+/// Others' devices are nothing to look at, let alone to remove. Those of ours with an odd name are ours, and
+/// those with the rest of a name, which a rename from the middle of its text gives.
 fn is_ours(machine: &Machine<'_>, name: &[u8], dev: u64) -> bool {
     let odd = [&b"control"[..], b".", b".."].contains(&name);
-    machine.created.contains(&DeviceNumber::from_huge(dev)) && (odd || name.starts_with(PREFIX.as_bytes()))
+    let part = name.windows(4).any(|part| part == b"diff");
+    machine.created.contains(&DeviceNumber::from_huge(dev)) && (odd || part)
 }
 
 /// Names and device numbers of the machine's devices in a list.

@@ -182,9 +182,10 @@ fn ask(source: &mut Source<'_>) -> Ask {
                 0 => Payload::Text(
                     source.pick(&["", "a/b", "control", "..", "dm-thin-diff odd name"]).to_owned(),
                 ),
-                1 => Payload::Text(
-                    "dm-thin-diff-".to_owned() + &"x".repeat(source.pick(&[114, 115, 116, 200])),
-                ),
+                1 => {
+                    let long = "dm-thin-".to_owned() + &"diff-".repeat(50);
+                    Payload::Text(long[..source.pick(&[127, 128, 129, 213])].to_owned())
+                }
                 2 => Payload::Unended("dm-thin-diff-unended"),
                 _ if uuid => Payload::Text(super::machine::uuid(new)),
                 _ => Payload::Text(super::machine::name(new)),

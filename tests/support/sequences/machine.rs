@@ -1,5 +1,6 @@
 //! A kernel, real or not, with the devices and files that sequences are about.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
@@ -13,17 +14,17 @@ use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 
 use super::answer;
 use super::encode::encode;
-use super::plan::{Ask, Backing, CREATE, Device, Event, LIST, LoopArg, Op, REMOVE, STATUS, TABLE_STATUS};
+use super::plan::{
+    Ask, Backing, CREATE, Device, Event, LIST, LoopArg, Op, REMOVE, STATUS, Subject, TABLE_STATUS,
+};
 
 /// Metadata, data, and three for the other two loop devices: two of the same size, one of no whole sectors.
 const SIZES: [u64; 5] = [4 << 20, 16 << 20, 1 << 20, 1 << 20, (1 << 20) + 700];
 /// Handles that are kept open at once.
 const HANDLES: usize = 8;
 
-pub const PREFIX: &str = "dm-thin-diff";
-
 pub fn name(n: usize) -> String {
-    format!("{PREFIX}-{n}")
+    format!("dm-thin-diff-{n}")
 }
 
 pub fn uuid(n: usize) -> String {
@@ -49,6 +50,8 @@ pub struct Machine<'a> {
     directory: PathBuf,
     /// Every device that was created, in order.
     pub created: Vec<DeviceNumber>,
+    /// Numbers that such devices had and that nobody has now.
+    free: BTreeSet<DeviceNumber>,
     handles: Vec<DeviceFile>,
     /// Loop devices that were added.
     added: Vec<i32>,
@@ -67,6 +70,7 @@ impl<'a> Machine<'a> {
             loops: [0; 4],
             directory: directory.to_owned(),
             created: Vec::new(),
+            free: BTreeSet::new(),
             handles: Vec::new(),
             added: Vec::new(),
         };
@@ -197,7 +201,9 @@ impl<'a> Machine<'a> {
         let ioctl = Command::ALL[ask.command].ioctl;
         let result = self.kernel.ioctl(&self.control, ioctl, Arg::Bytes(&mut buffer));
         if result == Ok(0) && ask.command == CREATE {
-            self.created.push(DeviceNumber::from_huge(answer::header(&buffer).dev));
+            let number = DeviceNumber::from_huge(answer::header(&buffer).dev);
+            self.free.remove(&number);
+            self.created.push(number);
         }
         let words = answer::describe(self, ask, result, &request, &buffer);
         (buffer, words)
@@ -268,7 +274,35 @@ impl<'a> Machine<'a> {
     fn is_ready(&self) -> bool {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let mut fds = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+        // A fuzzer's clock interrupts.
+        loop {
+            match poll(&mut fds, PollTimeout::ZERO) {
+                Err(Errno::EINTR) => {}
+                ready => return ready.unwrap() > 0,
+            }
+        }
+    }
+
+    /// Wait until the numbers of devices that are gone can be had again. After a deferred removal that is
+    /// later than when the device is no longer listed, and the next one would get another number.
+    pub fn settle(&mut self) {
+        let (list, _) = self.ask(&Ask::new(LIST));
+        let there: Vec<_> = answer::listed(self, &list).into_iter().map(|(_, number)| number).collect();
+        for n in 0..self.created.len() {
+            let number = self.created[n];
+            if there.contains(&number) || self.free.contains(&number) {
+                continue;
+            }
+            let device = Some(Device::Mapped(n));
+            let subject = Subject { name: Some(99), device, ..Subject::default() };
+            let create = Ask { flags: DmFlags::PERSISTENT_DEV, subject, ..Ask::new(CREATE) };
+            while !self.ask(&create).1.starts_with("Ok") {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            self.created.pop();
+            self.ask(&Ask::on(REMOVE, 99));
+            self.free.insert(number);
+        }
     }
 
     /// Take everything down. What cannot be is left, and told.
