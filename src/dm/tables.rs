@@ -38,6 +38,9 @@ impl DeviceMapper {
     }
 
     /// Drop the inactive table.
+    ///
+    /// A device that is [renamed](Self::rename) after this, with no other table loaded in between, can crash
+    /// kernels with IMA (`CONFIG_IMA`, 5.15 to 6.12 at least) when it is removed: dm-ima.c frees its name twice.
     #[doc(alias = "DM_TABLE_CLEAR")]
     pub fn clear_table(&self, id: DmId<'_>) -> Result<()> {
         self.transact(&Request::on(Command::TABLE_CLEAR, id), |_| Ok(()))

@@ -1,12 +1,12 @@
-//! The commands that a thin pool does not need, each once on a real kernel. REMOVE_ALL is left out: run
-//! with `--host` it would remove what is not ours.
+//! The commands that a thin pool does not need, each once on a real kernel.
 
+use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
 use dm_thin::dm::targets::{ErrorTarget, Flakey, FlakeyFeatures, Linear, LostWrites, Target, Zero};
 use dm_thin::dm::{
-    DeviceEvent, DeviceEvents, DeviceMapper, DmFlags, DmName, DmUuid, Geometry, Removal, TableKind,
+    DeviceEvent, DeviceEvents, DeviceMapper, DmFlags, DmId, DmName, DmUuid, Geometry, Removal, TableKind,
 };
 use dm_thin::units::Sectors;
 use dm_thin::{Errno, Error};
@@ -205,4 +205,28 @@ fn a_list_that_outgrows_the_first_buffer() {
     for device in &names {
         dm.remove(device).unwrap();
     }
+}
+
+/// `tests/vm/run --host` leaves it out.
+#[test]
+fn remove_all_takes_what_nobody_has_open() {
+    let _bench = Bench::new();
+    let dm = dm();
+    assert!(dm.list().unwrap().is_empty(), "there are devices of others, which this would remove");
+    let [held, below, above] = ["dm-thin-held", "dm-thin-below", "dm-thin-above"].map(name);
+    [&held, &below].into_iter().for_each(|name| zeroes(&dm, name));
+    let device = dm.status(DmId::Name(&below)).unwrap().number;
+    let linear = Linear { device, start: Sectors(0) };
+    let line = linear.over(Sectors(0), Sectors(8));
+    dm.create_active(&above, &uuid("DMTHIN-TEST-above"), &[line], DmFlags::empty()).unwrap();
+    let open = File::open(dm.node_path(&held)).unwrap();
+    let left = dm.remove_all(DmFlags::empty()).unwrap();
+    assert_eq!(left.iter().map(|device| device.name).collect::<Vec<_>>(), [held]);
+    let left = dm.remove_all(DmFlags::DEFERRED_REMOVE).unwrap();
+    assert_eq!(left.len(), 1, "until it is closed");
+    drop(open);
+    while dm.find((&held).into()).unwrap().is_some() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(dm.remove(&held).unwrap_err().is_not_found(), "its node goes all the same");
 }

@@ -216,7 +216,8 @@ run_guest() {
 		say "guest failed: $reason"
 		[[ ! -s $run/qemu.err ]] || sed 's/^/vm: qemu: /' "$run/qemu.err" >&2
 		say "the last lines of its console (Linux ${release:-$kernel}, $accel):"
-		tail -n 40 "$run/console" | tr -d '\r' | sed 's/^/  | /' >&2
+		# Or those from a kernel's first complaint on.
+		{ grep -a -m 1 -A 60 -E 'BUG:|kernel BUG at|Oops|WARNING:' "$run/console" || tail -n 40 "$run/console"; } | tr -d '\r' | sed 's/^/  | /' >&2
 		status=1
 	else
 		[[ $ended != no-poweroff ]] || say "the command ended, but the guest could not power off within 30 s and was killed"

@@ -14,13 +14,16 @@ fn activate(n: usize, length: u64, target: &'static str, words: Vec<Word>) -> [O
     [Ask::on(CREATE, n), load, Ask::on(SUSPEND, n)].map(|ask| Op::Ask(Box::new(ask)))
 }
 
-/// What a sequence begins with: nothing, a pool, or a pool and a volume of it and some other device.
+/// What a sequence begins with: nothing, a pool, or a pool and a volume of it and some other device. A pool
+/// may be one that is soon full.
 pub fn prelude(source: &mut Source<'_>) -> Vec<Op> {
     let depth = source.below(8);
     let mut ops = Vec::new();
     if depth > 0 {
-        let words = vec![Word::Number(Device::Loop(0)), Word::Number(Device::Loop(1)), Word::Text("128 16")];
-        ops.extend(activate(0, 256 * 128, "thin-pool", words));
+        let (blocks, words) =
+            if depth.is_multiple_of(2) { (8, "128 3 1 error_if_no_space") } else { (256, "128 16") };
+        let words = vec![Word::Number(Device::Loop(0)), Word::Number(Device::Loop(1)), Word::Text(words)];
+        ops.extend(activate(0, blocks * 128, "thin-pool", words));
     }
     if depth > 2 {
         let message = Payload::Message(0, "create_thin 1");
@@ -348,7 +351,7 @@ fn line(source: &mut Source<'_>, start: u64) -> Line {
             ("linear", length, vec![path(source, on), offset])
         }
         6..9 => {
-            let blocks = source.pick(&[256, 256, 256, 255, 200, 257, 512]);
+            let blocks = source.pick(&[256, 256, 8, 12, 12, 255, 200, 257, 512]);
             let low = source.pick(&[
                 "128 16",
                 "128 0",
@@ -356,6 +359,8 @@ fn line(source: &mut Source<'_>, start: u64) -> Line {
                 "256 16",
                 "128 16 1 skip_block_zeroing",
                 "128 16 1 error_if_no_space",
+                "128 3 1 error_if_no_space",
+                "128 3 1 error_if_no_space",
                 "128 16 1 read_only",
                 "128 16 2 no_discard_passdown error_if_no_space",
                 "128 16 1 ignore_discard",

@@ -15,7 +15,8 @@ use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use super::answer;
 use super::encode::encode;
 use super::plan::{
-    Ask, Backing, CREATE, Device, Event, LIST, LoopArg, Op, REMOVE, STATUS, Subject, TABLE_STATUS,
+    Ask, Backing, CLEAR, CREATE, Device, Event, LIST, LOAD, LoopArg, Op, REMOVE, STATUS, Subject,
+    TABLE_STATUS,
 };
 
 /// Metadata, data, and three for the other two loop devices: two of the same size, one of no whole sectors.
@@ -52,6 +53,8 @@ pub struct Machine<'a> {
     pub created: Vec<DeviceNumber>,
     /// Numbers that such devices had and that nobody has now.
     free: BTreeSet<DeviceNumber>,
+    /// Those whose inactive table was cleared, and that were given no table since.
+    pub cleared: BTreeSet<DeviceNumber>,
     handles: Vec<DeviceFile>,
     /// Loop devices that were added.
     added: Vec<i32>,
@@ -71,6 +74,7 @@ impl<'a> Machine<'a> {
             directory: directory.to_owned(),
             created: Vec::new(),
             free: BTreeSet::new(),
+            cleared: BTreeSet::new(),
             handles: Vec::new(),
             added: Vec::new(),
         };
@@ -200,8 +204,13 @@ impl<'a> Machine<'a> {
         let mut buffer = request.clone();
         let ioctl = Command::ALL[ask.command].ioctl;
         let result = self.kernel.ioctl(&self.control, ioctl, Arg::Bytes(&mut buffer));
+        let number = DeviceNumber::from_huge(answer::header(&buffer).dev);
+        match ask.command {
+            CLEAR if result == Ok(0) => _ = self.cleared.insert(number),
+            LOAD | CREATE if result == Ok(0) => _ = self.cleared.remove(&number),
+            _ => {}
+        }
         if result == Ok(0) && ask.command == CREATE {
-            let number = DeviceNumber::from_huge(answer::header(&buffer).dev);
             self.free.remove(&number);
             self.created.push(number);
         }
@@ -261,11 +270,11 @@ impl<'a> Machine<'a> {
         let (answer, words) = self.ask(&list);
         let mut picture = vec![words, format!("poll: {}", self.is_ready())];
         for (name, _) in answer::listed(self, &answer) {
-            let (mut status, mut table) = (Ask::new(STATUS), Ask::new(TABLE_STATUS));
-            table.flags = DmFlags::NOFLUSH;
-            for ask in [&mut status, &mut table] {
+            // The status of a pool makes it commit, which it else does in its own time.
+            for command in [STATUS, TABLE_STATUS] {
+                let mut ask = Ask::new(command);
                 ask.subject.whole = Some(name.clone());
-                picture.push(self.ask(ask).1);
+                picture.push(self.ask(&ask).1);
             }
         }
         picture

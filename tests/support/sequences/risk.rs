@@ -1,4 +1,5 @@
-//! What is not asked of a real kernel because it would wait for ever, or could not be taken down again.
+//! What is not asked of a real kernel because it would wait for ever, could not be taken down again, or is
+//! known to crash it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +10,19 @@ use dm_thin::kernel::DeviceNumber;
 
 use super::answer;
 use super::machine::Machine;
-use super::plan::{Ask, DEPS, Device, LIST, LOAD, Op, Payload, STATUS, SUSPEND, Subject, TABLE_STATUS, Word};
+use super::plan::{
+    Ask, DEPS, Device, LIST, LOAD, Op, Payload, RENAME, STATUS, SUSPEND, Subject, TABLE_STATUS, Word,
+};
+
+/// More blocks than one operation writes to.
+const WRITTEN: i64 = 8;
 
 #[derive(Debug, Default)]
 struct State {
     suspended: bool,
     pool: bool,
+    /// A pool that would queue writes, and has few blocks left.
+    nearly_full: bool,
     uses: BTreeSet<DeviceNumber>,
 }
 
@@ -25,7 +33,8 @@ fn states(machine: &mut Machine<'_>) -> States {
     let mut states = States::new();
     for (name, number) in answer::listed(machine, &list) {
         let subject = Subject { whole: Some(name), ..Subject::default() };
-        let mut state = State::default();
+        let status = Ask { subject: subject.clone(), flags: DmFlags::NOFLUSH, ..Ask::new(TABLE_STATUS) };
+        let mut state = State { nearly_full: nearly_full(&machine.ask(&status).1), ..State::default() };
         for flags in [DmFlags::STATUS_TABLE, DmFlags::STATUS_TABLE | DmFlags::QUERY_INACTIVE_TABLE] {
             let ask = |command| Ask { flags, subject: subject.clone(), ..Ask::new(command) };
             let (table, _) = machine.ask(&ask(TABLE_STATUS));
@@ -37,6 +46,14 @@ fn states(machine: &mut Machine<'_>) -> States {
         states.insert(number, state);
     }
     states
+}
+
+/// From a pool's status, as `[transaction some/metadata used/data … queue_if_no_space …]`.
+fn nearly_full(status: &str) -> bool {
+    let Some((_, line)) = status.split_once(" thin-pool [") else { return false };
+    let data = line.split(' ').nth(2).and_then(|data| data.split_once('/'));
+    let free = data.map(|(used, total)| total.parse().unwrap_or(0) - used.parse::<i64>().unwrap_or(0));
+    line.contains("queue_if_no_space") && free.is_none_or(|free| free < WRITTEN)
 }
 
 /// Everything that a device stands on, itself included.
@@ -63,7 +80,7 @@ fn under_a_pool(states: &States, number: DeviceNumber) -> bool {
 pub fn is_risky(machine: &mut Machine<'_>, op: &Op) -> bool {
     match op {
         Op::Block(_, _, request, ..) if [BLKZEROOUT, BLKDISCARD, BLKFLSBUF].contains(request) => {
-            states(machine).values().any(|state| state.suspended)
+            states(machine).values().any(|state| state.suspended || state.nearly_full)
         }
         Op::Loop(slot, _, request, _)
             if ![LOOP_SET_FD, LOOP_CONFIGURE, LOOP_GET_STATUS64].contains(request) =>
@@ -77,6 +94,8 @@ pub fn is_risky(machine: &mut Machine<'_>, op: &Op) -> bool {
         Op::Ask(ask) if ask.command == SUSPEND => {
             subject(machine, ask).is_some_and(|number| under_a_pool(&states(machine), number))
         }
+        // dm-ima.c (5.15 to 6.12 at least) frees the name of such a device twice.
+        Op::Ask(ask) if ask.command == RENAME => !machine.cleared.is_empty(),
         Op::Ask(ask) if ask.command == LOAD => {
             let Some(number) = subject(machine, ask) else { return false };
             let states = states(machine);
