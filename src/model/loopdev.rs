@@ -12,7 +12,7 @@ use super::world::{DM_MAJOR, LOOP_MAJOR, World, loop_number};
 use crate::abi::Ioctl;
 use crate::abi::loopdev::{
     self as abi, LO_KEY_SIZE, LO_NAME_SIZE, LOOP_CONFIGURE_SETTABLE_FLAGS, LOOP_SET_STATUS_CLEARABLE_FLAGS,
-    LOOP_SET_STATUS_SETTABLE_FLAGS, LoopFlags, loop_config, loop_info64,
+    LOOP_SET_STATUS_SETTABLE_FLAGS, LoopFlags, loop_config, loop_info, loop_info64,
 };
 use crate::kernel::{Arg, DeviceNumber};
 
@@ -217,8 +217,13 @@ impl World {
                     device.binding = None;
                 }
             }
-            (abi::LOOP_SET_STATUS64, Arg::Bytes(bytes)) => {
-                let info = loop_info64::read_from_bytes(bytes).map_err(|_| Errno::EINVAL)?;
+            (abi::LOOP_SET_STATUS | abi::LOOP_SET_STATUS64, Arg::Bytes(bytes)) => {
+                let info = if request == abi::LOOP_SET_STATUS {
+                    loop_info::read_from_bytes(bytes).map(|old| from_old(&old)).ok()
+                } else {
+                    loop_info64::read_from_bytes(bytes).ok()
+                };
+                let info = info.ok_or(Errno::EINVAL)?;
                 let binding = device.binding.as_mut().ok_or(Errno::ENXIO)?;
                 binding.set_info(&info)?;
                 let asked = LoopFlags::from_bits_retain(info.lo_flags) & LOOP_SET_STATUS_SETTABLE_FLAGS;
@@ -228,6 +233,10 @@ impl World {
             (abi::LOOP_GET_STATUS64, Arg::Bytes(bytes)) => {
                 let binding = device.binding.as_ref().ok_or(Errno::ENXIO)?;
                 binding.info(index)?.write_to(bytes).map_err(|_| Errno::EINVAL)?;
+            }
+            (abi::LOOP_GET_STATUS, Arg::Bytes(bytes)) => {
+                let binding = device.binding.as_ref().ok_or(Errno::ENXIO)?;
+                to_old(&binding.info(index)?)?.write_to(bytes).map_err(|_| Errno::EINVAL)?;
             }
             (abi::LOOP_CHANGE_FD, Arg::Fd(fd)) => {
                 check_backing(fd.as_raw_fd(), newer)?;
@@ -327,6 +336,29 @@ impl World {
 enum Backing<'a> {
     File(&'a File, u64),
     Disk(DeviceNumber),
+}
+
+/// `loop_info64_from_old`
+fn from_old(old: &loop_info) -> loop_info64 {
+    let mut info = loop_info64::zeroed();
+    info.lo_offset = i64::from(old.lo_offset).cast_unsigned();
+    info.lo_flags = old.lo_flags.cast_unsigned();
+    info.lo_file_name = old.lo_name;
+    info
+}
+
+/// `loop_info64_to_old`
+#[allow(clippy::useless_conversion)] // the types differ between architectures
+fn to_old(info: &loop_info64) -> Result<loop_info, Errno> {
+    let mut old = loop_info::zeroed();
+    old.lo_number = info.lo_number.cast_signed();
+    old.lo_device = info.lo_device.try_into().map_err(|_| Errno::EOVERFLOW)?;
+    old.lo_inode = info.lo_inode.try_into().map_err(|_| Errno::EOVERFLOW)?;
+    old.lo_rdevice = info.lo_rdevice.try_into().map_err(|_| Errno::EOVERFLOW)?;
+    old.lo_offset = info.lo_offset.try_into().map_err(|_| Errno::EOVERFLOW)?;
+    old.lo_flags = info.lo_flags.cast_signed();
+    old.lo_name = info.lo_file_name;
+    Ok(old)
 }
 
 /// `loop_check_backing_file`, where the kernel has it: a directory is refused whatever the device's state.

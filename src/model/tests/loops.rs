@@ -2,9 +2,11 @@
 
 use std::os::fd::AsRawFd;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::abi::block;
-use crate::abi::loopdev::{LoopFlags, loop_config, loop_info64};
+use crate::abi::loopdev::{LoopFlags, loop_config, loop_info, loop_info64};
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::kernel::DeviceNumber;
 
@@ -69,6 +71,39 @@ fn get_free_makes_a_device_when_all_are_taken() {
     machine.attach("b", 4096);
     assert_eq!(machine.kernel.block_device(Path::new("/dev/loop1")).unwrap().minor, 1);
     assert_eq!(machine.kernel.block_device_names().unwrap(), ["loop0", "loop1"]);
+}
+
+proptest! {
+    /// The old form of the status: what it holds is what the new one does, or it says EOVERFLOW.
+    #[test]
+    fn old_status(offset in 0u64..1 << 33, limit in 0u64..1 << 20, set in any::<i32>(), name in any::<[u8; 32]>()) {
+        let mut machine = Machine::bare();
+        machine.attach("file", 4096);
+        let device = &machine.loops[0];
+        let mut info = loop_info64::zeroed();
+        (info.lo_offset, info.lo_sizelimit) = (offset, limit);
+        info.lo_flags = LoopFlags::PARTSCAN.bits();
+        info.lo_file_name[..32].copy_from_slice(&name);
+        machine.set_status(device, &mut info).unwrap();
+        let mut old = loop_info::zeroed();
+        let answer = machine.kernel.ioctl(device, loopdev::LOOP_GET_STATUS, Arg::Bytes(old.as_mut_bytes()));
+        prop_assert_eq!(answer, if offset < 1 << 31 { Ok(0) } else { Err(Errno::EOVERFLOW) });
+        if answer.is_ok() {
+            let new = machine.loop_status(device).unwrap();
+            #[allow(clippy::useless_conversion)] // the types differ between architectures
+            let told = (u64::try_from(old.lo_offset).unwrap(), u64::from(old.lo_inode), u64::from(old.lo_device));
+            prop_assert_eq!(told, (new.lo_offset, new.lo_inode, new.lo_device));
+            prop_assert_eq!((old.lo_flags.cast_unsigned(), old.lo_name), (new.lo_flags, new.lo_file_name));
+        }
+
+        old.lo_offset = set;
+        let answer = machine.kernel.ioctl(device, loopdev::LOOP_SET_STATUS, Arg::Bytes(old.as_mut_bytes()));
+        prop_assert_eq!(answer, if set >= 0 { Ok(0) } else { Err(Errno::EOVERFLOW) });
+        if answer.is_ok() {
+            let new = machine.loop_status(device).unwrap();
+            prop_assert_eq!((i64::from(set), 0), (new.lo_offset.cast_signed(), new.lo_sizelimit));
+        }
+    }
 }
 
 #[test]
