@@ -16,10 +16,11 @@ use nix::errno::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::control::{device_path, refused};
+use super::device::label;
 use super::{LoopControl, LoopDevice, LoopFlags};
 use crate::abi::loopdev::{
-    LO_NAME_SIZE, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD,
-    LOOP_SET_STATUS_SETTABLE_FLAGS, LOOP_SET_STATUS64, loop_config, loop_info64,
+    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
+    LOOP_SET_STATUS64, loop_config, loop_info64,
 };
 use crate::error::is_permission;
 use crate::kernel::{Access, Arg, DeviceNumber};
@@ -28,8 +29,6 @@ use crate::{Error, Result, sys};
 
 /// Races lost before giving up. With as many rivals at once, one of them wins each round.
 const TRIES: u32 = 64;
-/// LOOP_SET_STATUS64 says EAGAIN on kernels 5.0 to 5.7 while the page cache is dirty.
-const STATUS_TRIES: u32 = 64;
 const LOOP_MAJOR: u32 = 7;
 
 /// How a file is bound.
@@ -142,9 +141,7 @@ impl LoopControl {
         info.lo_offset = options.offset.0;
         info.lo_sizelimit = options.size_limit.0;
         info.lo_flags = options.flags.bits();
-        let label = path.as_os_str().as_encoded_bytes();
-        let label = &label[..label.len().min(LO_NAME_SIZE - 1)];
-        info.lo_file_name[..label.len()].copy_from_slice(label);
+        info.lo_file_name = label(path);
 
         if !self.without_configure.load(Ordering::Relaxed) {
             let mut config = loop_config::new_zeroed();
@@ -181,16 +178,7 @@ fn set_up(device: &LoopDevice, mut info: loop_info64, options: &AttachOptions) -
         device.set_block_size(options.block_size)?;
     }
     info.lo_flags &= LOOP_SET_STATUS_SETTABLE_FLAGS.bits();
-    let mut attempt = 0;
-    loop {
-        let mut info = info;
-        match device.raw_ioctl(LOOP_SET_STATUS64, Arg::Bytes(info.as_mut_bytes())) {
-            Ok(_) => break,
-            Err(Errno::EAGAIN) if attempt < STATUS_TRIES => back_off(attempt),
-            Err(errno) => return Err(refused(LOOP_SET_STATUS64, device.path().display(), errno)),
-        }
-        attempt += 1;
-    }
+    device.set_info(LOOP_SET_STATUS64, info.as_mut_bytes())?;
     if options.flags.contains(LoopFlags::DIRECT_IO) {
         // Where it cannot be had the page cache serves.
         let _ = device.raw_ioctl(LOOP_SET_DIRECT_IO, Arg::Value(1));
@@ -199,7 +187,7 @@ fn set_up(device: &LoopDevice, mut info: loop_info64, options: &AttachOptions) -
 }
 
 /// Wait a random time, longer with each attempt, at most 32 ms: rivals must not stay in step.
-fn back_off(attempt: u32) {
+pub(super) fn back_off(attempt: u32) {
     let bound = 250u64 << attempt.min(7);
     thread::sleep(Duration::from_micros(RandomState::new().hash_one(attempt) % bound));
 }

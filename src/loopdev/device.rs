@@ -1,24 +1,34 @@
 //! One loop device.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
+use super::attach::back_off;
 use super::control::{device_path, refused};
 use crate::abi::Ioctl;
 use crate::abi::block::{BLKFLSBUF, BLKGETSIZE64};
 use crate::abi::loopdev::{
-    LOOP_CLR_FD, LOOP_GET_STATUS64, LOOP_SET_BLOCK_SIZE, LOOP_SET_CAPACITY, LOOP_SET_DIRECT_IO, LoopFlags,
+    LO_NAME_SIZE, LOOP_CHANGE_FD, LOOP_CLR_FD, LOOP_GET_STATUS, LOOP_GET_STATUS64, LOOP_SET_BLOCK_SIZE,
+    LOOP_SET_CAPACITY, LOOP_SET_DIRECT_IO, LOOP_SET_STATUS, LOOP_SET_STATUS64, LoopFlags, loop_info,
     loop_info64,
 };
 use crate::kernel::{Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
+/// LOOP_SET_STATUS64 says EAGAIN on kernels 5.0 to 5.7 while the page cache is dirty.
+const STATUS_TRIES: u32 = 64;
+
 /// What a loop device is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoopStatus {
     /// The file system that holds the backing file.
     pub backing_device: DeviceNumber,
@@ -30,6 +40,8 @@ pub struct LoopStatus {
     pub size_limit: Option<Bytes>,
     /// How it is bound.
     pub flags: LoopFlags,
+    /// What the program that bound it called the file; at most 63 bytes of that.
+    pub file_name: PathBuf,
 }
 
 /// An open loop device. Dropping it closes it: if it is autoclear and nobody else has it open, it is
@@ -75,7 +87,91 @@ impl LoopDevice {
             offset: Bytes(info.lo_offset),
             size_limit: Some(Bytes(info.lo_sizelimit)).filter(|limit| limit.0 > 0),
             flags: LoopFlags::from_bits_retain(info.lo_flags),
+            file_name: file_name(&info.lo_file_name),
         })
+    }
+
+    /// Change offset, size limit and file name, and of the flags AUTOCLEAR and PARTSCAN, of which the
+    /// latter cannot be taken back; the rest of `status` does not count.
+    ///
+    /// # Errors
+    /// ENXIO if it is free; EBUSY while somebody else has it exclusively (since 6.17).
+    #[doc(alias = "LOOP_SET_STATUS64")]
+    pub fn set_status(&self, status: &LoopStatus) -> Result<()> {
+        let mut info = loop_info64::zeroed();
+        info.lo_offset = status.offset.0;
+        info.lo_sizelimit = status.size_limit.unwrap_or_default().0;
+        info.lo_flags = status.flags.bits();
+        info.lo_file_name = label(&status.file_name);
+        self.set_info(LOOP_SET_STATUS64, info.as_mut_bytes())
+    }
+
+    /// What it is bound to, in the old form, which has no size limit (`None`, whatever it is) and narrow
+    /// numbers: [`status`](Self::status) says it all.
+    ///
+    /// # Errors
+    /// ENXIO if it is free; EOVERFLOW for an offset of 2 GiB or more, and, depending on the architecture,
+    /// for an inode or a device number that does not fit.
+    #[doc(alias = "LOOP_GET_STATUS")]
+    pub fn status_old(&self) -> Result<LoopStatus> {
+        let mut info = loop_info::zeroed();
+        self.ioctl(LOOP_GET_STATUS, Arg::Bytes(info.as_mut_bytes()))?;
+        #[allow(clippy::useless_conversion)] // the types differ between architectures
+        Ok(LoopStatus {
+            backing_device: DeviceNumber::from_huge(info.lo_device.into()),
+            backing_inode: info.lo_inode.into(),
+            // Never negative: that is EOVERFLOW.
+            offset: Bytes(info.lo_offset.cast_unsigned().into()),
+            size_limit: None,
+            flags: LoopFlags::from_bits_retain(info.lo_flags.cast_unsigned()),
+            file_name: file_name(&info.lo_name),
+        })
+    }
+
+    /// Change what [`set_status`](Self::set_status) does, and drop the size limit, in the old form, which
+    /// only a kernel before 2.6 would need.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a size limit, which the kernel would drop, and for an offset of 2 GiB
+    /// or more, which it would cut; ENXIO if it is free.
+    #[doc(alias = "LOOP_SET_STATUS")]
+    pub fn set_status_old(&self, status: &LoopStatus) -> Result<()> {
+        let does_not_fit =
+            |option, value: Bytes, reason| Error::InvalidOption { option, value: value.to_string(), reason };
+        if let Some(limit) = status.size_limit {
+            let reason = "LOOP_SET_STATUS has none; LOOP_SET_STATUS64 does";
+            return Err(does_not_fit("loop size limit", limit, reason));
+        }
+        let mut info = loop_info::zeroed();
+        info.lo_offset = i32::try_from(status.offset.0).map_err(|_| {
+            let reason = "too large for LOOP_SET_STATUS; LOOP_SET_STATUS64 takes it";
+            does_not_fit("loop offset", status.offset, reason)
+        })?;
+        info.lo_flags = status.flags.bits().cast_signed();
+        info.lo_name = label(&status.file_name);
+        self.set_info(LOOP_SET_STATUS, info.as_mut_bytes())
+    }
+
+    pub(super) fn set_info(&self, request: Ioctl, info: &mut [u8]) -> Result<()> {
+        let mut attempt = 0;
+        loop {
+            match self.raw_ioctl(request, Arg::Bytes(info)) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EAGAIN) if attempt < STATUS_TRIES => back_off(attempt),
+                Err(errno) => return Err(refused(request, self.path().display(), errno)),
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Exchange the file under a device, in use or not, for another one of the same size. The name that
+    /// [`status`](Self::status) tells stays.
+    ///
+    /// # Errors
+    /// EINVAL if the device is not read-only, or the size differs; ENXIO if it is free.
+    #[doc(alias = "LOOP_CHANGE_FD")]
+    pub fn change_file(&self, file: &File) -> Result<()> {
+        self.ioctl(LOOP_CHANGE_FD, Arg::Fd(file.as_fd())).map(drop)
     }
 
     /// The size of the device.
@@ -130,4 +226,18 @@ impl LoopDevice {
     pub(super) fn raw_ioctl(&self, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         self.kernel.ioctl(&self.file, request, argument)
     }
+}
+
+/// A path as a loop device's label: cut where the kernel would cut it.
+pub(super) fn label(path: &Path) -> [u8; LO_NAME_SIZE] {
+    let mut label = [0; LO_NAME_SIZE];
+    let path = path.as_os_str().as_bytes();
+    let path = &path[..path.len().min(LO_NAME_SIZE - 1)];
+    label[..path.len()].copy_from_slice(path);
+    label
+}
+
+fn file_name(label: &[u8; LO_NAME_SIZE]) -> PathBuf {
+    let end = label.iter().position(|&byte| byte == 0).unwrap_or(LO_NAME_SIZE);
+    OsStr::from_bytes(&label[..end]).into()
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dm_thin::Errno;
 use dm_thin::kernel::Access;
 use dm_thin::loopdev::{AttachOptions, LoopControl, LoopFlags};
 use dm_thin::units::Bytes;
+use dm_thin::{Errno, Error};
 
 use crate::bench::Bench;
 
@@ -100,4 +100,56 @@ fn what_cannot_be_attached() {
     let directory = File::open(bench.path()).unwrap();
     let error = control.attach(&directory, bench.path(), &AttachOptions::new()).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::EINVAL), "{error}");
+}
+
+#[test]
+fn status_both_forms() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let (file, path) = backing(&bench, "file", Bytes::gib(3));
+    let device = control.attach(&file, &path, &AttachOptions::new()).unwrap();
+    let bound = device.status().unwrap();
+    let label = &path.as_os_str().as_encoded_bytes()[..path.as_os_str().len().min(63)];
+    assert_eq!(bound.file_name.as_os_str().as_encoded_bytes(), label);
+    assert_eq!(device.status_old().unwrap(), bound);
+
+    let mut status = bound.clone();
+    (status.offset, status.size_limit) = (Bytes::mib(1), Some(Bytes::mib(2)));
+    (status.flags, status.file_name) = (LoopFlags::AUTOCLEAR, "a name".into());
+    device.set_status(&status).unwrap();
+    assert_eq!(device.status().unwrap(), status);
+    assert_eq!(device.size().unwrap(), Bytes::mib(2));
+
+    // The old form has no limit: it is neither told nor kept, and never dropped without a word.
+    assert!(matches!(device.set_status_old(&status), Err(Error::InvalidOption { .. })));
+    status.size_limit = None;
+    assert_eq!(device.status_old().unwrap(), status);
+    (status.offset, status.file_name) = (Bytes::gib(2) - Bytes::mib(1), "another".into());
+    device.set_status_old(&status).unwrap();
+    assert_eq!((device.status().unwrap(), device.status_old().unwrap()), (status.clone(), status.clone()));
+    assert_eq!(device.size().unwrap(), Bytes::gib(1) + Bytes::mib(1));
+
+    status.offset = Bytes::gib(2);
+    assert!(matches!(device.set_status_old(&status), Err(Error::InvalidOption { .. })));
+    device.set_status(&status).unwrap();
+    assert_eq!(device.status_old().unwrap_err().errno(), Some(Errno::EOVERFLOW));
+    device.detach().unwrap();
+}
+
+#[test]
+fn another_file_under_a_read_only_device() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let (first, second) = (bench.path().join("first"), bench.path().join("second"));
+    fs::write(&first, [1; 4096]).unwrap();
+    fs::write(&second, [2; 4096]).unwrap();
+    let options = AttachOptions::new().autoclear(true).read_only(true);
+    let device = control.attach(&File::open(&first).unwrap(), &first, &options).unwrap();
+    assert_eq!(fs::read(device.path()).unwrap(), [1; 4096]);
+    device.change_file(&File::open(&second).unwrap()).unwrap();
+    assert_eq!(fs::read(device.path()).unwrap(), [2; 4096]);
+    assert_eq!(device.status().unwrap().file_name.file_name(), first.file_name());
+
+    let (longer, _) = backing(&bench, "longer", Bytes::kib(8));
+    assert_eq!(device.change_file(&longer).unwrap_err().errno(), Some(Errno::EINVAL));
 }
