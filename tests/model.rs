@@ -93,7 +93,7 @@ fn crash(n: u64, answer_lost: bool, power: bool) -> bool {
     let listed = tree.list().len();
     assert!(listed <= promised.there.len() + usize::from(promised.uncertain.is_some()), "{context}");
     // The base, and one thin device for each snapshot.
-    let pool = tree.pool().name().as_str().to_owned();
+    let pool = tree.pool().name().to_string();
     let devices = kernel.thin_devices(&pool).unwrap();
     assert_eq!(devices.len(), 1 + listed, "{context}: {devices:?}");
     for snapshot in tree.list() {

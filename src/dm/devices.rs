@@ -23,7 +23,8 @@ pub enum Removal {
 }
 
 impl DeviceMapper {
-    /// All devices, with their event numbers since interface 4.37 and their uuids since 4.45.
+    /// All devices, with their event numbers since interface 4.37 and their uuids since 4.45. Whatever
+    /// bytes a device's name has, it is among them.
     #[doc(alias = "DM_LIST_DEVICES")]
     pub fn list(&self) -> Result<Vec<ListedDevice>> {
         // From 4.45 on the flag asks for uuids.
@@ -32,9 +33,6 @@ impl DeviceMapper {
     }
 
     /// The devices whose name and uuid begin so; the kernel sorts them out. Since interface 4.45.
-    ///
-    /// A device with a name that this crate does not take, which makes [`list`](Self::list) fail, does
-    /// no harm here.
     #[doc(alias = "DM_LIST_DEVICES")]
     pub fn list_matching(
         &self,

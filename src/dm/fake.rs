@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -24,6 +24,8 @@ pub(super) struct Fake {
     opened: Mutex<Vec<OwnedFd>>,
     /// The requests so far, VERSION left out: name and bytes.
     pub(super) requests: Mutex<Vec<(&'static str, Vec<u8>)>>,
+    /// The nodes that were removed.
+    pub(super) removed: Mutex<Vec<PathBuf>>,
 }
 
 impl Fake {
@@ -36,6 +38,7 @@ impl Fake {
             answer: Mutex::new(Box::new(answer)),
             opened: Mutex::default(),
             requests: Mutex::default(),
+            removed: Mutex::default(),
         })
     }
 
@@ -121,7 +124,8 @@ impl Kernel for Fake {
         Ok(())
     }
 
-    fn remove_node(&self, _: &Path) -> Result<(), Errno> {
+    fn remove_node(&self, path: &Path) -> Result<(), Errno> {
+        self.removed.lock().unwrap().push(path.into());
         Ok(())
     }
 

@@ -15,7 +15,7 @@ impl<const N: usize> FixedText<N> {
     fn new(
         what: &'static str,
         text: fmt::Arguments<'_>,
-        check: fn(&str) -> Option<&'static str>,
+        check: fn(&[u8]) -> Option<&'static str>,
     ) -> Result<Self> {
         use std::io::Write;
         let invalid = |reason| Error::InvalidName { what, value: text.to_string(), reason };
@@ -24,20 +24,33 @@ impl<const N: usize> FixedText<N> {
         let mut rest = &mut bytes[..N - 1];
         rest.write_fmt(text).map_err(|_| invalid("too long"))?;
         let len = N - 1 - rest.len();
-        if len == 0 {
-            return Err(invalid("empty"));
-        }
-        let fixed = Self(bytes);
-        let text = fixed.as_str();
-        if text.len() != len {
-            return Err(invalid("a NUL byte inside"));
-        }
-        check(text).map_or(Ok(fixed), |reason| Err(invalid(reason)))
+        bad(&bytes[..len])
+            .or_else(|| check(&bytes[..len]))
+            .map_or(Ok(Self(bytes)), |reason| Err(invalid(reason)))
     }
 
-    fn as_str(&self) -> &str {
-        let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(N);
-        std::str::from_utf8(&self.0[..end]).unwrap_or_default()
+    fn of(bytes: &[u8]) -> Result<Self, &'static str> {
+        let mut padded = [0; N];
+        let text = padded[..N - 1].get_mut(..bytes.len()).ok_or("too long")?;
+        text.copy_from_slice(bytes);
+        bad(bytes).map_or(Ok(Self(padded)), Err)
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.0.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+
+    fn text(&self) -> Option<&str> {
+        std::str::from_utf8(self.as_bytes()).ok()
+    }
+}
+
+/// What no name is.
+fn bad(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [] => Some("empty"),
+        _ if bytes.contains(&0) => Some("a NUL byte inside"),
+        _ => None,
     }
 }
 
@@ -58,11 +71,6 @@ macro_rules! fixed_text {
                 FixedText::new($what, text, $check).map(Self)
             }
 
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                self.0.as_str()
-            }
-
             /// The text padded with NUL, as the kernel's structures hold it.
             pub(crate) fn as_padded(&self) -> &[u8; $len] {
                 &self.0.0
@@ -71,13 +79,21 @@ macro_rules! fixed_text {
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(self.as_str(), f)
+                match self.0.text() {
+                    Some(text) => fmt::Debug::fmt(text, f),
+                    None => write!(f, "\"{}\"", self.0.as_bytes().escape_ascii()),
+                }
             }
         }
 
         impl fmt::Display for $name {
+            /// The text; bytes that are not UTF-8 as `\xff`.
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
+                for chunk in self.0.as_bytes().utf8_chunks() {
+                    f.write_str(chunk.valid())?;
+                    chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
+                }
+                Ok(())
             }
         }
 
@@ -97,23 +113,84 @@ macro_rules! fixed_text {
     };
 }
 
-fixed_text! {
-    /// A device's name: 1 to 127 bytes without `/`; not `control`, `.` or `..`, which would be taken
-    /// for something else below `/dev/mapper` (the kernel refuses them since 6.5).
-    DmName, DM_NAME_LEN, "device name", |text| match text {
-        "control" | "." | ".." => Some("reserved"),
-        _ if text.contains('/') => Some("contains a slash"),
-        _ => None,
-    }
+/// The kernel's names are bytes, and others give theirs.
+macro_rules! kernel_name {
+    ($name:ident, $what:literal, $check:expr) => {
+        impl $name {
+            /// The same from bytes, which need not be UTF-8.
+            pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+                let check: fn(&[u8]) -> Option<&'static str> = $check;
+                let name = FixedText::of(bytes).and_then(|text| check(bytes).map_or(Ok(Self(text)), Err));
+                let value = || bytes.escape_ascii().to_string();
+                name.map_err(|reason| Error::InvalidName { what: $what, value: value(), reason })
+            }
+
+            /// The bytes.
+            pub fn as_bytes(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+
+            /// The text, if it is UTF-8. A name from [`new`](Self::new) always is.
+            #[allow(clippy::wrong_self_convention)] // as with OsStr
+            pub fn to_str(&self) -> Option<&str> {
+                self.0.text()
+            }
+        }
+    };
 }
+
+fixed_text! {
+    /// A device's name: 1 to 127 bytes without `/`. Not `control`, `.` or `..`, which would be taken for
+    /// something else below `/dev/mapper`; but the kernel, which refuses them since 6.5, may tell of a
+    /// device that has one of these.
+    ///
+    /// Names that the kernel tells need not be UTF-8. They are kept byte for byte, and mean the same device
+    /// when they are given back.
+    DmName, DM_NAME_LEN, "device name", bad_name
+}
+kernel_name!(DmName, "device name", bad_name);
 fixed_text! {
     /// A device's uuid: 1 to 128 bytes of any text; by convention the owning subsystem, a dash, and
-    /// what is unique in it (`LVM-…`, `DMTHIN-…`).
-    DmUuid, DM_UUID_LEN, "device uuid", |text| text.contains('/').then_some("contains a slash")
+    /// what is unique in it (`LVM-…`, `DMTHIN-…`). A `/` is refused, but the kernel may tell of one.
+    ///
+    /// As [`DmName`], what the kernel tells is kept byte for byte.
+    DmUuid, DM_UUID_LEN, "device uuid", slash
 }
+kernel_name!(DmUuid, "device uuid", slash);
 fixed_text! {
     /// A target's type, such as `thin-pool`: 1 to 15 bytes.
     TargetType, DM_MAX_TYPE_NAME, "target type", |_| None
+}
+
+fn slash(bytes: &[u8]) -> Option<&'static str> {
+    bytes.contains(&b'/').then_some("contains a slash")
+}
+
+fn bad_name(bytes: &[u8]) -> Option<&'static str> {
+    if is_reserved(bytes) { Some("reserved") } else { slash(bytes) }
+}
+
+fn is_reserved(name: &[u8]) -> bool {
+    matches!(name, b"control" | b"." | b"..")
+}
+
+impl DmName {
+    /// A name that the kernel has: one with a slash it never had.
+    pub(in crate::dm) fn of_kernel(bytes: &[u8]) -> Option<Self> {
+        FixedText::of(bytes).ok().filter(|_| slash(bytes).is_none()).map(Self)
+    }
+
+    /// Whether its node would be something else's.
+    pub(super) fn is_reserved(&self) -> bool {
+        is_reserved(self.as_bytes())
+    }
+}
+
+impl DmUuid {
+    /// A uuid that the kernel has.
+    pub(in crate::dm) fn of_kernel(bytes: &[u8]) -> Option<Self> {
+        FixedText::of(bytes).ok().map(Self)
+    }
 }
 
 impl TargetType {
@@ -129,6 +206,11 @@ impl TargetType {
     pub const THIN_POOL: Self = Self::literal("thin-pool");
     /// `thin`
     pub const THIN: Self = Self::literal("thin");
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        self.0.text().unwrap_or_default()
+    }
 
     const fn literal(text: &str) -> Self {
         assert!(!text.is_empty() && text.len() < DM_MAX_TYPE_NAME);
@@ -187,12 +269,37 @@ mod tests {
         #[test]
         fn a_name_is_kept_whole_or_refused(text in "\\PC{0,140}") {
             match DmName::new(&text) {
-                Ok(name) => prop_assert_eq!(name.as_str(), text),
+                Ok(name) => prop_assert_eq!((name.to_str(), name.to_string()), (Some(&text[..]), text.clone())),
                 Err(_) => prop_assert!(
                     text.is_empty() || text.len() > 127 || text.contains('/') || text == "." || text == ".."
                 ),
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_of_bytes_is_kept_whole_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..140)) {
+            let bad = bytes.is_empty() || bytes.contains(&0);
+            match DmName::from_bytes(&bytes) {
+                Ok(name) => prop_assert_eq!(name.as_bytes(), &bytes),
+                Err(_) => prop_assert!(bad || bytes.len() > 127 || bytes.contains(&b'/') || is_reserved(&bytes)),
+            }
+            match DmUuid::of_kernel(&bytes) {
+                Some(uuid) => prop_assert_eq!(uuid.as_bytes(), &bytes),
+                None => prop_assert!(bad || bytes.len() > 128),
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_shown_as_what_they_are() {
+        let name = DmName::from_bytes(b"caf\xc3\xa9 caf\xe9").unwrap();
+        assert_eq!(name.to_string(), r"café caf\xe9");
+        assert_eq!(format!("{name:?}"), r#""caf\xc3\xa9 caf\xe9""#);
+        assert_eq!(name.to_str(), None);
+        let error = DmName::from_bytes(b"/\xe9").unwrap_err().to_string();
+        assert_eq!(error, r#"device name "/\\xe9": contains a slash"#);
     }
 
     #[test]

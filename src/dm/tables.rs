@@ -56,6 +56,9 @@ impl DeviceMapper {
     /// The lines of a table, as they were loaded. Without a table: none.
     ///
     /// A line can hold a key (dm-crypt's does). All copies but the one returned are wiped.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a line that is not UTF-8: it could not be loaded again as text.
     #[doc(alias("DM_TABLE_STATUS", "DM_STATUS_TABLE_FLAG"))]
     pub fn table(&self, id: DmId<'_>, table: TableKind) -> Result<Vec<TargetLine>> {
         let request = Request::on(Command::TABLE_STATUS, id)

@@ -219,6 +219,26 @@ fn remove_all_says_what_is_left() {
 }
 
 #[test]
+fn the_node_of_a_device_with_a_reserved_name_is_left_alone() {
+    // An interface without event numbers: behind the name is nothing.
+    let mut lists = vec![Vec::new(), listed(1)];
+    let name = lists[1][12..].iter().position(|&byte| byte == 0).unwrap();
+    lists[1][12..12 + name].fill(0);
+    lists[1][12..19].copy_from_slice(b"control");
+    let fake = Fake::new(36, move |request, bytes| {
+        if request.name() == "DM_LIST_DEVICES" {
+            answer(bytes, &lists.pop().unwrap());
+        }
+        Ok(0)
+    });
+    assert_eq!(fake.mapper().remove_all(DmFlags::empty()).unwrap(), []);
+    assert_eq!(*fake.removed.lock().unwrap(), Vec::<std::path::PathBuf>::new());
+    let control = DmName::of_kernel(b"control").unwrap();
+    let node = fake.mapper().ensure_node(&control, crate::kernel::DeviceNumber { major: 253, minor: 0 });
+    assert!(matches!(node, Err(Error::InvalidName { .. })));
+}
+
+#[test]
 fn paths_are_probed_through_the_device_itself() {
     let fake = Fake::new(50, |_, bytes| {
         if !bytes.is_empty() {

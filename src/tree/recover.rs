@@ -103,18 +103,18 @@ impl SnapshotTree {
     /// Volumes of this tree that are active, told by their uuids.
     pub(super) fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
         let dm = self.pool.device_mapper();
-        let prefix = DmUuid::format(format_args!("DMTHIN-{}-", self.tree.simple()))?;
+        let prefix = format!("DMTHIN-{}-", self.tree.simple());
         let mut active = Vec::new();
         // The kernel sorts the others out since interface 4.45; before, the list has no uuids.
         let devices = match dm.version().minor {
-            45.. => dm.list_matching(None, Some(&prefix))?,
+            45.. => dm.list_matching(None, Some(&DmUuid::new(&prefix)?))?,
             _ => dm.list()?,
         };
         for device in devices {
             // It can go at any time.
             let Some(status) = dm.find(DmId::Number(device.number))? else { continue };
             let uuid = status.uuid;
-            let id = uuid.as_ref().and_then(|uuid| uuid.as_str().strip_prefix(prefix.as_str()));
+            let id = uuid.as_ref().and_then(|uuid| uuid.to_str()?.strip_prefix(&prefix));
             if let Some(id) = id.and_then(|id| id.parse().ok()) {
                 active.push((status, id));
             }
@@ -137,7 +137,10 @@ impl SnapshotTree {
         })?;
         let mut stale = Vec::new();
         for name in names {
-            let Some(name) = name.to_str().filter(|name| name.starts_with(prefix.as_str())) else { continue };
+            let Some(name) = name.to_str().filter(|name| name.as_bytes().starts_with(prefix.as_bytes()))
+            else {
+                continue;
+            };
             let name = DmName::new(name)?;
             if dm.find((&name).into())?.is_none() {
                 stale.push(name);

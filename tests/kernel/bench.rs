@@ -56,7 +56,7 @@ impl Bench {
         // Volumes before the pool: it is the last one that can be removed.
         for _ in 0..2 {
             for device in dm.list().unwrap() {
-                if device.uuid.is_some_and(|device| device.as_str().contains(&uuid)) {
+                if device.uuid.is_some_and(|device| device.to_string().contains(&uuid)) {
                     let _ = dm.remove(&device.name);
                 }
             }

@@ -56,6 +56,36 @@ fn a_uuid_is_given_once() {
 }
 
 #[test]
+fn a_foreign_name_of_any_bytes_is_one_among_others() {
+    let _bench = Bench::new();
+    let dm = dm();
+    let other = name("dm-thin-plain");
+    zeroes(&dm, &other);
+    let odd = DmName::from_bytes(b"dm-thin-caf\xe9 \x01").unwrap();
+    let uuid = DmUuid::from_bytes(b"DMTHIN-TEST-\xff\xfe").unwrap();
+    dm.create_active(&odd, &uuid, &[Zero.over(Sectors(0), Sectors(8))], DmFlags::empty()).unwrap();
+
+    let devices = dm.list().unwrap();
+    assert!(devices.iter().any(|device| device.name == other));
+    let listed = devices.into_iter().find(|device| device.name == odd).unwrap();
+    assert_eq!(listed.uuid, Some(uuid));
+    // What the kernel told means the same device when it is given back.
+    let status = dm.status((&listed.name).into()).unwrap();
+    assert_eq!((status.name, status.uuid, status.number), (odd, Some(uuid), listed.number));
+    assert_eq!(dm.status((&listed.uuid.unwrap()).into()).unwrap().name, odd);
+    assert_eq!(dm.ensure_node(&odd, listed.number).unwrap(), dm.node_path(&odd));
+    assert!(dm.node_path(&odd).exists());
+
+    let odder = DmName::from_bytes(b"dm-thin-\xf0\x28").unwrap();
+    dm.rename(&odd, &odder).unwrap();
+    assert_eq!(dm.status((&odder).into()).unwrap().number, listed.number);
+    assert!(dm.find((&odd).into()).unwrap().is_none() && !dm.node_path(&odd).exists());
+    for device in [odder, other] {
+        dm.remove(&device).unwrap();
+    }
+}
+
+#[test]
 fn tables_of_several_lines_come_back_as_they_were_loaded() {
     let _bench = Bench::new();
     let (dm, below, above) = (dm(), name("dm-thin-below"), name("dm-thin-above"));
@@ -159,7 +189,7 @@ fn ours(events: &mut DeviceEvents) -> Vec<String> {
             DeviceEvent::Changed(device) => ('~', device),
             DeviceEvent::Removed(device) => ('-', device),
         };
-        if device.name.as_str().starts_with("dm-thin-event") {
+        if device.name.as_bytes().starts_with(b"dm-thin-event") {
             told.push(format!("{sign}{}", device.name));
         }
     }

@@ -191,7 +191,9 @@ impl TakeDown {
         // Volumes before the pool, the pool before its devices.
         for prefix in ["dm-thin-v", "dm-thin-pool", "dm-thin-data", "dm-thin-metadata"] {
             let devices = dm.list().unwrap();
-            for device in devices.iter().filter(|device| device.name.as_str().starts_with(prefix)) {
+            for device in
+                devices.iter().filter(|device| device.name.as_bytes().starts_with(prefix.as_bytes()))
+            {
                 let removed = dm.remove(&device.name);
                 if !std::thread::panicking() {
                     removed.unwrap();

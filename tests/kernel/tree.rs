@@ -294,7 +294,7 @@ fn two_trees_live_side_by_side() {
         tree.activate("image").unwrap();
     }
     let active =
-        dm().list().unwrap().iter().filter(|device| device.name.as_str().ends_with("-image")).count();
+        dm().list().unwrap().iter().filter(|device| device.name.as_bytes().ends_with(b"-image")).count();
     assert_eq!(active, 2);
     // The other tree's pool does not know this one's transaction.
     assert!(other.pool().message(Message::SetTransactionId { current: 7, new: 8 }).is_err());

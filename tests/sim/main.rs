@@ -304,7 +304,7 @@ impl World {
             let findings = tree.check().unwrap();
             assert!(findings.is_empty(), "{findings:?}");
         }
-        let pool = self.kernel.thin_devices(tree.pool().name().as_str()).unwrap();
+        let pool = self.kernel.thin_devices(tree.pool().name().to_str().unwrap()).unwrap();
         let mut in_pool: Vec<u32> = pool.into_iter().map(|(id, _)| id).collect();
         let mut in_state: Vec<u32> = listed.iter().map(|info| info.thin_id.get()).collect();
         in_state.push(tree.base_id().unwrap().get());

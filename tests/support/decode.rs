@@ -25,7 +25,7 @@ pub fn check(bytes: &[u8]) {
     let Ok(answer) = Response::decode(bytes) else { return };
     let _ = (answer.version(), answer.flags().bits(), answer.event_nr(), answer.number());
     if let Ok(device) = answer.device() {
-        assert!(!device.name.as_str().is_empty());
+        assert!(!device.name.as_bytes().is_empty());
     }
     // The least a record takes, as the kernel lays it out, bounds their number.
     if let Ok(devices) = answer.devices() {

@@ -80,7 +80,7 @@ fn devices() {
     let thin_id = ThinId::new(17).unwrap();
     finds(&tree, &[Finding::UnknownDevice { device: "stray".into(), thin_id }], true);
 
-    let node = format!("{}stale", device.as_str().strip_suffix('a').unwrap());
+    let node = format!("{}stale", device.to_str().unwrap().strip_suffix('a').unwrap());
     rig.kernel
         .make_node(&Path::new("/dev/mapper").join(&node), DeviceNumber { major: 253, minor: 99 })
         .unwrap();

@@ -19,7 +19,7 @@ fn deferred() -> RemoveOptions {
 }
 
 fn ids(rig: &Rig, tree: &SnapshotTree) -> usize {
-    rig.kernel.thin_devices(tree.pool().name().as_str()).unwrap().len()
+    rig.kernel.thin_devices(tree.pool().name().to_str().unwrap()).unwrap().len()
 }
 
 #[test]

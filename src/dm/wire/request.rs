@@ -258,10 +258,10 @@ fn encode_payload(payload: Payload<'_>, body: &mut [u8]) -> Result<(), EncodeErr
     match payload {
         Payload::None => {}
         Payload::NewName(name) => {
-            write_text(body, name)?;
+            write_name(body, name.as_bytes())?;
         }
         Payload::NewUuid(uuid) => {
-            write_text(body, uuid)?;
+            write_name(body, uuid.as_bytes())?;
         }
         Payload::Geometry(geometry) => {
             write_text(body, &geometry)?;
@@ -295,6 +295,15 @@ fn encode_payload(payload: Payload<'_>, body: &mut [u8]) -> Result<(), EncodeErr
             }
         }
     }
+    Ok(())
+}
+
+/// Write a name, which has no NUL inside, and its NUL.
+fn write_name(body: &mut [u8], name: &[u8]) -> Result<(), EncodeError> {
+    let room = body.get_mut(..=name.len()).ok_or(EncodeError::BufferTooSmall)?;
+    let (text, nul) = room.split_at_mut(name.len());
+    text.copy_from_slice(name);
+    nul.fill(0);
     Ok(())
 }
 

@@ -139,19 +139,20 @@ impl<'a> Response<'a> {
 
     /// The state of the device that the request was about.
     pub fn device(&self) -> Result<DeviceStatus> {
-        let uuid = text("device uuid", &self.header.uuid)?;
+        let (name, _) = until_nul("device name", &self.header.name)?;
+        let (uuid, _) = until_nul("device uuid", &self.header.uuid)?;
         Ok(DeviceStatus {
             number: self.number(),
             open_count: self.header.open_count.try_into().unwrap_or(0),
             event_nr: self.header.event_nr,
             target_count: self.header.target_count,
             flags: self.flags(),
-            name: name("device name", text("device name", &self.header.name)?, DmName::new)?,
-            uuid: if uuid.is_empty() { None } else { Some(name("device uuid", uuid, DmUuid::new)?) },
+            name: DmName::of_kernel(name).ok_or_else(|| malformed("device name", name))?,
+            uuid: DmUuid::of_kernel(uuid),
         })
     }
 
-    /// LIST_DEVICES: the records. `next` counts from the current one.
+    /// LIST_DEVICES: the records. `next` counts from the current one. No device is left out for its name.
     pub fn devices(&self) -> Result<Vec<ListedDevice>> {
         let what = "device list";
         let minor = self.header.version[1];
@@ -163,7 +164,7 @@ impl<'a> Response<'a> {
                 break;
             }
             let (record, following) = record(what, rest, head.next)?;
-            let (text_of_name, len) = text_and_len(what, &record[size_of::<dm_name_list>()..])?;
+            let (name, len) = until_nul(what, &record[size_of::<dm_name_list>()..])?;
             let (mut event_nr, mut uuid) = (None, None);
             // 4.36 had the event number in another place on 64-bit kernels.
             if minor >= 37 {
@@ -174,16 +175,13 @@ impl<'a> Response<'a> {
                 event_nr = Some(tail.event_nr);
                 // Before 4.45 the flags were padding.
                 if minor >= 45 && tail.flags & DM_NAME_LIST_FLAG_HAS_UUID != 0 {
-                    uuid = Some(name(what, text(what, after)?, DmUuid::new)?);
+                    let (bytes, _) = until_nul(what, after)?;
+                    uuid = Some(DmUuid::of_kernel(bytes).ok_or_else(|| malformed(what, record))?);
                 }
             }
             let number = DeviceNumber::from_huge(head.dev);
-            devices.push(ListedDevice {
-                number,
-                name: name(what, text_of_name, DmName::new)?,
-                event_nr,
-                uuid,
-            });
+            let name = DmName::of_kernel(name).ok_or_else(|| malformed(what, record))?;
+            devices.push(ListedDevice { number, name, event_nr, uuid });
             rest = following;
         }
         Ok(devices)
@@ -205,7 +203,7 @@ impl<'a> Response<'a> {
             lines.push(TargetLine {
                 start: Sectors(spec.sector_start),
                 length: Sectors(spec.length),
-                target_type: name(what, text(what, &spec.target_type)?, TargetType::new)?,
+                target_type: target_type(what, &spec.target_type)?,
                 text: text_of_line.to_owned(),
             });
             at = next;
@@ -235,8 +233,7 @@ impl<'a> Response<'a> {
         while !rest.is_empty() {
             let (head, _) = dm_target_versions::read_from_prefix(rest).map_err(|_| malformed(what, rest))?;
             let (record, following) = record(what, rest, head.next)?;
-            let target_type = text(what, &record[size_of::<dm_target_versions>()..])?;
-            let target_type = name(what, target_type, TargetType::new)?;
+            let target_type = target_type(what, &record[size_of::<dm_target_versions>()..])?;
             versions.push(TargetVersion { target_type, version: head.version.into() });
             rest = following;
         }
@@ -267,20 +264,22 @@ fn record<'a>(what: &'static str, rest: &'a [u8], next: u32) -> Result<(&'a [u8]
 /// The larger of the two heads, `dm_name_list` and `dm_target_versions`.
 const LEAST_RECORD: usize = size_of::<dm_target_versions>();
 
-/// A name out of the kernel's bytes: one that this crate does not take is malformed.
-fn name<T>(what: &'static str, text: &str, check: fn(&str) -> Result<T>) -> Result<T> {
-    check(text).map_err(|_| malformed(what, text.as_bytes()))
+/// One that this crate does not take is malformed.
+fn target_type(what: &'static str, bytes: &[u8]) -> Result<TargetType> {
+    let text = text(what, bytes)?;
+    TargetType::new(text).map_err(|_| malformed(what, text.as_bytes()))
 }
 
+/// NUL-terminated UTF-8 at the front of `bytes`.
 fn text<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a str> {
-    text_and_len(what, bytes).map(|(text, _)| text)
+    let (text, _) = until_nul(what, bytes)?;
+    std::str::from_utf8(text).map_err(|_| malformed(what, text))
 }
 
-/// NUL-terminated UTF-8 at the front of `bytes`, and its length with the NUL.
-fn text_and_len<'a>(what: &'static str, bytes: &'a [u8]) -> Result<(&'a str, usize)> {
+/// What is before the first NUL, and its length with the NUL.
+fn until_nul<'a>(what: &'static str, bytes: &'a [u8]) -> Result<(&'a [u8], usize)> {
     let end = bytes.iter().position(|&byte| byte == 0).ok_or_else(|| malformed(what, bytes))?;
-    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| malformed(what, &bytes[..end]))?;
-    Ok((text, end + 1))
+    Ok((&bytes[..end], end + 1))
 }
 
 #[cold]

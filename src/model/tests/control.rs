@@ -107,8 +107,11 @@ fn a_name_without_an_end_is_cut() {
     });
     machine.raw(dm::DM_DEV_CREATE, &mut buffer).unwrap();
     let device = machine.dm.list().unwrap()[0];
-    assert_eq!(device.name.as_str(), "n".repeat(127));
-    assert_eq!(machine.dm.status(DmId::Name(&device.name)).unwrap().uuid.unwrap().as_str(), "u".repeat(128));
+    assert_eq!(device.name.to_string(), "n".repeat(127));
+    assert_eq!(
+        machine.dm.status(DmId::Name(&device.name)).unwrap().uuid.unwrap().to_string(),
+        "u".repeat(128)
+    );
 }
 
 #[test]

@@ -31,11 +31,11 @@ fn pad(bytes: &mut Vec<u8>) {
 }
 
 /// A record of LIST_DEVICES as list_devices() of dm-ioctl.c writes it in each of its three formats.
-fn record(minor: u32, device: (u32, &str, u32, Option<&str>), last: bool) -> Vec<u8> {
+fn record(minor: u32, device: (u32, &[u8], u32, Option<&[u8]>), last: bool) -> Vec<u8> {
     let (number, name, event_nr, uuid) = device;
     let mut bytes = DeviceNumber { major: 253, minor: number }.to_huge().to_ne_bytes().to_vec();
     bytes.extend([0; 4]);
-    bytes.extend(name.as_bytes());
+    bytes.extend(name);
     bytes.push(0);
     if minor < 37 {
         // On 64-bit kernels: sizeof(struct dm_name_list), 16, rather than the offset of the name.
@@ -50,7 +50,7 @@ fn record(minor: u32, device: (u32, &str, u32, Option<&str>), last: bool) -> Vec
         if minor >= 45
             && let Some(uuid) = uuid
         {
-            bytes.extend(uuid.as_bytes());
+            bytes.extend(uuid);
             bytes.push(0);
             pad(&mut bytes);
         }
@@ -61,9 +61,9 @@ fn record(minor: u32, device: (u32, &str, u32, Option<&str>), last: bool) -> Vec
 }
 
 fn listed(minor: u32) -> Vec<ListedDevice> {
-    let mut payload = record(minor, (0, "pool", 7, Some("DMTHIN-0")), false);
-    payload.extend(record(minor, (1, "a", 0, None), false));
-    payload.extend(record(minor, (258, "seven77", 9, Some("LVM-12345")), true));
+    let mut payload = record(minor, (0, b"pool", 7, Some(b"DMTHIN-0")), false);
+    payload.extend(record(minor, (1, b"a", 0, None), false));
+    payload.extend(record(minor, (258, b"seven77", 9, Some(b"LVM-12345")), true));
     Response::decode(&answer(minor, 0, 0, &payload)).unwrap().devices().unwrap()
 }
 
@@ -103,12 +103,16 @@ fn ten_thousand_devices() {
     let mut payload = Vec::new();
     for n in 0..10_000 {
         let name = format!("docker-8:1-7077897-{n:064x}");
-        payload.extend(record(47, (n, &name, n, Some(&format!("DMTHIN-{n}"))), n == 9_999));
+        payload.extend(record(
+            47,
+            (n, name.as_bytes(), n, Some(format!("DMTHIN-{n}").as_bytes())),
+            n == 9_999,
+        ));
     }
     let devices = Response::decode(&answer(47, 0, 0, &payload)).unwrap().devices().unwrap();
     assert_eq!(devices.len(), 10_000);
     assert_eq!(devices[9_999].event_nr, Some(9_999));
-    assert_eq!(devices[9_999].uuid.unwrap().as_str(), "DMTHIN-9999");
+    assert_eq!(devices[9_999].uuid.unwrap().to_str(), Some("DMTHIN-9999"));
 }
 
 fn targets(count: u32, payload: &[u8]) -> crate::Result<Vec<crate::dm::TargetLine>> {
@@ -222,7 +226,7 @@ fn the_state_of_a_device() {
     let status = Response::decode(&bytes).unwrap().device().unwrap();
     assert_eq!(status.number, DeviceNumber { major: 253, minor: 3 });
     assert_eq!((status.open_count, status.event_nr, status.target_count), (1, 5, 1));
-    assert_eq!((status.name.as_str(), status.uuid.unwrap().as_str()), ("pool", "DMTHIN-1"));
+    assert_eq!((status.name.as_bytes(), status.uuid.unwrap().as_bytes()), (&b"pool"[..], &b"DMTHIN-1"[..]));
     assert!(status.is_suspended() && status.has_live_table());
     assert!(status.flags.bits() & 1 << 30 != 0, "a flag of a newer kernel is kept");
 }
@@ -244,16 +248,30 @@ fn an_answer_without_payload_has_size_305() {
 }
 
 #[test]
-fn a_foreign_name_that_is_none_is_malformed_not_another() {
-    let payload = record(47, (0, "control", 0, None), true);
-    let bytes = answer(47, 0, 0, &payload);
-    assert!(matches!(Response::decode(&bytes).unwrap().devices(), Err(Error::Malformed { .. })));
+fn a_foreign_name_is_listed_whatever_it_is() {
+    let uuid = Some(&b"a/\xff"[..]);
+    for name in [&b"control"[..], b".", b"..", b"caf\xe9"] {
+        let payload =
+            [record(47, (0, name, 0, uuid), false), record(47, (1, b"pool", 0, None), true)].concat();
+        let bytes = answer(47, 0, 0, &payload);
+        let devices = Response::decode(&bytes).unwrap().devices().unwrap();
+        assert_eq!((devices[0].name.as_bytes(), devices[1].name.as_bytes()), (name, &b"pool"[..]));
+        assert_eq!(devices[0].uuid.as_ref().map(DmUuid::as_bytes), uuid);
+    }
 }
 
-fn device() -> impl Strategy<Value = (u32, String, u32, Option<String>)> {
-    let uuid = proptest::option::of("[ -.0-~]{1,128}");
-    (0u32..1 << 20, "[a-z0-9:-]{1,100}|[ -.0-~]{3,127}", any::<u32>(), uuid)
-        .prop_filter("reserved", |(_, name, ..)| DmName::new(name).is_ok())
+#[test]
+fn a_name_that_no_kernel_has_is_malformed() {
+    for name in [&b""[..], b"a/b", &[b'n'; 128]] {
+        let bytes = answer(47, 0, 0, &record(47, (0, name, 0, None), true));
+        assert!(matches!(Response::decode(&bytes).unwrap().devices(), Err(Error::Malformed { .. })));
+    }
+}
+
+fn device() -> impl Strategy<Value = (u32, Vec<u8>, u32, Option<Vec<u8>>)> {
+    let name = proptest::collection::vec((1u8..).prop_filter("slash", |byte| *byte != b'/'), 1..128);
+    let uuid = proptest::option::of(proptest::collection::vec(1u8.., 1..129));
+    (0u32..1 << 20, name, any::<u32>(), uuid)
 }
 
 proptest! {
@@ -272,9 +290,9 @@ proptest! {
             .iter()
             .map(|(number, name, event_nr, uuid)| ListedDevice {
                 number: DeviceNumber { major: 253, minor: *number },
-                name: DmName::new(name).unwrap(),
+                name: DmName::of_kernel(name).unwrap(),
                 event_nr: (minor >= 37).then_some(*event_nr),
-                uuid: uuid.as_ref().filter(|_| minor >= 45).map(|uuid| DmUuid::new(uuid).unwrap()),
+                uuid: uuid.as_ref().filter(|_| minor >= 45).map(|uuid| DmUuid::of_kernel(uuid).unwrap()),
             })
             .collect();
         prop_assert_eq!(listed, expected);

@@ -1,5 +1,7 @@
 //! Requests.
 
+use proptest::prelude::*;
+
 use super::super::*;
 use crate::dm::{DmFlags, DmId, DmName, DmUuid, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
@@ -108,6 +110,24 @@ fn names_of_the_greatest_length_fill_their_fields() {
     assert_eq!(bytes[304..], [0; 8]);
     assert_eq!(bytes[40..48], 0x0120_fd34_u64.to_ne_bytes());
     assert_eq!(bytes[28..32], (1_u32 << 3).to_ne_bytes());
+}
+
+proptest! {
+    #[test]
+    fn a_name_of_any_bytes_is_sent_as_it_is(bytes in prop::collection::vec(1u8.., 1..128)) {
+        let Ok(name) = DmName::from_bytes(&bytes) else { return Ok(()) };
+        let request = Request::on(Command::DEV_RENAME, DmId::Name(&name)).payload(Payload::NewName(&name));
+        let encoded = encode(&request, 128);
+        for at in [48, 312] {
+            prop_assert_eq!(&encoded[at..at + bytes.len()], &bytes);
+            prop_assert_eq!(encoded[at + bytes.len()], 0);
+        }
+        let uuid = DmUuid::from_bytes(&bytes).unwrap();
+        let request = Request::on(Command::DEV_RENAME, DmId::Uuid(&uuid)).payload(Payload::NewUuid(&uuid));
+        prop_assert_eq!(&encode(&request, 128)[312..312 + bytes.len()], &bytes);
+        let mut short = vec![0; 312 + bytes.len()];
+        prop_assert_eq!(request.encode(&mut short), Err(EncodeError::BufferTooSmall));
+    }
 }
 
 #[test]
