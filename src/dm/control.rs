@@ -10,7 +10,7 @@ use zeroize::Zeroize;
 
 use super::DmFlags;
 use super::udev::{Cookie, UdevFlags, UdevPolicy};
-use super::wire::{Command, DmVersion, EncodeError, Request, Response};
+use super::wire::{Command, DmVersion, EncodeError, EventNr, Request, Response};
 use crate::abi::Ioctl;
 use crate::error::{IoctlError, is_permission};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel};
@@ -92,7 +92,8 @@ impl DeviceMapper {
     pub(super) fn with_udev(&self, request: Request<'_>) -> Result<(DmFlags, DeviceNumber)> {
         // Without a semaphore (none left in the system, or not allowed) it goes on without udev.
         let cookie = if self.waits_for_udev() { Cookie::new().ok() } else { None };
-        let event_nr = cookie.as_ref().map_or(0, |cookie| cookie.event_nr(UdevFlags::NODE_ONLY));
+        let event_nr =
+            cookie.as_ref().map_or_else(EventNr::default, |cookie| cookie.event_nr(UdevFlags::NODE_ONLY));
         let (flags, number) =
             self.transact(&request.event_nr(event_nr), |answer| Ok((answer.flags(), answer.number())))?;
         if let Some(cookie) = cookie

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::wire::{Command, DeviceStatus, Geometry, ListedDevice, Payload, Request};
+use super::wire::{Command, DeviceStatus, EventNr, Geometry, ListedDevice, Payload, Request};
 use super::{DeviceMapper, DmFlags, DmId, DmName, DmUuid, TargetLine, TargetSpec, node};
 use crate::abi::dm::DM_MPATH_PROBE_PATHS;
 use crate::error::{IoctlError, is_permission};
@@ -252,7 +252,12 @@ impl DeviceMapper {
     /// # Errors
     /// EINTR if a signal with a handler came; ENXIO if the device is not there.
     #[doc(alias = "DM_DEV_WAIT")]
-    pub fn wait(&self, id: DmId<'_>, seen: u32, flags: DmFlags) -> Result<(DeviceStatus, Vec<TargetLine>)> {
+    pub fn wait(
+        &self,
+        id: DmId<'_>,
+        seen: EventNr,
+        flags: DmFlags,
+    ) -> Result<(DeviceStatus, Vec<TargetLine>)> {
         let request = Request::on(Command::DEV_WAIT, id).event_nr(seen).flags(flags & DmFlags::NOFLUSH);
         self.transact(&request, |answer| Ok((answer.device()?, answer.targets()?)))
     }

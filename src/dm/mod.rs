@@ -22,6 +22,6 @@ pub use id::{DmId, DmName, DmUuid, TargetType};
 pub use table::{TargetLine, TargetSpec};
 pub use tables::TableKind;
 pub use udev::UdevPolicy;
-pub use wire::{DeviceStatus, DmVersion, Geometry, ListedDevice, TargetVersion};
+pub use wire::{DeviceStatus, DmVersion, EventNr, Geometry, ListedDevice, TargetVersion};
 
 pub use crate::abi::dm::DmFlags;

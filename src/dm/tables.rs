@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::control::{LARGEST, SMALL};
-use super::wire::{Command, DeviceStatus, Payload, Request, Response, TargetVersion};
+use super::wire::{Command, DeviceStatus, EventNr, Payload, Request, Response, TargetVersion};
 use super::{DeviceMapper, DmFlags, DmId, TargetLine, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
@@ -113,7 +113,7 @@ impl DeviceMapper {
     /// [`Error::InvalidOption`] if the text has a NUL byte inside. [`Error::AnswerTooLarge`] if the
     /// target answered with a text for which there was no room: the message had its effect.
     #[doc(alias = "DM_TARGET_MSG")]
-    pub fn message(&self, id: DmId<'_>, sector: Sectors, text: &dyn std::fmt::Display) -> Result<u32> {
+    pub fn message(&self, id: DmId<'_>, sector: Sectors, text: &dyn std::fmt::Display) -> Result<EventNr> {
         let request = Request::on(Command::TARGET_MSG, id).payload(Payload::Message { sector, text });
         self.transact(&request, |answer| Ok(answer.event_nr()))
     }
@@ -124,7 +124,12 @@ impl DeviceMapper {
     /// # Errors
     /// As [`message`](Self::message).
     #[doc(alias("DM_TARGET_MSG", "DM_SECURE_DATA_FLAG"))]
-    pub fn message_secure(&self, id: DmId<'_>, sector: Sectors, text: &dyn std::fmt::Display) -> Result<u32> {
+    pub fn message_secure(
+        &self,
+        id: DmId<'_>,
+        sector: Sectors,
+        text: &dyn std::fmt::Display,
+    ) -> Result<EventNr> {
         let request = Request::on(Command::TARGET_MSG, id)
             .since(20)
             .flags(DmFlags::SECURE_DATA)

@@ -38,7 +38,7 @@ fn a_list_grows_until_it_fits() {
     });
     let devices = fake.mapper().list().unwrap();
     assert_eq!(devices.len(), 10_000);
-    assert_eq!(devices[9_999].event_nr, Some(9_999));
+    assert_eq!(devices[9_999].event_nr, Some(EventNr(9_999)));
     let requests = fake.requests.lock().unwrap();
     let sizes: Vec<_> = requests.iter().map(|(_, bytes)| bytes.len()).collect();
     assert!(sizes.windows(2).all(|pair| pair[1] == pair[0] * 2), "{sizes:?}");
@@ -176,8 +176,8 @@ fn a_wait_carries_the_event_number_and_brings_the_status() {
         answer(bytes, &payload);
         Ok(0)
     });
-    let (status, lines) = fake.mapper().wait((&name("pool")).into(), 7, DmFlags::NOFLUSH).unwrap();
-    assert_eq!((status.event_nr, lines.len()), (8, 1));
+    let (status, lines) = fake.mapper().wait((&name("pool")).into(), EventNr(7), DmFlags::NOFLUSH).unwrap();
+    assert_eq!((status.event_nr, lines.len()), (EventNr(8), 1));
     assert_eq!(fake.last()[32..36], 7u32.to_ne_bytes());
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bitflags::bitflags;
 use nix::errno::Errno;
 
+use super::EventNr;
 use crate::sys::Semaphore;
 
 /// Whether to wait for udev when devices appear, change their name or disappear.
@@ -77,8 +78,8 @@ impl Cookie {
     }
 
     /// What goes into `event_nr` of the request.
-    pub(super) fn event_nr(&self, flags: UdevFlags) -> u32 {
-        u32::from(flags.bits()) << 16 | u32::from(self.base)
+    pub(super) fn event_nr(&self, flags: UdevFlags) -> EventNr {
+        EventNr(u32::from(flags.bits()) << 16 | u32::from(self.base))
     }
 
     /// Wait until udev has counted down: false if it did not within the bound, or is not there.
@@ -113,7 +114,7 @@ mod tests {
         let cookie = Cookie::new().unwrap();
         let base = cookie.base;
         assert!(in_system(base));
-        assert_eq!(cookie.event_nr(UdevFlags::NODE_ONLY), 0x6e_0000 | u32::from(base));
+        assert_eq!(cookie.event_nr(UdevFlags::NODE_ONLY).0, 0x6e_0000 | u32::from(base));
         cookie.semaphore.change(-1).unwrap();
         assert!(cookie.wait());
         drop(cookie);

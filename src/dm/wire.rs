@@ -7,7 +7,7 @@ use crate::abi::Ioctl;
 use crate::abi::dm;
 
 pub use request::{EncodeError, Geometry, Payload, Request};
-pub use response::{DeviceStatus, DmVersion, ListedDevice, Response, TargetVersion};
+pub use response::{DeviceStatus, DmVersion, EventNr, ListedDevice, Response, TargetVersion};
 
 /// A command of the control device, with the interface minor that first had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::extend::percent_of;
 use super::{Backing, METADATA_BLOCK_SIZE, PoolStatus, PoolTable, PoolUsage, ThinPool};
+use crate::dm::EventNr;
 use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
 
@@ -117,8 +118,8 @@ struct Known {
     at: Instant,
     messages: u32,
     /// The event number at which the kernel's low water mark was certainly armed.
-    armed: Option<u32>,
-    event: u32,
+    armed: Option<EventNr>,
+    event: EventNr,
 }
 
 impl ThinPool {
@@ -140,7 +141,8 @@ impl ThinPool {
         let (table, _) = self.table()?;
         let (at, spare) = (Instant::now(), Bytes(0));
         // A device that has had no event at all has had none of the mark.
-        let known = Known { table, usage: None, spare, at, messages: 0, armed: Some(0), event: 0 };
+        let known =
+            Known { table, usage: None, spare, at, messages: 0, armed: Some(EventNr(0)), event: EventNr(0) };
         self.guard = Some(Watch { guard, known: Mutex::new(known) });
         self.status()?;
         Ok(self)
@@ -167,7 +169,7 @@ impl Watch {
     }
 
     /// A status was read.
-    pub(super) fn saw(&self, status: &PoolStatus, event: u32) {
+    pub(super) fn saw(&self, status: &PoolStatus, event: EventNr) {
         let mut known = self.known();
         known.usage = match status {
             PoolStatus::Usage(usage) => Some(usage.clone()),
@@ -181,12 +183,12 @@ impl Watch {
     }
 
     /// The event number of the last status.
-    pub(super) fn event(&self) -> u32 {
+    pub(super) fn event(&self) -> EventNr {
         self.known().event
     }
 
     /// The pool was resumed with a table, which armed the low water mark; `event` was the number before.
-    pub(super) fn resumed(&self, table: &PoolTable, event: u32) {
+    pub(super) fn resumed(&self, table: &PoolTable, event: EventNr) {
         let mut known = self.known();
         (known.table, known.armed) = (*table, Some(event));
     }

@@ -7,7 +7,9 @@ use nix::errno::Errno;
 
 use super::guard::Watch;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId};
-use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TableKind, TargetLine, TargetSpec, TargetType};
+use crate::dm::{
+    DeviceMapper, DmFlags, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec, TargetType,
+};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 use crate::{Error, Result};
@@ -239,6 +241,6 @@ impl ThinPool {
     }
 }
 
-fn seen(event: u32, sound: bool) -> u64 {
-    u64::from(event) << 1 | u64::from(sound)
+fn seen(event: EventNr, sound: bool) -> u64 {
+    u64::from(event.0) << 1 | u64::from(sound)
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dm_thin::dm::targets::{ErrorTarget, Flakey, FlakeyFeatures, Linear, LostWrites, Target, Zero};
 use dm_thin::dm::{
-    DeviceEvent, DeviceEvents, DeviceMapper, DmFlags, DmId, DmName, DmUuid, Geometry, Removal, TableKind,
+    DeviceEvent, DeviceEvents, DeviceMapper, DmFlags, DmId, DmName, DmUuid, EventNr, Geometry, Removal,
+    TableKind,
 };
 use dm_thin::units::Sectors;
 use dm_thin::{Errno, Error};
@@ -152,7 +153,7 @@ fn a_wait_ends_when_the_number_is_another() {
     zeroes(&dm, &device);
     let seen = dm.status((&device).into()).unwrap().event_nr;
     // Another: not only a greater one.
-    for other in [seen.wrapping_sub(1), seen + 1] {
+    for other in [EventNr(seen.0.wrapping_sub(1)), EventNr(seen.0 + 1)] {
         let (status, lines) = dm.wait((&device).into(), other, DmFlags::empty()).unwrap();
         assert_eq!((status.event_nr, lines.len()), (seen, 1));
     }
@@ -163,7 +164,7 @@ fn a_wait_ends_when_the_number_is_another() {
         let waiting = scope.spawn(|| crate::bench::dm().wait(number.into(), seen, DmFlags::empty()));
         thread::sleep(Duration::from_millis(100));
         dm.rename(&device, &renamed).unwrap();
-        assert_eq!(waiting.join().unwrap().unwrap().0.event_nr, seen + 1);
+        assert_eq!(waiting.join().unwrap().unwrap().0.event_nr, EventNr(seen.0 + 1));
     });
     dm.remove(&renamed).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Any typed request becomes bytes from which an independent reader gets the same back.
 
 use dm_thin::dm::wire::{Command, EncodeError, Payload, Request};
-use dm_thin::dm::{DmFlags, DmId, DmName, DmUuid, TargetSpec, TargetType};
+use dm_thin::dm::{DmFlags, DmId, DmName, DmUuid, EventNr, TargetSpec, TargetType};
 use dm_thin::kernel::DeviceNumber;
 use dm_thin::units::Sectors;
 
@@ -106,7 +106,7 @@ fn try_check(plain: &Plain) -> Option<()> {
     };
     let request = request
         .flags(DmFlags::from_bits_retain(plain.flags))
-        .event_nr(plain.event_nr)
+        .event_nr(EventNr(plain.event_nr))
         .since(plain.minor)
         .payload(payload);
 

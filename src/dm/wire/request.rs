@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Command;
+use super::{Command, EventNr};
 use crate::abi::dm::{DM_VERSION_MAJOR, DmFlags, dm_ioctl, dm_target_msg, dm_target_spec};
 use crate::dm::{DmId, DmName, DmUuid, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
@@ -79,7 +79,7 @@ pub struct Request<'a> {
     number: Option<DeviceNumber>,
     target: Option<TargetType>,
     flags: DmFlags,
-    event_nr: u32,
+    event_nr: EventNr,
     payload: Payload<'a>,
 }
 
@@ -106,7 +106,7 @@ impl<'a> Request<'a> {
             number: None,
             target: None,
             flags: DmFlags::empty(),
-            event_nr: 0,
+            event_nr: EventNr::default(),
             payload: Payload::None,
         }
     }
@@ -143,9 +143,9 @@ impl<'a> Request<'a> {
         Self { flags: self.flags | flags, ..self }
     }
 
-    /// With this event number, or udev cookie.
+    /// With this event number. Commands that make a uevent take udev's cookie in its place.
     #[must_use]
-    pub fn event_nr(self, event_nr: u32) -> Self {
+    pub fn event_nr(self, event_nr: EventNr) -> Self {
         Self { event_nr, ..self }
     }
 
@@ -213,7 +213,7 @@ impl<'a> Request<'a> {
         header.data_size = data_size;
         header.data_start = DATA_START;
         header.flags = self.flags.bits();
-        header.event_nr = self.event_nr;
+        header.event_nr = self.event_nr.0;
         header.dev = self.number.map_or(0, DeviceNumber::to_huge);
         if let Some(name) = self.name {
             header.name = *name.as_padded();

@@ -40,6 +40,17 @@ impl fmt::Display for DmVersion {
     }
 }
 
+/// How many events a device has had (`event_nr`). It wraps around, so that only another one is news, not
+/// a greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct EventNr(pub u32);
+
+impl fmt::Display for EventNr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The state of a device, as every answer about one carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceStatus {
@@ -48,7 +59,7 @@ pub struct DeviceStatus {
     /// How often it is open.
     pub open_count: u32,
     /// How many events it has had.
-    pub event_nr: u32,
+    pub event_nr: EventNr,
     /// Lines in its live table (in the inactive one, if the question was about that).
     pub target_count: u32,
     /// What it is in: suspended, read-only, tables present, to be removed …
@@ -79,7 +90,7 @@ pub struct ListedDevice {
     /// Its name.
     pub name: DmName,
     /// How many events it has had; interface 4.37 and later.
-    pub event_nr: Option<u32>,
+    pub event_nr: Option<EventNr>,
     /// Its uuid; interface 4.45 and later.
     pub uuid: Option<DmUuid>,
 }
@@ -128,8 +139,8 @@ impl<'a> Response<'a> {
     }
 
     /// The device's event number.
-    pub fn event_nr(&self) -> u32 {
-        self.header.event_nr
+    pub fn event_nr(&self) -> EventNr {
+        EventNr(self.header.event_nr)
     }
 
     /// The device number in the header.
@@ -144,7 +155,7 @@ impl<'a> Response<'a> {
         Ok(DeviceStatus {
             number: self.number(),
             open_count: self.header.open_count.try_into().unwrap_or(0),
-            event_nr: self.header.event_nr,
+            event_nr: self.event_nr(),
             target_count: self.header.target_count,
             flags: self.flags(),
             name: DmName::of_kernel(name).ok_or_else(|| malformed("device name", name))?,
@@ -172,7 +183,7 @@ impl<'a> Response<'a> {
                 let tail = record.get(tail..).unwrap_or_default();
                 let (tail, after) =
                     dm_name_list_tail::read_from_prefix(tail).map_err(|_| malformed(what, record))?;
-                event_nr = Some(tail.event_nr);
+                event_nr = Some(EventNr(tail.event_nr));
                 // Before 4.45 the flags were padding.
                 if minor >= 45 && tail.flags & DM_NAME_LIST_FLAG_HAS_UUID != 0 {
                     let (bytes, _) = until_nul(what, after)?;

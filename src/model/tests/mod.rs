@@ -137,7 +137,7 @@ impl Machine {
     }
 
     fn message(&self, device: &str, text: &str) -> Result<u32> {
-        self.dm.message(DmId::Name(&name(device)), Sectors(0), &text)
+        self.dm.message(DmId::Name(&name(device)), Sectors(0), &text).map(|event_nr| event_nr.0)
     }
 
     fn status(&self, device: &str) -> String {
@@ -146,7 +146,7 @@ impl Machine {
     }
 
     fn event_nr(&self, device: &str) -> u32 {
-        self.dm.status(DmId::Name(&name(device))).unwrap().event_nr
+        self.dm.status(DmId::Name(&name(device))).unwrap().event_nr.0
     }
 
     fn node(&self, device: &str) -> PathBuf {

@@ -80,7 +80,7 @@ fn device_lists_of_every_age() {
         if minor < 37 {
             assert_eq!(events, [None; 3]);
         } else {
-            assert_eq!(events, [Some(7), Some(0), Some(9)]);
+            assert_eq!(events, [7, 0, 9].map(|nr| Some(EventNr(nr))));
         }
         if minor < 45 {
             assert_eq!(uuids, [None, None, None]);
@@ -111,7 +111,7 @@ fn ten_thousand_devices() {
     }
     let devices = Response::decode(&answer(47, 0, 0, &payload)).unwrap().devices().unwrap();
     assert_eq!(devices.len(), 10_000);
-    assert_eq!(devices[9_999].event_nr, Some(9_999));
+    assert_eq!(devices[9_999].event_nr, Some(EventNr(9_999)));
     assert_eq!(devices[9_999].uuid.unwrap().to_str(), Some("DMTHIN-9999"));
 }
 
@@ -225,7 +225,7 @@ fn the_state_of_a_device() {
     let bytes = answer(47, 1, 1 << 5 | 1 << 1 | 1 << 30, &[]);
     let status = Response::decode(&bytes).unwrap().device().unwrap();
     assert_eq!(status.number, DeviceNumber { major: 253, minor: 3 });
-    assert_eq!((status.open_count, status.event_nr, status.target_count), (1, 5, 1));
+    assert_eq!((status.open_count, status.event_nr, status.target_count), (1, EventNr(5), 1));
     assert_eq!((status.name.as_bytes(), status.uuid.unwrap().as_bytes()), (&b"pool"[..], &b"DMTHIN-1"[..]));
     assert!(status.is_suspended() && status.has_live_table());
     assert!(status.flags.bits() & 1 << 30 != 0, "a flag of a newer kernel is kept");
@@ -291,7 +291,7 @@ proptest! {
             .map(|(number, name, event_nr, uuid)| ListedDevice {
                 number: DeviceNumber { major: 253, minor: *number },
                 name: DmName::of_kernel(name).unwrap(),
-                event_nr: (minor >= 37).then_some(*event_nr),
+                event_nr: (minor >= 37).then_some(EventNr(*event_nr)),
                 uuid: uuid.as_ref().filter(|_| minor >= 45).map(|uuid| DmUuid::of_kernel(uuid).unwrap()),
             })
             .collect();
