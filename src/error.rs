@@ -304,10 +304,10 @@ pub enum Error {
     /// State and pool are of different times: one of them was restored from a copy.
     #[error("state {state} does not belong to pool {pool}: was one of them restored from a copy?")]
     GenerationMismatch {
-        /// The state's generation.
-        state: u64,
+        /// The state's generation, which the pool's transaction id follows.
+        state: crate::thin::TransactionId,
         /// The pool's transaction id.
-        pool: u64,
+        pool: crate::thin::TransactionId,
     },
 
     /// A file that the tree needs is gone, or is there where it should not be.

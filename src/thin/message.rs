@@ -13,6 +13,17 @@ use crate::{Error, Result};
 #[doc(alias = "dev_id")]
 pub struct ThinId(u32);
 
+/// A number in the pool's metadata that ties it to its user's own records: 0 in a fresh pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TransactionId(pub u64);
+
+impl fmt::Display for TransactionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl ThinId {
     /// The largest id.
     pub const MAX: Self = Self((1 << 24) - 1);
@@ -80,12 +91,12 @@ pub enum Message {
         /// Its id.
         id: ThinId,
     },
-    /// Change the number that ties the pool to its user's own records. EINVAL if it is not `current`.
+    /// Change the transaction id. EINVAL if it is not `current`.
     SetTransactionId {
         /// What it is.
-        current: u64,
+        current: TransactionId,
         /// What it becomes.
-        new: u64,
+        new: TransactionId,
     },
     /// Keep the metadata as it is now readable for other programs. EBUSY if that is done already.
     ReserveMetadataSnap,
@@ -123,9 +134,10 @@ fn parse(text: &str) -> Option<Message> {
             Message::CreateSnap { id: id.parse().ok()?, origin: origin.parse().ok()? }
         }
         ["delete", id] => Message::Delete { id: id.parse().ok()? },
-        ["set_transaction_id", current, new] => {
-            Message::SetTransactionId { current: current.parse().ok()?, new: new.parse().ok()? }
-        }
+        ["set_transaction_id", current, new] => Message::SetTransactionId {
+            current: TransactionId(current.parse().ok()?),
+            new: TransactionId(new.parse().ok()?),
+        },
         ["reserve_metadata_snap"] => Message::ReserveMetadataSnap,
         ["release_metadata_snap"] => Message::ReleaseMetadataSnap,
         _ => return None,
@@ -146,7 +158,7 @@ mod tests {
                 Message::CreateThin { id },
                 Message::CreateSnap { id, origin },
                 Message::Delete { id },
-                Message::SetTransactionId { current, new },
+                Message::SetTransactionId { current: TransactionId(current), new: TransactionId(new) },
                 Message::ReserveMetadataSnap,
                 Message::ReleaseMetadataSnap,
             ] {
@@ -174,7 +186,10 @@ mod tests {
         assert_eq!(text(Message::CreateThin { id: id(0) }), "create_thin 0");
         assert_eq!(text(Message::CreateSnap { id: id(16_777_215), origin: id(3) }), "create_snap 16777215 3");
         assert_eq!(text(Message::Delete { id: id(7) }), "delete 7");
-        assert_eq!(text(Message::SetTransactionId { current: 1, new: 2 }), "set_transaction_id 1 2");
+        assert_eq!(
+            text(Message::SetTransactionId { current: TransactionId(1), new: TransactionId(2) }),
+            "set_transaction_id 1 2"
+        );
         assert_eq!(text(Message::ReserveMetadataSnap), "reserve_metadata_snap");
         assert_eq!(text(Message::ReleaseMetadataSnap), "release_metadata_snap");
     }

@@ -21,7 +21,7 @@ pub use activate::ActivateOptions;
 pub use backing::{Backing, Below, LoopFile};
 pub use extend::{AutoExtend, ExtendRule, Extension};
 pub use guard::{MinFree, SpaceGuard};
-pub use message::{Message, ThinId};
+pub use message::{Message, ThinId, TransactionId};
 pub use pool::{Origin, ThinPool};
 pub use split::{Label, Part, Segment, SplitDevice, SplitOptions, SplitPart};
 pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 
 use super::guard::Watch;
-use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId};
+use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, TransactionId};
 use crate::dm::{
     DeviceMapper, DmFlags, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec, TargetType,
 };
@@ -169,7 +169,7 @@ impl ThinPool {
     ///
     /// # Errors
     /// EINVAL if it is not `current`.
-    pub fn set_transaction_id(&self, current: u64, new: u64) -> Result<()> {
+    pub fn set_transaction_id(&self, current: TransactionId, new: TransactionId) -> Result<()> {
         self.message(Message::SetTransactionId { current, new })
     }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::table::malformed;
-use super::{Discards, NoSpace};
+use super::{Discards, NoSpace, TransactionId};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
@@ -58,7 +58,7 @@ pub enum PoolStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PoolUsage {
     /// What [`Message::SetTransactionId`](super::Message::SetTransactionId) last set.
-    pub transaction_id: u64,
+    pub transaction_id: TransactionId,
     /// Metadata blocks (4 KiB) in use.
     pub used_metadata: Blocks,
     /// Metadata blocks there are.
@@ -116,7 +116,7 @@ impl FromStr for PoolStatus {
 
 fn parse_usage(text: &str) -> Option<PoolUsage> {
     let mut words = text.split_ascii_whitespace();
-    let transaction_id = words.next()?.parse().ok()?;
+    let transaction_id = TransactionId(words.next()?.parse().ok()?);
     let (used_metadata, total_metadata) = fraction(words.next()?)?;
     let (used_data, total_data) = fraction(words.next()?)?;
     let held_metadata_root = match words.next()? {
@@ -264,7 +264,7 @@ mod tests {
 
     prop_compose! {
         fn usage()(
-            transaction_id in any::<u64>(),
+            transaction_id in any::<u64>().prop_map(TransactionId),
             numbers in any::<[u64; 4]>(),
             held in proptest::option::of(any::<u64>()),
             mode in prop_oneof![

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::TransactionId;
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
@@ -29,7 +30,7 @@ pub fn clear_needs_check(metadata: &Path) -> Result<()> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolFacts {
     /// The transaction id.
-    pub transaction_id: u64,
+    pub transaction_id: TransactionId,
     /// The size of a data block.
     pub block_size: Sectors,
     /// How many there are.

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::dm::{DeviceStatus, TableKind};
 use crate::kernel::DeviceNumber;
 use crate::loopdev::LoopControl;
-use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
+use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable, TransactionId};
 
 impl SnapshotTree {
     /// Compare the state with the system, and explain each difference. An empty list means that all is well.
@@ -46,8 +46,8 @@ impl SnapshotTree {
         let (state, follows) =
             self.store.read_state(|state| (state.generation, state.pool.follows_generation()));
         let pool = usage.transaction_id;
-        if follows && pool != state && Some(pool) != state.checked_sub(1) {
-            findings.push(Finding::Generation { state, pool });
+        if follows && pool.0 != state && Some(pool.0) != state.checked_sub(1) {
+            findings.push(Finding::Generation { state: TransactionId(state), pool });
         }
         Ok(())
     }

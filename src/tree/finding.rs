@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::SnapshotId;
-use crate::thin::{PoolMode, ThinId};
+use crate::thin::{PoolMode, ThinId, TransactionId};
 
 /// A difference between the state of a tree and the system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,10 +22,10 @@ pub enum Finding {
     },
     /// State and pool are of different times.
     Generation {
-        /// The state's generation.
-        state: u64,
+        /// The state's generation, which the pool's transaction id follows.
+        state: TransactionId,
         /// The pool's transaction id.
-        pool: u64,
+        pool: TransactionId,
     },
     /// A volume that the state lists is not in the pool. What was on it is lost.
     MissingVolume {

@@ -59,7 +59,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 use crate::dm::{DmName, DmUuid};
-use crate::thin::{ThinId, ThinPool};
+use crate::thin::{ThinId, ThinPool, TransactionId};
 use crate::{Error, Result};
 
 pub use crate::dm::Removal;
@@ -93,7 +93,7 @@ pub struct SnapshotTree {
     store: Store,
     pool: ThinPool,
     /// The pool's transaction id.
-    transaction_id: Mutex<u64>,
+    transaction_id: Mutex<TransactionId>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
     slots: Mutex<HashMap<SnapshotId, Arc<Mutex<Slot>>>>,
     closed: AtomicBool,
@@ -172,6 +172,7 @@ impl SnapshotTree {
         if !self.store.read_state(|state| state.pool.follows_generation()) {
             return Ok(());
         }
+        let generation = TransactionId(generation);
         let mut current = self.transaction_id.lock().unwrap_or_else(PoisonError::into_inner);
         if *current < generation {
             self.pool.set_transaction_id(*current, generation)?;

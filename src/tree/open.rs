@@ -92,7 +92,7 @@ impl SnapshotTree {
             filesystem,
             store,
             pool,
-            transaction_id: Mutex::new(0),
+            transaction_id: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
             closed: AtomicBool::new(false),
         };

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::active::{Mounted, Slot};
 use super::{SnapshotId, SnapshotTree, mount, source, volume_name};
 use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
-use crate::thin::{PoolStatus, ThinId};
+use crate::thin::{PoolStatus, ThinId, TransactionId};
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -38,8 +38,8 @@ impl SnapshotTree {
         }
         let state = self.store.read_state(|state| state.generation);
         let pool = usage.transaction_id;
-        if pool != state && Some(pool) != state.checked_sub(1) {
-            return Err(Error::GenerationMismatch { state, pool });
+        if pool.0 != state && Some(pool.0) != state.checked_sub(1) {
+            return Err(Error::GenerationMismatch { state: TransactionId(state), pool });
         }
         *self.transaction_id.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pool;
         self.settle(state)

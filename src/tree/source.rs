@@ -20,6 +20,7 @@ use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
 use crate::thin::{
     METADATA_BLOCK_SIZE, Part, PoolMode, PoolStatus, PoolTable, SplitDevice, SplitOptions, ThinPool,
+    TransactionId,
 };
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
@@ -87,7 +88,7 @@ pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<Po
             record.made = true;
             record.adopted = Some(Adopted {
                 uuid: status.uuid.map(|uuid| uuid.to_string()),
-                foreign_transaction: usage.transaction_id != 0,
+                foreign_transaction: usage.transaction_id != TransactionId(0),
             });
         }
     }

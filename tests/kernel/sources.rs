@@ -6,7 +6,7 @@ use std::path::Path;
 
 use dm_thin::Error;
 use dm_thin::dm::DmName;
-use dm_thin::thin::{Message, ThinId, ThinPool};
+use dm_thin::thin::{Message, ThinId, ThinPool, TransactionId};
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -165,9 +165,15 @@ fn a_pool_with_an_unused_transaction_id_follows_the_state() {
         SnapshotTree::open(&root, Options::new().base_size(Bytes::mib(64)).pool_source(source)).unwrap();
     tree.close().unwrap();
     drop(tree);
-    owner.pool().message(Message::SetTransactionId { current: 1, new: 7 }).unwrap();
+    owner
+        .pool()
+        .message(Message::SetTransactionId { current: TransactionId(1), new: TransactionId(7) })
+        .unwrap();
     let error = SnapshotTree::open(&root, Options::new()).unwrap_err();
-    assert!(matches!(error, Error::GenerationMismatch { state: 1, pool: 7 }), "{error}");
+    assert!(
+        matches!(error, Error::GenerationMismatch { state: TransactionId(1), pool: TransactionId(7) }),
+        "{error}"
+    );
     bench.restart(owner);
     wipe();
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use dm_thin::thin::{Origin, PoolEvent, PoolFeatures, PoolMode, tools};
+use dm_thin::thin::{Origin, PoolEvent, PoolFeatures, PoolMode, TransactionId, tools};
 use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
 
@@ -189,7 +189,8 @@ fn damaged_metadata_is_repaired_into_a_spare() {
     // What the superblock said has to come from elsewhere.
     let error = tools::thin_repair(&rig.metadata.node(), &spare.node(), None).unwrap_err();
     assert!(matches!(&error, Error::Tool { program: "thin_repair", .. }), "{error}");
-    let facts = tools::PoolFacts { transaction_id: 0, block_size: BLOCK, data_blocks: Blocks(512) };
+    let facts =
+        tools::PoolFacts { transaction_id: TransactionId(0), block_size: BLOCK, data_blocks: Blocks(512) };
     tools::thin_repair(&rig.metadata.node(), &spare.node(), Some(&facts)).unwrap();
     tools::thin_check(&spare.node()).unwrap();
     let damaged = std::mem::replace(&mut rig.metadata, spare);

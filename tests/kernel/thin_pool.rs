@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dm_thin::kernel::{DeviceNumber, RealKernel};
 use dm_thin::loopdev::LoopControl;
-use dm_thin::thin::{Backing, Discards, LoopFile, NoSpace, PoolFeatures, PoolTable, ThinPool};
+use dm_thin::thin::{Backing, Discards, LoopFile, NoSpace, PoolFeatures, PoolTable, ThinPool, TransactionId};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 use dm_thin::{Errno, Error};
 
@@ -183,5 +183,5 @@ fn metadata_is_held_and_let_go() {
     // Any message, as text.
     rig.pool().message("create_thin 5".parse().unwrap()).unwrap();
     rig.pool().message("set_transaction_id 0 7".parse().unwrap()).unwrap();
-    assert_eq!(rig.usage().transaction_id, 7);
+    assert_eq!(rig.usage().transaction_id, TransactionId(7));
 }

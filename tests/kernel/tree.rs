@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use dm_thin::Error;
-use dm_thin::thin::{Message, PoolStatus, ThinId};
+use dm_thin::thin::{Message, PoolStatus, ThinId, TransactionId};
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 use nix::sys::statvfs::statvfs;
@@ -297,7 +297,12 @@ fn two_trees_live_side_by_side() {
         dm().list().unwrap().iter().filter(|device| device.name.as_bytes().ends_with(b"-image")).count();
     assert_eq!(active, 2);
     // The other tree's pool does not know this one's transaction.
-    assert!(other.pool().message(Message::SetTransactionId { current: 7, new: 8 }).is_err());
+    assert!(
+        other
+            .pool()
+            .message(Message::SetTransactionId { current: TransactionId(7), new: TransactionId(8) })
+            .is_err()
+    );
     remove_all(&tree);
     remove_all(&other);
 }
