@@ -17,7 +17,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::control::{device_path, refused};
 use super::device::label;
-use super::{LoopControl, LoopDevice, LoopFlags};
+use super::{LoopControl, LoopDevice, LoopFlags, LoopIndex};
 use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
     LOOP_SET_STATUS64, loop_config, loop_info64,
@@ -124,11 +124,11 @@ impl LoopControl {
     }
 
     /// Open a loop device; where nobody makes nodes for new devices, make it.
-    fn device_with_node(&self, index: u32) -> Result<LoopDevice, Errno> {
+    fn device_with_node(&self, index: LoopIndex) -> Result<LoopDevice, Errno> {
         let path = device_path(index);
         let file = match self.kernel.open(&path, Access::ReadWrite) {
             Err(Errno::ENOENT) => {
-                self.kernel.make_node(&path, DeviceNumber { major: LOOP_MAJOR, minor: index })?;
+                self.kernel.make_node(&path, DeviceNumber { major: LOOP_MAJOR, minor: index.0 })?;
                 self.kernel.open(&path, Access::ReadWrite)?
             }
             result => result?,

@@ -1,5 +1,6 @@
 //! `/dev/loop-control`, and what stands in for it where there is none.
 
+use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -16,6 +17,16 @@ use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, l
 use crate::{Error, Result};
 
 const PATH: &str = "/dev/loop-control";
+
+/// N of `/dev/loopN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LoopIndex(pub u32);
+
+impl fmt::Display for LoopIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// The loop driver.
 #[derive(Debug)]
@@ -55,11 +66,11 @@ impl LoopControl {
     /// # Errors
     /// [`Error::NoFreeLoopDevice`], and [`Error::NoLoopDevices`] if there is not even one that is taken.
     #[doc(alias = "LOOP_CTL_GET_FREE")]
-    pub fn find_free(&self) -> Result<u32> {
+    pub fn find_free(&self) -> Result<LoopIndex> {
         match self.control(LOOP_CTL_GET_FREE, 0) {
             // Before 3.1, headers had no such number (EINVAL) and the driver no such node (ENOTTY, None).
             None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS)) => self.scan_for_free(),
-            Some(Ok(index)) => Ok(index),
+            Some(Ok(index)) => Ok(LoopIndex(index)),
             Some(Err(errno)) => Err(refused(LOOP_CTL_GET_FREE, PATH, errno)),
         }
     }
@@ -69,7 +80,7 @@ impl LoopControl {
     /// # Errors
     /// EEXIST if it is there ([`Error::is_exists`]); [`Error::NoLoopDevices`] without `/dev/loop-control`.
     #[doc(alias = "LOOP_CTL_ADD")]
-    pub fn add(&self, index: u32) -> Result<()> {
+    pub fn add(&self, index: LoopIndex) -> Result<()> {
         self.demand(LOOP_CTL_ADD, index)
     }
 
@@ -78,12 +89,12 @@ impl LoopControl {
     /// # Errors
     /// EBUSY if it is bound or open, ENODEV if it is not there.
     #[doc(alias = "LOOP_CTL_REMOVE")]
-    pub fn remove(&self, index: u32) -> Result<()> {
+    pub fn remove(&self, index: LoopIndex) -> Result<()> {
         self.demand(LOOP_CTL_REMOVE, index)
     }
 
     /// The device of that index.
-    pub fn device(&self, index: u32, access: Access) -> Result<LoopDevice> {
+    pub fn device(&self, index: LoopIndex, access: Access) -> Result<LoopDevice> {
         let path = device_path(index);
         let file =
             self.kernel.open(&path, access).map_err(|errno| Error::Open { path: path.clone(), errno })?;
@@ -110,23 +121,23 @@ impl LoopControl {
     }
 
     /// The indices of all loop devices, in order. There may be gaps.
-    fn indices(&self) -> Result<Vec<u32>> {
+    fn indices(&self) -> Result<Vec<LoopIndex>> {
         let names = self.kernel.block_device_names().map_err(|errno| Error::Io {
             action: "list",
             path: "/sys/block".into(),
             source: errno.into(),
         })?;
-        let mut indices: Vec<u32> = names.iter().filter_map(|name| loop_index(name)).collect();
+        let mut indices: Vec<_> = names.iter().filter_map(|name| loop_index(name)).map(LoopIndex).collect();
         indices.sort_unstable();
         Ok(indices)
     }
 
-    fn scan_for_free(&self) -> Result<u32> {
+    fn scan_for_free(&self) -> Result<LoopIndex> {
         let indices = self.indices()?;
         if indices.is_empty() {
             return Err(Error::NoLoopDevices);
         }
-        let is_free = |&index: &u32| {
+        let is_free = |&index: &LoopIndex| {
             let device = self.device(index, Access::Read);
             matches!(device.and_then(|device| device.status()), Err(error) if error.errno() == Some(Errno::ENXIO))
         };
@@ -139,8 +150,8 @@ impl LoopControl {
         Some(self.kernel.ioctl(control, request, Arg::Value(index)))
     }
 
-    fn demand(&self, request: Ioctl, index: u32) -> Result<()> {
-        let value = i32::try_from(index).map_err(|_| Error::InvalidOption {
+    fn demand(&self, request: Ioctl, index: LoopIndex) -> Result<()> {
+        let value = i32::try_from(index.0).map_err(|_| Error::InvalidOption {
             option: "loop device index",
             value: index.to_string(),
             reason: "too large",
@@ -153,7 +164,7 @@ impl LoopControl {
     }
 }
 
-pub(super) fn device_path(index: u32) -> PathBuf {
+pub(super) fn device_path(index: LoopIndex) -> PathBuf {
     format!("/dev/loop{index}").into()
 }
 

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
 use super::attach::back_off;
-use super::control::{device_path, refused};
+use super::control::{LoopIndex, device_path, refused};
 use crate::abi::Ioctl;
 use crate::abi::block::{BLKFLSBUF, BLKGETSIZE64};
 use crate::abi::loopdev::{
@@ -50,16 +50,16 @@ pub struct LoopStatus {
 pub struct LoopDevice {
     kernel: Arc<dyn Kernel>,
     file: DeviceFile,
-    index: u32,
+    index: LoopIndex,
 }
 
 impl LoopDevice {
-    pub(super) fn new(kernel: Arc<dyn Kernel>, file: DeviceFile, index: u32) -> Self {
+    pub(super) fn new(kernel: Arc<dyn Kernel>, file: DeviceFile, index: LoopIndex) -> Self {
         Self { kernel, file, index }
     }
 
     /// N of `/dev/loopN`.
-    pub fn index(&self) -> u32 {
+    pub fn index(&self) -> LoopIndex {
         self.index
     }
 

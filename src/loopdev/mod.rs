@@ -7,7 +7,7 @@ mod control;
 mod device;
 
 pub use attach::AttachOptions;
-pub use control::LoopControl;
+pub use control::{LoopControl, LoopIndex};
 pub use device::{LoopDevice, LoopStatus};
 
 pub use crate::abi::loopdev::LoopFlags;
