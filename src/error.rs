@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::dm::DmVersion;
+use crate::dm::{DmVersion, TargetType};
 use crate::units::Bytes;
 
 /// The result of almost everything here.
@@ -91,7 +91,7 @@ pub enum Error {
     #[error("the kernel has no device-mapper target {target:?}; is its module (such as dm-thin-pool) there?")]
     NoTarget {
         /// The target type.
-        target: String,
+        target: TargetType,
     },
 
     /// The kernel has no loop devices.

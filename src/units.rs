@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Bytes in a sector, whatever the device's own sector size: the kernel's unit.
-pub const SECTOR_SIZE: u64 = 512;
+/// A sector, whatever the device's own sector size: the kernel's unit.
+pub const SECTOR_SIZE: Bytes = Bytes(512);
 
 macro_rules! amount {
     ($(#[$doc:meta])* $name:ident, $unit:literal) => {
@@ -71,12 +71,12 @@ impl Bytes {
 
     /// Whole sectors in it; a rest is cut off.
     pub const fn sectors(self) -> Sectors {
-        Sectors(self.0 / SECTOR_SIZE)
+        Sectors(self.0 / SECTOR_SIZE.0)
     }
 
     /// Whether it is a whole number of sectors.
     pub const fn is_whole_sectors(self) -> bool {
-        self.0.is_multiple_of(SECTOR_SIZE)
+        self.0.is_multiple_of(SECTOR_SIZE.0)
     }
 }
 
@@ -117,7 +117,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
 impl Sectors {
     /// The same in bytes.
     pub const fn bytes(self) -> Bytes {
-        Bytes(self.0.saturating_mul(SECTOR_SIZE))
+        Bytes(self.0.saturating_mul(SECTOR_SIZE.0))
     }
 }
 

@@ -99,10 +99,10 @@ impl DeviceMapper {
         let versions = self
             .transact(&Request::target_version(target), |answer| answer.target_versions())
             .map_err(|error| match error.errno() {
-                Some(Errno::EINVAL) => Error::NoTarget { target: target.to_string() },
+                Some(Errno::EINVAL) => Error::NoTarget { target },
                 _ => error,
             })?;
-        versions.into_iter().next().ok_or_else(|| Error::NoTarget { target: target.to_string() })
+        versions.into_iter().next().ok_or(Error::NoTarget { target })
     }
 
     /// A message to the target that serves `sector`. The device's event number comes back with the

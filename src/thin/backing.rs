@@ -9,7 +9,7 @@ use nix::sys::statvfs::fstatvfs;
 
 use crate::kernel::DeviceNumber;
 use crate::loopdev::{LoopControl, LoopDevice};
-use crate::units::{Bytes, SECTOR_SIZE, Sectors};
+use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
 /// A pool's data or metadata device that may be made larger.
@@ -83,16 +83,16 @@ impl Backing for LoopFile {
 
     /// A sparse file can become as large as anything; what it holds is another matter.
     fn limit(&self) -> Result<Sectors> {
-        Ok(Sectors(i64::MAX.unsigned_abs() / SECTOR_SIZE))
+        Ok(Bytes(i64::MAX.unsigned_abs()).sectors())
     }
 
     fn below(&self) -> Result<Option<Below>> {
         let file = open(&self.path)?;
-        let allocated = file.metadata().map_err(Error::io("stat", &self.path))?.blocks() * SECTOR_SIZE;
+        let allocated = file.metadata().map_err(Error::io("stat", &self.path))?.blocks();
         let below = fstatvfs(&file).map_err(|errno| Error::io("statvfs", &self.path)(errno.into()))?;
         #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // differs between architectures
         let free = (below.blocks_available() as u64).saturating_mul(below.fragment_size() as u64);
-        Ok(Some(Below { free: Bytes(free), allocated: Bytes(allocated) }))
+        Ok(Some(Below { free: Bytes(free), allocated: Sectors(allocated).bytes() }))
     }
 
     fn extend(&self, size: Sectors) -> Result<()> {

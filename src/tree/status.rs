@@ -153,7 +153,7 @@ impl SnapshotTree {
             match status? {
                 ThinStatus::Mapped { mapped, highest } => {
                     // The last sector that is mapped.
-                    let highest = highest.map(|sector| Bytes(sector.bytes().0 + SECTOR_SIZE));
+                    let highest = highest.map(|sector| sector.bytes() + SECTOR_SIZE);
                     Ok(SnapshotStatus { thin_id, size, mapped: mapped.bytes(), highest })
                 }
                 ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {

@@ -15,7 +15,7 @@ use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
 use crate::kernel::{Access, DeviceNumber};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
-use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
+use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
 
 /// How a device is labelled.
@@ -328,7 +328,7 @@ fn open(path: &Path, access: Access, flags: i32) -> Result<File> {
 
 fn size_of(file: &mut File, path: &Path) -> Result<Sectors> {
     let size = file.seek(SeekFrom::End(0)).map_err(Error::io("seek in", path))?;
-    Ok(Sectors(size / SECTOR_SIZE))
+    Ok(Bytes(size).sectors())
 }
 
 fn carries(file: &File, size: Sectors, path: &Path) -> Result<Option<&'static str>> {
