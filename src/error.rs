@@ -13,6 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An ioctl that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IoctlError {
     /// The kernel's name of the ioctl.
     pub ioctl: &'static str,
@@ -38,6 +39,7 @@ impl std::error::Error for IoctlError {}
 
 /// A mount or unmount that the kernel refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MountError {
     /// The whole call: what on what, the file system, the flags.
     pub call: String,
@@ -402,7 +404,7 @@ pub enum Error {
 }
 
 /// What keeps a directory from being a tree's root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RootProblem {
     /// It is not a directory.

@@ -71,7 +71,8 @@ impl std::str::FromStr for DeviceNumber {
 }
 
 /// The kinds of device that this crate talks to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeviceKind {
     /// `/dev/mapper/control`.
     MapperControl,
@@ -163,7 +164,7 @@ pub enum Arg<'a> {
 }
 
 /// Whether a device is opened for writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
     /// O_RDONLY.
     Read,

@@ -12,7 +12,8 @@ pub mod mount;
 use crate::kernel::DeviceKind;
 
 /// What an ioctl takes as its third argument.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Argument {
     /// Nothing, or an integer passed by value.
     Value,
@@ -29,7 +30,7 @@ pub enum Argument {
 ///
 /// Values exist only as the constants of this module, so whoever holds one knows how many bytes the
 /// kernel will touch. That is what makes [`Kernel::ioctl`](crate::kernel::Kernel::ioctl) safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ioctl {
     name: &'static str,
     code: u32,

@@ -13,7 +13,7 @@ use crate::units::Sectors;
 use crate::{Error, Result};
 
 /// What became of a removal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Removal {
     /// The device is gone.

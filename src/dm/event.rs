@@ -23,7 +23,7 @@ use crate::kernel::DeviceNumber;
 use crate::{Error, Result};
 
 /// What became of a device between two looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceEvent {
     /// It is there now.
     Added(ListedDevice),

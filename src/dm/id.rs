@@ -221,7 +221,7 @@ impl TargetType {
 }
 
 /// How a request says which device it means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DmId<'a> {
     /// By name.
     Name(&'a DmName),

@@ -32,6 +32,7 @@ impl fmt::Display for TargetSpec<'_> {
 
 /// A line that the kernel answered: a table's parameters, or a target's status.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TargetLine {
     /// First sector of the device that the target serves.
     pub start: Sectors,

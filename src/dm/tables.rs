@@ -10,7 +10,7 @@ use crate::units::Sectors;
 use crate::{Error, Result};
 
 /// Which of a device's two tables is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TableKind {
     /// The one in use.
     Live,

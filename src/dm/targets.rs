@@ -48,7 +48,7 @@ macro_rules! target {
 }
 
 /// `linear`: a piece of another device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Linear {
     /// The device below.
     pub device: DeviceNumber,
@@ -69,7 +69,7 @@ fn parse_linear<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Linear>
 }
 
 /// `zero`: reads as zeroes, and takes writes without keeping them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Zero;
 
 target!(Zero, ZERO, "zero table", parse_zero);
@@ -85,7 +85,7 @@ fn parse_zero<'a>(_: &mut impl Iterator<Item = &'a str>) -> Option<Zero> {
 }
 
 /// `error`: fails every read and write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[doc(alias = "dm-error")]
 pub struct ErrorTarget;
 
@@ -102,7 +102,7 @@ fn parse_error<'a>(_: &mut impl Iterator<Item = &'a str>) -> Option<ErrorTarget>
 }
 
 /// `flakey`: a device that is reliable for some seconds, then misbehaves for some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flakey {
     /// The device below.
     pub device: DeviceNumber,
@@ -117,7 +117,7 @@ pub struct Flakey {
 }
 
 /// How a [`Flakey`] device misbehaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FlakeyFeatures {
     /// Reads fail (`error_reads`, on its own since Linux 6.5).
     pub error_reads: bool,
@@ -132,7 +132,8 @@ pub struct FlakeyFeatures {
 }
 
 /// What becomes of writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LostWrites {
     /// They are dropped, and reported as done (`drop_writes`).
     Drop,
@@ -141,7 +142,7 @@ pub enum LostWrites {
 }
 
 /// `corrupt_bio_byte`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CorruptByte {
     /// Which byte of each read or write, counted from 1.
     pub nth: u32,

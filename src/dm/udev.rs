@@ -15,7 +15,8 @@ use super::EventNr;
 use crate::sys::Semaphore;
 
 /// Whether to wait for udev when devices appear, change their name or disappear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum UdevPolicy {
     /// Never; nodes are made by this crate.
     None,

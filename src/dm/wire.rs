@@ -10,7 +10,8 @@ pub use request::{EncodeError, Geometry, Payload, Request};
 pub use response::{DeviceStatus, DmVersion, EventNr, ListedDevice, Response, TargetVersion};
 
 /// A command of the control device, with the interface minor that first had it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Command {
     /// The ioctl.
     pub ioctl: Ioctl,

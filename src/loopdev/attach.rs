@@ -32,7 +32,7 @@ const TRIES: u32 = 64;
 const LOOP_MAJOR: u32 = 7;
 
 /// How a file is bound.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct AttachOptions {
     flags: LoopFlags,

@@ -11,7 +11,7 @@ use crate::units::Sectors;
 use crate::{Error, Result};
 
 /// How a volume is activated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub struct ActivateOptions {
     pub(super) read_only: bool,

@@ -31,7 +31,7 @@ pub trait Backing: fmt::Debug + Send + Sync {
 }
 
 /// What is below a device that promises more than it has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Below {
     /// Free in the file system that holds the file.
     pub free: Bytes,

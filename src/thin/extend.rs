@@ -5,7 +5,7 @@ use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
 
 /// When, by how much and how far a device is extended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExtendRule {
     /// When this much of it is used, in percent: 1 to 99.
     pub threshold: u8,
@@ -16,7 +16,8 @@ pub struct ExtendRule {
 }
 
 /// What became of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Extension {
     /// It has no rule, or is below its threshold.
     NotNeeded,

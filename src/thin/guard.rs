@@ -22,7 +22,8 @@ use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
 
 /// How much must stay free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MinFree {
     /// So many percent of the device, and at least a block.
     Percent(u8),

@@ -72,7 +72,8 @@ impl FromStr for ThinId {
 }
 
 /// A message to a thin pool. The kernel commits the pool's metadata after each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Message {
     /// Make an empty thin device. EEXIST if the id is taken.
     CreateThin {

@@ -11,8 +11,9 @@ use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
 /// The mode that a pool is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PoolMode {
     /// All is well (`rw`).
     ReadWrite,
@@ -56,6 +57,7 @@ pub enum PoolStatus {
 
 /// The numbers of a pool's status line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PoolUsage {
     /// What [`Message::SetTransactionId`](super::Message::SetTransactionId) last set.
     pub transaction_id: TransactionId,
@@ -205,7 +207,7 @@ impl fmt::Display for PoolUsage {
 }
 
 /// What a thin volume says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThinStatus {
     /// The volume works.

@@ -12,8 +12,9 @@ use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
 /// What a pool does with discards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Discards {
     /// Unmap the blocks, and discard them on the data device (`discard_passdown`).
     #[default]
@@ -25,8 +26,9 @@ pub enum Discards {
 }
 
 /// What a pool does with writes that need a block when none is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NoSpace {
     /// Let them wait for the pool to grow, at most `no_space_timeout` (a parameter of the module
     /// dm_thin_pool, 60 seconds by default), then fail them.
@@ -37,7 +39,7 @@ pub enum NoSpace {
 }
 
 /// The optional features of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct PoolFeatures {
     /// Leave new blocks as they are: readable with whatever their last owner wrote
     /// (`skip_block_zeroing`).
@@ -81,7 +83,7 @@ impl PoolFeatures {
 }
 
 /// The parameters of a `thin-pool` target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PoolTable {
     /// The metadata device.
     pub metadata: DeviceNumber,
@@ -169,7 +171,7 @@ fn parse_pool(text: &str) -> Option<PoolTable> {
 }
 
 /// The parameters of a `thin` target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ThinTable {
     /// The pool's device.
     pub pool: DeviceNumber,

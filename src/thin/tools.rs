@@ -27,7 +27,7 @@ pub fn clear_needs_check(metadata: &Path) -> Result<()> {
 }
 
 /// What only the superblock tells, for a repair where that is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PoolFacts {
     /// The transaction id.
     pub transaction_id: TransactionId,

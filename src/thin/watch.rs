@@ -15,7 +15,7 @@ use crate::units::Blocks;
 
 /// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
 /// ended and begun again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PoolEvent {
     /// Fewer data blocks are free than the low water mark.

@@ -20,6 +20,7 @@ pub enum Lineage {
 
 /// A snapshot's place in the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Place {
     /// The snapshot.
     pub id: SnapshotId,

@@ -16,8 +16,9 @@ use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
 
 /// The file system that the base is made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Filesystem {
     /// ext4, by `mkfs.ext4`.
     #[default]

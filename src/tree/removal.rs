@@ -200,6 +200,7 @@ impl SnapshotTree {
 
 /// A thread that deletes what was removed while it was open; dropping this ends it.
 #[derive(Debug)]
+#[must_use]
 pub struct Reaper {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,

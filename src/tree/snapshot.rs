@@ -11,7 +11,7 @@ use crate::units::Bytes;
 use crate::{Error, Result};
 
 /// What a snapshot is made from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Parent<'a> {
     /// The base: an empty file system.
     Base,

@@ -38,7 +38,7 @@ pub enum Payload<'a> {
 }
 
 /// The geometry of a disk, as BIOS calls once saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Geometry {
     /// Number of cylinders.
     pub cylinders: u16,
@@ -71,6 +71,7 @@ impl Payload<'_> {
 
 /// A request: a value that never changes and is encoded afresh for every attempt.
 #[derive(Clone, Copy)]
+#[must_use]
 pub struct Request<'a> {
     command: Command,
     minor: u32,
@@ -84,7 +85,8 @@ pub struct Request<'a> {
 }
 
 /// Why a request cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum EncodeError {
     /// The buffer is too small for it.
     BufferTooSmall,
@@ -138,25 +140,21 @@ impl<'a> Request<'a> {
     }
 
     /// With these flags too.
-    #[must_use]
     pub fn flags(self, flags: DmFlags) -> Self {
         Self { flags: self.flags | flags, ..self }
     }
 
     /// With this event number. Commands that make a uevent take udev's cookie in its place.
-    #[must_use]
     pub fn event_nr(self, event_nr: EventNr) -> Self {
         Self { event_nr, ..self }
     }
 
     /// With this payload.
-    #[must_use]
     pub fn payload(self, payload: Payload<'a>) -> Self {
         Self { payload, ..self }
     }
 
     /// Asking for at least this minor version of the interface, for a flag that came later.
-    #[must_use]
     pub fn since(self, minor: u32) -> Self {
         Self { minor: self.minor.max(minor), ..self }
     }

@@ -18,7 +18,7 @@ use crate::units::Sectors;
 use crate::{Error, Result};
 
 /// The version of device mapper's interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DmVersion {
     /// No compatibility across it.
     pub major: u32,
@@ -52,7 +52,8 @@ impl fmt::Display for EventNr {
 }
 
 /// The state of a device, as every answer about one carries it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct DeviceStatus {
     /// Its device number.
     pub number: DeviceNumber,
@@ -83,7 +84,8 @@ impl DeviceStatus {
 }
 
 /// A device as LIST_DEVICES gives it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct ListedDevice {
     /// Its device number.
     pub number: DeviceNumber,
@@ -96,7 +98,8 @@ pub struct ListedDevice {
 }
 
 /// A target type that the kernel knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct TargetVersion {
     /// The type.
     pub target_type: TargetType,

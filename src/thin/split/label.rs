@@ -27,7 +27,7 @@ const SEGMENT: usize = 24;
 const MAX_SEGMENTS: usize = (SIZE - HEAD) / SEGMENT;
 
 /// Which of a pool's devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Part {
     /// The metadata device.
     Metadata,
@@ -36,7 +36,8 @@ pub enum Part {
 }
 
 /// A piece of the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Segment {
     /// What it belongs to.
     pub part: Part,
@@ -48,6 +49,7 @@ pub struct Segment {
 
 /// What a device's label says.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Label {
     /// What it is found by.
     pub uuid: Uuid,
