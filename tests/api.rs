@@ -1,0 +1,222 @@
+//! The public interface, as rustdoc lists it: no type of `libc` or `nix` but `Errno`, and no bare
+//! integer but those that are listed here, each for a reason.
+//!
+//! `cargo test --test api` asks for it; a plain `cargo test` leaves it out, since all is documented anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Bare integers that are right: the item (`*` for the rest), and why no type of this crate fits.
+const NUMBERS: &[(&str, &str)] = &[
+    ("Arg::Value", "an ioctl's argument as the kernel gets it"),
+    ("Bytes::*", "the numbers that amounts are made of"),
+    ("Command::minor", "the interface's minor version; the major one is always 4"),
+    ("CorruptByte::*", "numbers of dm-flakey that mean nothing to another target"),
+    ("DeviceNumber::*", "the numbers that it is made of, and its encoding"),
+    ("DeviceStatus::open_count", "a count"),
+    ("DeviceStatus::target_count", "a count"),
+    ("DmVersion::*", "the numbers that it is made of"),
+    ("Error::Busy::open_count", "a count"),
+    ("Error::NoFreeLoopDevice::tried", "a count"),
+    ("Error::TooOld::needed", "the interface's minor version"),
+    ("ExtendRule::step", "percent"),
+    ("ExtendRule::threshold", "percent"),
+    ("Flakey::down", "seconds, which dm-flakey counts in whole ones"),
+    ("Flakey::up", "seconds, which dm-flakey counts in whole ones"),
+    ("FlakeyFeatures::*", "a probability in 10⁻⁹"),
+    ("Geometry::*", "cylinders, heads, and sectors of a track: not those of a device"),
+    ("Holder::Mount::pid", "std::process::id()"),
+    ("Holder::Process::pid", "std::process::id()"),
+    ("Kernel::ioctl", "what ioctl(2) returns"),
+    ("Label::generation", "a count of the writes"),
+    ("LoopStatus::backing_inode", "std::os::unix::fs::MetadataExt::ino()"),
+    ("MinFree::Percent", "percent"),
+    ("Options::xfs_nospace_max_retries", "what goes into the file of that name in sysfs"),
+    ("Request::minor", "the interface's minor version"),
+    ("Request::since", "the interface's minor version"),
+    ("RootProblem::WritableByOthers::mode", "std::os::unix::fs::PermissionsExt::mode()"),
+    ("RootProblem::WrongOwner::uid", "std::os::unix::fs::MetadataExt::uid()"),
+    ("SpaceGuard::max_messages", "a count"),
+    ("StateFile::*", "offsets and lengths as std::fs::File takes them"),
+    ("ThinId::*", "the number that it is made of"),
+];
+
+/// Whose numbers are the kernel's own (the raw structures), or are no interface to a kernel.
+const RAW: &[&str] = &["src/abi/", "src/model/"];
+
+#[test]
+fn the_public_interface_has_types() {
+    let listing = listing();
+    let mut api = Api { listing: &listing, seen: BTreeSet::new(), types: 0, found: Vec::new() };
+    api.module(&listing["root"]);
+
+    let mut wrong = Vec::new();
+    let mut used = BTreeMap::new();
+    for Found { item, what, raw } in &api.found {
+        match what {
+            What::Foreign(path) if path == "nix::errno::consts::Errno" => {
+                *used.entry("Errno").or_default() += 1
+            }
+            What::Foreign(path) => wrong.push(format!("{item}: {path}")),
+            What::Integer(_) if *raw => {}
+            What::Integer(name) => match NUMBERS.iter().find(|(pattern, _)| matches(pattern, item)) {
+                Some((pattern, _)) => *used.entry(*pattern).or_insert(0) += 1,
+                None => wrong.push(format!("{item}: {name}")),
+            },
+        }
+    }
+    // A list that nothing uses allows what is not there any more; or nothing was found at all.
+    let patterns = NUMBERS.iter().map(|(pattern, _)| *pattern).chain(["Errno"]);
+    wrong.extend(patterns.filter(|name| !used.contains_key(name)).map(|name| format!("{name}: not found")));
+    println!("{} types looked at, {} integers and Errnos allowed", api.types, used.values().sum::<i32>());
+    assert!(wrong.is_empty(), "in the public interface:\n{}", wrong.join("\n"));
+}
+
+fn matches(pattern: &str, item: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == item, |prefix| item.starts_with(prefix))
+}
+
+/// rustdoc's JSON, for which a stable toolchain has to be told that it may be unstable.
+fn listing() -> Value {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = root.join("target/api");
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["rustdoc", "--quiet", "--lib", "--all-features", "--target-dir"])
+        .arg(&target)
+        .args(["--", "-Zunstable-options", "--output-format=json"])
+        .status();
+    assert!(status.expect("cargo").success(), "cargo rustdoc failed");
+    let text = std::fs::read(target.join("doc/dm_thin.json")).expect("what rustdoc wrote");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+struct Found {
+    item: String,
+    what: What,
+    raw: bool,
+}
+
+enum What {
+    Integer(String),
+    /// By its path.
+    Foreign(String),
+}
+
+struct Api<'a> {
+    listing: &'a Value,
+    seen: BTreeSet<String>,
+    types: usize,
+    found: Vec<Found>,
+}
+
+impl<'a> Api<'a> {
+    fn item(&self, id: &Value) -> Option<(&'a Value, &'a str, &'a Value)> {
+        let item = &self.listing["index"][id.to_string()];
+        let (kind, inner) = item["inner"].as_object()?.iter().next()?;
+        (item["crate_id"] == 0).then_some((item, kind.as_str(), inner))
+    }
+
+    fn module(&mut self, id: &Value) {
+        let Some((item, kind, inner)) = self.item(id) else { return };
+        let name = item["name"].as_str().unwrap_or_default();
+        match kind {
+            "module" => list(&inner["items"]).for_each(|id| self.module(id)),
+            "use" if !inner["id"].is_null() => self.module(&inner["id"]),
+            _ if !self.seen.insert(id.to_string()) => {}
+            "struct" | "enum" | "trait" | "union" => {
+                let file = item["span"]["filename"].as_str().unwrap_or_default();
+                let raw = RAW.iter().any(|directory| file.starts_with(directory));
+                self.members(name, inner, raw);
+            }
+            _ => self.types(name, inner, RAW.iter().any(|directory| starts(item, directory))),
+        }
+    }
+
+    /// Fields, variants, methods and the like.
+    fn members(&mut self, name: &str, inner: &Value, raw: bool) {
+        // A newtype's number is what it gives a type to.
+        list(&inner["kind"]["tuple"]).for_each(|id| self.member(name, id, true));
+        let fields = list(&inner["kind"]["plain"]["fields"]);
+        for id in fields.chain(list(&inner["items"])).chain(list(&inner["variants"])) {
+            self.member(name, id, raw);
+        }
+        for id in list(&inner["impls"]) {
+            let Some((_, _, inner)) = self.item(id) else { continue };
+            // A trait of this crate is looked at where it is defined; blanket impls are no one's.
+            let ours = |of: &Value| self.listing["paths"][of["id"].to_string()]["crate_id"] == 0;
+            if inner["blanket_impl"].is_null() && (inner["trait"].is_null() || !ours(&inner["trait"])) {
+                self.types(name, &inner["trait"], true);
+                list(&inner["items"]).for_each(|id| self.member(name, id, raw));
+            }
+        }
+    }
+
+    fn member(&mut self, of: &str, id: &Value, raw: bool) {
+        let Some((item, kind, inner)) = self.item(id) else { return };
+        let name = format!("{of}::{}", item["name"].as_str().unwrap_or_default());
+        if kind == "variant" {
+            list(&inner["kind"]["struct"]["fields"]).for_each(|id| self.member(&name, id, raw));
+            for id in list(&inner["kind"]["tuple"]) {
+                if let Some((_, _, field)) = self.item(id) {
+                    self.types(&name, field, raw);
+                }
+            }
+        } else {
+            self.types(&name, inner, raw);
+        }
+    }
+
+    /// Every type that is named, however deep.
+    fn types(&mut self, item: &str, value: &Value, raw: bool) {
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| self.types(item, value, raw)),
+            Value::Object(fields) => {
+                let of = |what| Found { item: item.to_owned(), what, raw };
+                if let Some(Value::String(primitive)) = fields.get("primitive") {
+                    self.types += 1;
+                    // `usize` counts what is in memory.
+                    let integers =
+                        ["u8", "u16", "u32", "u64", "u128", "i8", "i16", "i32", "i64", "i128", "isize"];
+                    if integers.contains(&primitive.as_str()) {
+                        self.found.push(of(What::Integer(primitive.clone())));
+                    }
+                } else if let (Some(_), Some(id)) = (fields.get("path"), fields.get("id")) {
+                    self.types += 1;
+                    let path = &self.listing["paths"][id.to_string()];
+                    let krate = &self.listing["external_crates"][path["crate_id"].to_string()]["name"];
+                    if krate == "nix" || krate == "libc" {
+                        let names: Vec<_> = list(&path["path"]).filter_map(Value::as_str).collect();
+                        self.found.push(of(What::Foreign(names.join("::"))));
+                    }
+                }
+                if !is_bytes(fields) {
+                    fields.values().for_each(|value| self.types(item, value, raw));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// `[u8]`, `[u8; N]`, `Vec<u8>`.
+fn is_bytes(fields: &serde_json::Map<String, Value>) -> bool {
+    let byte = |value: &Value| value["primitive"] == "u8";
+    fields.get("slice").is_some_and(byte)
+        || fields.get("array").is_some_and(|array| byte(&array["type"]))
+        || fields.get("resolved_path").is_some_and(|path| {
+            path["path"] == "Vec" && byte(&path["args"]["angle_bracketed"]["args"][0]["type"])
+        })
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn starts(item: &Value, directory: &str) -> bool {
+    item["span"]["filename"].as_str().is_some_and(|file| file.starts_with(directory))
+}
