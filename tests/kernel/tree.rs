@@ -181,7 +181,8 @@ fn file_system_size(bench: &Bench, tree: &SnapshotTree, id: &str) -> Bytes {
     tree.mount(id, &target).unwrap();
     let stat = statvfs(&target).unwrap();
     tree.unmount(id).unwrap();
-    Bytes(stat.blocks() * stat.fragment_size())
+    #[allow(clippy::useless_conversion)] // the types differ between architectures
+    Bytes(u64::from(stat.blocks()) * u64::from(stat.fragment_size()))
 }
 
 #[test]
