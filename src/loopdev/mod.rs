@@ -5,6 +5,8 @@
 mod attach;
 mod control;
 mod device;
+#[cfg(all(test, feature = "model"))]
+mod tests;
 
 pub use attach::AttachOptions;
 pub use control::{LoopControl, LoopIndex};

@@ -1,0 +1,86 @@
+//! The typed methods on the model's loop devices.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::ModelKernel;
+use crate::units::Bytes;
+use crate::{Error, Result};
+
+/// What is said of a refusal, to compare.
+fn told(result: Result<()>) -> std::result::Result<(), Option<Errno>> {
+    result.map_err(|error| error.errno())
+}
+
+proptest! {
+    #[test]
+    fn a_status_is_read_as_it_was_set(
+        offset in 0u64..1 << 33,
+        limit in proptest::option::of(1u64..1 << 40),
+        autoclear: bool,
+        name in proptest::collection::vec(1u8.., 0..80),
+    ) {
+        let control = LoopControl::with_kernel(Arc::new(ModelKernel::new())).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let device = control.attach(&file, "a label".as_ref(), &AttachOptions::new()).unwrap();
+        let bound = device.status().unwrap();
+        prop_assert_eq!(&bound.file_name, AsRef::<std::path::Path>::as_ref("a label"));
+        prop_assert_eq!(&device.status_old().unwrap(), &bound);
+
+        let mut status = bound.clone();
+        (status.offset, status.size_limit) = (Bytes(offset), limit.map(Bytes));
+        status.flags.set(LoopFlags::AUTOCLEAR, autoclear);
+        status.file_name = OsStr::from_bytes(&name).into();
+        device.set_status(&status).unwrap();
+        let mut expected = status.clone();
+        expected.file_name = OsStr::from_bytes(&name[..name.len().min(63)]).into();
+        prop_assert_eq!(&device.status().unwrap(), &expected);
+
+        // The old form tells all but the limit, or nothing.
+        let unlimited = LoopStatus { size_limit: None, ..expected.clone() };
+        match device.status_old() {
+            Ok(old) => prop_assert_eq!((&old, offset < 1 << 31), (&unlimited, true)),
+            Err(error) => prop_assert_eq!((error.errno(), offset < 1 << 31), (Some(Errno::EOVERFLOW), false)),
+        }
+
+        // And sets what was asked for, or nothing.
+        device.set_status(&bound).unwrap();
+        match device.set_status_old(&status) {
+            Ok(()) => {
+                prop_assert_eq!((limit, offset < 1 << 31), (None, true));
+                prop_assert_eq!(device.status().unwrap(), unlimited);
+            }
+            Err(error) => {
+                let unfit = limit.is_some() || offset >= 1 << 31;
+                prop_assert_eq!((matches!(error, Error::InvalidOption { .. }), unfit), (true, true));
+                prop_assert_eq!(device.status().unwrap(), bound);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_free_has_no_status() {
+    let control = LoopControl::with_kernel(Arc::new(ModelKernel::new())).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let device = control.attach(&file, "".as_ref(), &AttachOptions::new()).unwrap();
+    let (index, status) = (device.index(), device.status().unwrap());
+    device.detach().unwrap();
+
+    let device = control.device(index, crate::kernel::Access::ReadWrite).unwrap();
+    let free = Err(Some(Errno::ENXIO));
+    for result in [
+        device.status().map(drop),
+        device.status_old().map(drop),
+        device.set_status(&status),
+        device.set_status_old(&status),
+        device.change_file(&file),
+    ] {
+        assert_eq!(told(result), free);
+    }
+}
