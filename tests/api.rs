@@ -86,7 +86,7 @@ fn listing() -> Value {
     let status = Command::new(env!("CARGO"))
         .current_dir(root)
         .env("RUSTC_BOOTSTRAP", "1")
-        .args(["rustdoc", "--quiet", "--lib", "--all-features", "--target-dir"])
+        .args(["rustdoc", "--locked", "--quiet", "--lib", "--all-features", "--target-dir"])
         .arg(&target)
         .args(["--", "-Zunstable-options", "--output-format=json"])
         .status();

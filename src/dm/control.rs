@@ -21,6 +21,8 @@ use crate::{Error, Result};
 pub(super) const SMALL: usize = 480;
 /// First room for an answer that is a list or a table; doubled as long as the kernel asks.
 const LARGE: usize = 16 << 10;
+/// What errors tell of a secret.
+pub(super) const SECRET: &str = "secure data";
 /// No honest answer is larger: some 300,000 devices.
 pub(super) const LARGEST: usize = 64 << 20;
 
@@ -143,7 +145,12 @@ impl DeviceMapper {
                 }
                 let answer = Response::decode(buffer)?;
                 if !answer.flags().contains(DmFlags::BUFFER_FULL) {
-                    return decode(answer);
+                    return decode(answer).map_err(|error| match error {
+                        Error::Malformed { what, .. } if request.is_secure() => {
+                            Error::Malformed { what, raw: SECRET.to_owned() }
+                        }
+                        error => error,
+                    });
                 }
             }
             // What has had its effect must not have it twice.

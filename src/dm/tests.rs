@@ -161,6 +161,21 @@ fn a_secret_is_marked_and_not_told() {
     assert_eq!(fake.last()[28..32], (1u32 << 15 | 1).to_ne_bytes());
     let error = dm.message_secure((&crypt).into(), Sectors(0), &"key set 0123\0").unwrap_err();
     assert!(!error.to_string().contains("0123"));
+
+    // Nor is the answer to a question that may have one.
+    let fake = Fake::new(47, |_, bytes| {
+        put(bytes, 20, 1);
+        let mut payload = vec![0; 40];
+        put(&mut payload, 20, 64);
+        payload[24..29].copy_from_slice(b"crypt");
+        payload.extend(b"aes 0123 \xff\0");
+        answer(bytes, &payload);
+        Ok(0)
+    });
+    let error = fake.mapper().table((&crypt).into(), TableKind::Live).unwrap_err();
+    assert_eq!(error.to_string(), r#"malformed table status: "secure data""#);
+    let error = fake.mapper().ima_measurement((&crypt).into(), TableKind::Live).unwrap_err();
+    assert!(error.to_string().contains("0123"), "not asked for as a secret");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Command, EventNr};
 use crate::abi::dm::{DM_VERSION_MAJOR, DmFlags, dm_ioctl, dm_target_msg, dm_target_spec};
+use crate::dm::control::SECRET;
 use crate::dm::{DmId, DmName, DmUuid, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
@@ -184,7 +185,7 @@ impl<'a> Request<'a> {
     pub(in crate::dm) fn detail(&self) -> Option<String> {
         match self.payload {
             Payload::None => None,
-            _ if self.is_secure() => Some("secure data".to_owned()),
+            _ if self.is_secure() => Some(SECRET.to_owned()),
             payload => payload.describe(),
         }
     }
