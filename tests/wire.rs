@@ -84,6 +84,11 @@ proptest! {
     fn names_are_kept_whole_or_refused(text in text()) {
         support::names::check(&text);
     }
+
+    #[test]
+    fn names_of_bytes_are_kept_whole_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..135)) {
+        support::names::fuzz(&bytes);
+    }
 }
 
 #[test]

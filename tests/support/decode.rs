@@ -1,5 +1,6 @@
 //! Every decoder on any bytes: no panic, and no more memory than a small multiple of them.
 
+use dm_thin::dm::DmName;
 use dm_thin::dm::wire::Response;
 
 /// Decode the bytes as they are, and, since a fuzzer seldom guesses the sizes, behind a header whose
@@ -30,6 +31,10 @@ pub fn check(bytes: &[u8]) {
     // The least a record takes, as the kernel lays it out, bounds their number.
     if let Ok(devices) = answer.devices() {
         assert!(devices.len() <= bytes.len() / 16 + 1);
+        for name in devices.iter().map(|device| device.name) {
+            let reserved = matches!(name.as_bytes(), b"control" | b"." | b"..");
+            assert_eq!(DmName::from_bytes(name.as_bytes()).ok(), (!reserved).then_some(name));
+        }
     }
     if let Ok(lines) = answer.targets() {
         assert!(lines.len() <= bytes.len() / 40);

@@ -2,9 +2,27 @@
 
 use dm_thin::dm::{DmName, DmUuid, TargetType};
 
-/// Take the bytes for text.
+/// Take the bytes for a name, and for text.
 pub fn fuzz(bytes: &[u8]) {
+    check_bytes(bytes);
     check(&String::from_utf8_lossy(bytes));
+}
+
+/// Take the bytes for each kind of name that may be of any bytes.
+pub fn check_bytes(bytes: &[u8]) {
+    let fits =
+        |len: usize| !bytes.is_empty() && bytes.len() < len && !bytes.contains(&0) && !bytes.contains(&b'/');
+    let reserved = matches!(bytes, b"control" | b"." | b"..");
+    let name = DmName::from_bytes(bytes);
+    assert_eq!(name.is_ok(), fits(128) && !reserved);
+    if let Ok(name) = name {
+        assert_eq!((name.as_bytes(), name.to_str()), (bytes, std::str::from_utf8(bytes).ok()));
+        assert!(name.to_str().is_none_or(|text| text == name.to_string()));
+        assert!(!format!("{name} {name:?}").contains(char::REPLACEMENT_CHARACTER) || name.to_str().is_some());
+    }
+    let uuid = DmUuid::from_bytes(bytes);
+    assert_eq!(uuid.is_ok(), fits(129));
+    assert!(uuid.is_ok_and(|uuid| uuid.as_bytes() == bytes) || !fits(129));
 }
 
 /// Take the text for each kind of name.
