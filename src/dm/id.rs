@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
+
 use crate::abi::dm::{DM_MAX_TYPE_NAME, DM_NAME_LEN, DM_UUID_LEN};
 use crate::kernel::DeviceNumber;
 use crate::{Error, Result};
@@ -134,6 +136,13 @@ macro_rules! kernel_name {
             #[allow(clippy::wrong_self_convention)] // as with OsStr
             pub fn to_str(&self) -> Option<&str> {
                 self.0.text()
+            }
+        }
+
+        impl Serialize for $name {
+            /// As it is displayed.
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
             }
         }
     };

@@ -82,8 +82,7 @@ impl SnapshotTree {
         for (status, thin_id) in self.active_devices()? {
             match known.get(&thin_id) {
                 None => {
-                    let device = status.name.to_string();
-                    findings.push(Finding::UnknownDevice { device, thin_id });
+                    findings.push(Finding::UnknownDevice { device: status.name, thin_id });
                 }
                 // Reported as deferred.
                 Some((_, snapshot)) if snapshot.deleting => {}
@@ -116,8 +115,7 @@ impl SnapshotTree {
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
         let mut wrong = |problem| {
-            let device = status.name.to_string();
-            findings.push(Finding::WrongDevice { id: id.clone(), device, problem });
+            findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
         };
         if status.is_suspended() {
             wrong(DeviceProblem::Suspended);
@@ -140,7 +138,7 @@ impl SnapshotTree {
 
     fn check_nodes(&self, findings: &mut Vec<Finding>) -> Result<()> {
         let stale = self.stale_nodes()?;
-        findings.extend(stale.into_iter().map(|name| Finding::StaleNode { name: name.to_string() }));
+        findings.extend(stale.into_iter().map(|name| Finding::StaleNode { name }));
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::SnapshotId;
+use crate::dm::DmName;
 use crate::thin::{PoolMode, ThinId, TransactionId};
 
 /// A difference between the state of a tree and the system.
@@ -49,7 +50,7 @@ pub enum Finding {
     /// A device with this tree's uuid is active, of a volume that the state does not list.
     UnknownDevice {
         /// The device's name.
-        device: String,
+        device: DmName,
         /// The volume that its uuid names.
         thin_id: ThinId,
     },
@@ -58,7 +59,7 @@ pub enum Finding {
         /// The snapshot.
         id: SnapshotId,
         /// The device's name.
-        device: String,
+        device: DmName,
         /// What is wrong with it.
         problem: DeviceProblem,
     },
@@ -84,7 +85,7 @@ pub enum Finding {
     /// A node under `/dev/mapper` without its device.
     StaleNode {
         /// The node's name.
-        name: String,
+        name: DmName,
     },
     /// A file of the pool is not what the pool's device is bound to.
     NotBound {

@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::active::Slot;
 use super::{DeviceProblem, Finding, SnapshotTree};
 use crate::Result;
-use crate::dm::DmName;
 
 /// What a repair did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -50,13 +49,13 @@ impl SnapshotTree {
             }
             Finding::Deferred { .. } => self.reap().map(drop),
             Finding::UnknownDevice { device, thin_id } => match self.store.reserve_id(*thin_id) {
-                Some(_reservation) => dm.remove(&DmName::new(device)?),
+                Some(_reservation) => dm.remove(device),
                 None => Ok(()),
             },
-            Finding::StaleNode { name } => dm.remove_node(&DmName::new(name)?),
+            Finding::StaleNode { name } => dm.remove_node(name),
             // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
             Finding::WrongDevice { id, device, problem: DeviceProblem::Suspended } => {
-                self.with_slot(id.as_str(), |_, _| dm.resume(&DmName::new(device)?))
+                self.with_slot(id.as_str(), |_, _| dm.resume(device))
             }
             Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
                 self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {

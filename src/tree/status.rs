@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::active::lock;
 use super::graph::Snapshot;
 use super::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
+use crate::dm::DmName;
 use crate::kernel::DeviceNumber;
 use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
@@ -68,7 +69,7 @@ pub struct SpaceStatus {
 #[non_exhaustive]
 pub struct TreeStatus {
     /// The pool's device name.
-    pub pool_name: String,
+    pub pool_name: DmName,
     /// Size of its data blocks.
     pub block_size: Bytes,
     /// The size of the base.
@@ -194,7 +195,7 @@ impl SnapshotTree {
             PoolStatus::Fail | PoolStatus::Error => (None, None),
         };
         Ok(self.store.read_state(|state| TreeStatus {
-            pool_name: self.pool.name().to_string(),
+            pool_name: *self.pool.name(),
             block_size: state.pool.block_size,
             base_size: state.graph.base.as_ref().map_or(Bytes(0), |base| base.size),
             filesystem: state.filesystem,

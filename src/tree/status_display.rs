@@ -100,7 +100,7 @@ mod tests {
             available: Bytes(1500),
         };
         let status = TreeStatus {
-            pool_name: "docker-253:1-17538953-pool".into(),
+            pool_name: "docker-253:1-17538953-pool".parse().unwrap(),
             block_size: Bytes::kib(64),
             base_size: Bytes::gib(10),
             filesystem: Filesystem::Ext4,

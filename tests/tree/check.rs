@@ -63,10 +63,7 @@ fn devices() {
     tree.add("a", Parent::Base).unwrap();
     let path = tree.activate("a").unwrap();
     let (id, device) = (tree.get("a").unwrap().id, name(&path));
-    let wrong = |device: &DmName, problem| {
-        let device = device.to_string();
-        Finding::WrongDevice { id: id.clone(), device, problem }
-    };
+    let wrong = |device: &DmName, problem| Finding::WrongDevice { id: id.clone(), device: *device, problem };
     dm(&rig).suspend((&device).into(), DmFlags::empty()).unwrap();
     finds(&tree, &[wrong(&device, DeviceProblem::Suspended)], true);
     dm(&rig).remove(&device).unwrap();
@@ -75,16 +72,20 @@ fn devices() {
 
     // As a process that died before its first record leaves it.
     let uuid = format!("DMTHIN-{}-17", tree.uuid().simple());
-    let stray = DmName::new("stray").unwrap();
+    // What its name says to a reader is the name of another device, which is not to be harmed.
+    let stray = DmName::from_bytes(b"stray\xe9").unwrap();
+    let namesake = DmName::new(&stray.to_string()).unwrap();
+    dm(&rig).create(&namesake, None).unwrap();
     dm(&rig).create(&stray, Some(&uuid.parse().unwrap())).unwrap();
     let thin_id = ThinId::new(17).unwrap();
-    finds(&tree, &[Finding::UnknownDevice { device: "stray".into(), thin_id }], true);
+    finds(&tree, &[Finding::UnknownDevice { device: stray, thin_id }], true);
+    dm(&rig).remove(&namesake).unwrap();
 
     let node = format!("{}stale", device.to_str().unwrap().strip_suffix('a').unwrap());
     rig.kernel
         .make_node(&Path::new("/dev/mapper").join(&node), DeviceNumber { major: 253, minor: 99 })
         .unwrap();
-    finds(&tree, &[Finding::StaleNode { name: node }], true);
+    finds(&tree, &[Finding::StaleNode { name: node.parse().unwrap() }], true);
     tree.close().unwrap();
     assert!(rig.kernel.is_clean());
 }
