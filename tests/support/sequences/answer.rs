@@ -3,7 +3,7 @@
 
 use dm_thin::Errno;
 use dm_thin::abi::dm::{dm_ioctl, dm_target_spec};
-use dm_thin::abi::loopdev::loop_info64;
+use dm_thin::abi::loopdev::{loop_info, loop_info64};
 use dm_thin::dm::DmFlags;
 use dm_thin::kernel::DeviceNumber;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -179,6 +179,21 @@ pub fn loop_status(machine: &Machine<'_>, slot: usize, info: &loop_info64) -> St
         info.lo_encrypt_key_size,
         info.lo_flags,
         text(&info.lo_file_name),
+    )
+}
+
+pub fn old_loop_status(machine: &Machine<'_>, slot: usize, info: &loop_info) -> String {
+    #[allow(clippy::useless_conversion)] // narrower on 32-bit machines
+    let inode = u64::from(info.lo_inode);
+    format!(
+        "file {:?} offset {} number {} encryption {} {} flags {:#x} name {:?}",
+        machine.file_of(inode),
+        info.lo_offset,
+        u32::try_from(info.lo_number) == Ok(machine.loops[slot]),
+        info.lo_encrypt_type,
+        info.lo_encrypt_key_size,
+        info.lo_flags,
+        text(&info.lo_name),
     )
 }
 

@@ -92,13 +92,16 @@ fn loop_device(source: &mut Source<'_>) -> Op {
         abi::LOOP_SET_STATUS64,
         abi::LOOP_GET_STATUS64,
         abi::LOOP_GET_STATUS64,
+        abi::LOOP_SET_STATUS,
+        abi::LOOP_GET_STATUS,
         abi::LOOP_CHANGE_FD,
         abi::LOOP_SET_CAPACITY,
         abi::LOOP_SET_DIRECT_IO,
         abi::LOOP_SET_BLOCK_SIZE,
     ]);
     // The pool's own devices keep what they are.
-    let harmless = [abi::LOOP_SET_FD, abi::LOOP_CONFIGURE, abi::LOOP_GET_STATUS64].contains(&request);
+    let harmless = [abi::LOOP_SET_FD, abi::LOOP_CONFIGURE, abi::LOOP_GET_STATUS64, abi::LOOP_GET_STATUS]
+        .contains(&request);
     let slot = if harmless { source.below(4) } else { 2 + source.below(2) };
     let file = match source.below(12) {
         0 => Backing::Null,
@@ -108,7 +111,11 @@ fn loop_device(source: &mut Source<'_>) -> Op {
     };
     let argument = match request {
         abi::LOOP_SET_FD | abi::LOOP_CHANGE_FD => LoopArg::File(file),
-        abi::LOOP_SET_STATUS64 | abi::LOOP_GET_STATUS64 | abi::LOOP_CONFIGURE => LoopArg::Info(
+        abi::LOOP_SET_STATUS64
+        | abi::LOOP_GET_STATUS64
+        | abi::LOOP_SET_STATUS
+        | abi::LOOP_GET_STATUS
+        | abi::LOOP_CONFIGURE => LoopArg::Info(
             source.pick(&[0, 0, 0, 4096, 512, 2 << 20, 100, 1 << 63]),
             source.pick(&[0, 0, 0, 4096, 8192, 512, 700, 1 << 63]),
             // read-only, autoclear, partitions, direct I/O; and one that is none

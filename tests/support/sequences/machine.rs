@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use dm_thin::Errno;
-use dm_thin::abi::loopdev::{self as abi, loop_config, loop_info64};
+use dm_thin::abi::loopdev::{self as abi, loop_config, loop_info, loop_info64};
 use dm_thin::abi::{Ioctl, block as block_abi};
 use dm_thin::dm::DmFlags;
 use dm_thin::dm::wire::Command;
@@ -38,6 +38,15 @@ pub fn access(write: bool) -> Access {
 
 /// What a call gave, in words that do not depend on the machine.
 pub type Outcome = String;
+
+/// The lower halves of the numbers.
+#[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+fn old_info(info: &loop_info64) -> loop_info {
+    let mut old = loop_info::zeroed();
+    (old.lo_offset, old.lo_flags) = (info.lo_offset as i32, info.lo_flags as i32);
+    old.lo_name = info.lo_file_name;
+    old
+}
 
 pub fn outcome(result: Result<u32, Errno>) -> Outcome {
     result.map_or_else(|errno| format!("{errno:?}"), |value| format!("Ok({value})"))
@@ -253,6 +262,15 @@ impl<'a> Machine<'a> {
                     let result =
                         self.loop_ioctl(slot, write, request, Arg::Bytes(answer::bytes_of(&mut config)));
                     return outcome(result);
+                }
+                if [abi::LOOP_SET_STATUS, abi::LOOP_GET_STATUS].contains(&request) {
+                    let mut old = old_info(&info);
+                    let result =
+                        self.loop_ioctl(slot, write, request, Arg::Bytes(answer::bytes_of(&mut old)));
+                    return match (request, result) {
+                        (abi::LOOP_GET_STATUS, Ok(0)) => answer::old_loop_status(self, slot, &old),
+                        _ => outcome(result),
+                    };
                 }
                 let result = self.loop_ioctl(slot, write, request, Arg::Bytes(answer::bytes_of(&mut info)));
                 match (request, result) {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dm_thin::abi::block::{BLKDISCARD, BLKFLSBUF, BLKZEROOUT};
-use dm_thin::abi::loopdev::{LOOP_CONFIGURE, LOOP_GET_STATUS64, LOOP_SET_FD};
+use dm_thin::abi::loopdev::{LOOP_CONFIGURE, LOOP_GET_STATUS, LOOP_GET_STATUS64, LOOP_SET_FD};
 use dm_thin::dm::DmFlags;
 use dm_thin::kernel::DeviceNumber;
 
@@ -83,7 +83,7 @@ pub fn is_risky(machine: &mut Machine<'_>, op: &Op) -> bool {
             states(machine).values().any(|state| state.suspended || state.nearly_full)
         }
         Op::Loop(slot, _, request, _)
-            if ![LOOP_SET_FD, LOOP_CONFIGURE, LOOP_GET_STATUS64].contains(request) =>
+            if ![LOOP_SET_FD, LOOP_CONFIGURE, LOOP_GET_STATUS64, LOOP_GET_STATUS].contains(request) =>
         {
             under_a_pool(&states(machine), machine.number(Device::Loop(*slot)))
         }
