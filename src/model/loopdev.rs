@@ -46,11 +46,16 @@ impl Binding {
     }
 
     fn measure(&mut self) -> Result<(), Errno> {
-        use std::io::{Seek, SeekFrom};
-        let bytes = self.file.seek(SeekFrom::End(0)).map_err(errno)?.saturating_sub(self.offset);
-        let limit = if self.size_limit == 0 { bytes } else { self.size_limit };
-        self.sectors = bytes.min(limit) / 512;
+        self.sectors = self.measured()?;
         Ok(())
+    }
+
+    /// The sectors that there are now: a file may have changed since.
+    fn measured(&self) -> Result<u64, Errno> {
+        use std::io::{Seek, SeekFrom};
+        let bytes = (&self.file).seek(SeekFrom::End(0)).map_err(errno)?.saturating_sub(self.offset);
+        let limit = if self.size_limit == 0 { bytes } else { self.size_limit };
+        Ok(bytes.min(limit) / 512)
     }
 
     /// `loop_set_status_from_info`, without the flags.
@@ -246,8 +251,7 @@ impl World {
                 }
                 let mut new = Binding::new(fd.as_raw_fd(), false)?;
                 (new.offset, new.size_limit) = (old.offset, old.size_limit);
-                new.measure()?;
-                if new.sectors != old.sectors {
+                if new.measured()? != old.measured()? {
                     return Err(Errno::EINVAL);
                 }
                 old.file = new.file;

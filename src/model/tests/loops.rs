@@ -217,6 +217,19 @@ fn direct_io_needs_whole_sectors() {
 }
 
 #[test]
+fn an_exchanged_file_is_as_large_as_the_other_is_now() {
+    let machine = Machine::bare();
+    let (file, other) = (machine.file("file", 1 << 20), machine.file("other", 2 << 20));
+    let device = machine.kernel.open(Path::new("/dev/loop0"), Access::Read).unwrap();
+    let bind = |request, file: &std::fs::File| machine.kernel.ioctl(&device, request, Arg::Fd(file.as_fd()));
+    bind(loopdev::LOOP_SET_FD, &file).unwrap();
+    assert_eq!(bind(loopdev::LOOP_CHANGE_FD, &other), Err(Errno::EINVAL));
+    file.set_len(2 << 20).unwrap();
+    assert_eq!(bind(loopdev::LOOP_CHANGE_FD, &other), Ok(0));
+    assert_eq!(machine.bytes(&device), 1 << 20, "the device stays as large as it was");
+}
+
+#[test]
 fn what_is_looked_at_first() {
     for (interface_minor, errno, default) in
         [(47, Errno::EINVAL, Err(Errno::EINVAL)), (48, Errno::EOVERFLOW, Ok(0))]
