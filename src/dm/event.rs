@@ -62,6 +62,28 @@ impl DeviceMapper {
         events.pending.clear();
         Ok(events)
     }
+
+    /// Wait until something happened since this was [armed](Self::arm_poll); false if the time is up.
+    pub(crate) fn ready(&self, end: Option<Instant>) -> Result<bool> {
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            // Rounded up: what is left of a millisecond is not to be spun away.
+            let timeout = left.map_or(PollTimeout::NONE, |left| {
+                let whole = left.saturating_add(Duration::from_nanos(999_999)).as_millis();
+                PollTimeout::try_from(whole).unwrap_or(PollTimeout::MAX)
+            });
+            let mut files = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut files, timeout) {
+                Ok(0) if end.is_some_and(|end| Instant::now() >= end) => return Ok(false),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(true),
+                Err(errno) => {
+                    let path = "/dev/mapper/control".into();
+                    return Err(Error::Io { action: "poll", path, source: errno.into() });
+                }
+            }
+        }
+    }
 }
 
 impl DeviceEvents {
@@ -85,7 +107,7 @@ impl DeviceEvents {
                 return Ok(Some(event));
             }
             // After a failure there is no telling what the poll would miss: look first.
-            if self.armed && !self.ready(end)? {
+            if self.armed && !self.dm.ready(end)? {
                 return Ok(None);
             }
             self.look()?;
@@ -115,28 +137,6 @@ impl DeviceEvents {
         self.known = now;
         self.armed = true;
         Ok(())
-    }
-
-    /// Wait until something happened since the arming; false if the time is up.
-    fn ready(&self, end: Option<Instant>) -> Result<bool> {
-        loop {
-            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            // Rounded up: what is left of a millisecond is not to be spun away.
-            let timeout = left.map_or(PollTimeout::NONE, |left| {
-                let whole = left.saturating_add(Duration::from_nanos(999_999)).as_millis();
-                PollTimeout::try_from(whole).unwrap_or(PollTimeout::MAX)
-            });
-            let mut files = [PollFd::new(self.dm.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut files, timeout) {
-                Ok(0) if end.is_some_and(|end| Instant::now() >= end) => return Ok(false),
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(true),
-                Err(errno) => {
-                    let path = "/dev/mapper/control".into();
-                    return Err(Error::Io { action: "poll", path, source: errno.into() });
-                }
-            }
-        }
     }
 }
 

@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use super::guard::Watch;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, TransactionId};
 use crate::dm::{
-    DeviceMapper, DmFlags, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec, TargetType,
+    DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec,
+    TargetType,
 };
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
@@ -119,13 +120,18 @@ impl ThinPool {
 
     /// Usage and mode. Nothing is committed for it.
     pub fn status(&self) -> Result<PoolStatus> {
+        self.look().map(|(status, _)| status)
+    }
+
+    /// The status, and the device that gave it; its event number is from before the status.
+    pub(super) fn look(&self) -> Result<(PoolStatus, DeviceStatus)> {
         let (device, lines) = self.dm.table_status((&self.name).into(), DmFlags::NOFLUSH)?;
         let status: PoolStatus = self.only_line(&lines)?.text.parse()?;
         self.seen.store(seen(device.event_nr, status.mode().is_sound()), Ordering::Release);
         if let Some(guard) = &self.guard {
             guard.saw(&status, device.event_nr);
         }
-        Ok(status)
+        Ok((status, device))
     }
 
     fn only_line<'a>(&self, lines: &'a [TargetLine]) -> Result<&'a TargetLine> {

@@ -1,16 +1,24 @@
 //! What happens to a pool, as it happens.
+//!
+//! ```text
+//!        ┌─────────────────────────────────────────────────────────────────┐
+//!   arm ─┴→ status of the pool ──→ compare event numbers ──→ poll until ready ─┘
+//! ```
+//!
+//! Any device's event makes the poll ready; two ioctls, on the one pool, tell whether it was this pool's.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::discriminant;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::{PoolMode, PoolStatus, ThinPool};
 use crate::Result;
-use crate::dm::{DeviceEvent, DeviceEvents};
+use crate::dm::{DeviceMapper, DmUuid, EventNr, UdevPolicy};
 use crate::units::Blocks;
 
 /// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
@@ -18,7 +26,7 @@ use crate::units::Blocks;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PoolEvent {
-    /// Fewer data blocks are free than the low water mark.
+    /// No more data blocks are free than the low water mark: the next one raises the kernel's event, or has.
     LowWater {
         /// Those that are.
         free: Blocks,
@@ -67,12 +75,17 @@ impl fmt::Display for PoolEvent {
 #[derive(Debug)]
 pub struct PoolWatcher<'a> {
     pool: &'a ThinPool,
-    events: DeviceEvents,
+    /// With a control file of its own: what it arms, nobody else disarms.
+    dm: DeviceMapper,
+    /// Who the pool is: its name and its number can be given to another device.
+    uuid: Option<DmUuid>,
+    /// The event number that was last seen.
+    seen: Option<EventNr>,
     /// What holds, as far as it was told.
     told: Vec<PoolEvent>,
     pending: VecDeque<PoolEvent>,
-    /// Whether the status was read since the last event.
-    looked: bool,
+    /// Whether the file is armed and the status was read after that.
+    armed: bool,
     gone: bool,
 }
 
@@ -81,12 +94,19 @@ impl ThinPool {
     ///
     /// The kernel raises the low water mark's event once; only a reload, such as growing, arms it again.
     ///
+    /// The kernel wakes the watcher for every device of the machine. That costs two ioctls, however many devices
+    /// there are.
+    ///
     /// # Errors
-    /// [`Error::TooOld`](crate::Error::TooOld) before that.
+    /// [`Error::TooOld`](crate::Error::TooOld) before that; ENXIO if the pool is gone.
     pub fn watch(&self) -> Result<PoolWatcher<'_>> {
-        let events = self.device_mapper().events()?;
+        let shared = self.device_mapper();
+        let dm = DeviceMapper::with_kernel(Arc::clone(shared.kernel()), UdevPolicy::None)?;
+        // Refused now, not at the first look.
+        dm.arm_poll()?;
+        let uuid = shared.status(self.number().into())?.uuid;
         let (told, pending) = (Vec::new(), VecDeque::new());
-        Ok(PoolWatcher { pool: self, events, told, pending, looked: false, gone: false })
+        Ok(PoolWatcher { pool: self, dm, uuid, seen: None, told, pending, armed: false, gone: false })
     }
 }
 
@@ -107,19 +127,11 @@ impl PoolWatcher<'_> {
             if self.gone {
                 return Ok(None);
             }
-            if !self.looked {
-                self.look()?;
-                continue;
+            // After a failure there is no telling what the poll would miss: look first.
+            if self.armed && !self.dm.ready(end)? {
+                return Ok(None);
             }
-            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-            match self.events.next_within(left)? {
-                None => return Ok(None),
-                Some(DeviceEvent::Removed(device)) if device.number == self.pool.number() => self.leave(),
-                Some(DeviceEvent::Changed(device)) if device.number == self.pool.number() => {
-                    self.looked = false;
-                }
-                Some(_) => {}
-            }
+            self.look()?;
         }
     }
 
@@ -128,19 +140,32 @@ impl PoolWatcher<'_> {
         self.pending.push_back(PoolEvent::Removed);
     }
 
-    /// Read the status after an event; what holds now and did not before is news.
+    /// Arm, read the status, compare: whatever happens after the arming makes the poll ready, whatever happened
+    /// before it is in the status.
     fn look(&mut self) -> Result<()> {
-        let read = self.pool.status().and_then(|status| Ok((status, self.pool.table()?.0.low_water_mark)));
-        let (status, low_water_mark) = match read {
-            Err(error) if error.errno() == Some(Errno::ENXIO) => {
-                self.looked = true;
-                self.leave();
-                return Ok(());
+        self.armed = false;
+        self.dm.arm_poll()?;
+        let looked = self.pool.look().and_then(|(status, device)| {
+            let uuid = self.uuid.is_none_or(|uuid| device.uuid == Some(uuid));
+            let same = uuid && device.number == self.pool.number();
+            if same && self.seen != Some(device.event_nr) {
+                self.compare(&status)?;
+                self.seen = Some(device.event_nr);
             }
-            read => read?,
-        };
-        self.looked = true;
-        let holds = conditions(&status, low_water_mark);
+            Ok(same)
+        });
+        match looked {
+            Ok(true) => {}
+            Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
+            _ => self.leave(),
+        }
+        self.armed = true;
+        Ok(())
+    }
+
+    /// After an event: what holds now and did not before is news.
+    fn compare(&mut self, status: &PoolStatus) -> Result<()> {
+        let holds = conditions(status, self.pool.table()?.0.low_water_mark);
         let is_old = |event: &PoolEvent| self.told.iter().any(|old| discriminant(old) == discriminant(event));
         let mut news: Vec<_> = holds.iter().filter(|event| !is_old(event)).copied().collect();
         if news.is_empty() {
@@ -162,7 +187,8 @@ fn conditions(status: &PoolStatus, low_water_mark: Blocks) -> Vec<PoolEvent> {
     let (data, metadata) = (usage.free_data(), usage.free_metadata());
     let out_of_metadata = usage.mode == PoolMode::ReadOnly && metadata == Blocks(0);
     [
-        (data < low_water_mark, PoolEvent::LowWater { free: data }),
+        // The kernel raises the event before it takes the block.
+        (data <= low_water_mark, PoolEvent::LowWater { free: data }),
         (
             usage.metadata_low_water.is_some_and(|mark| metadata < mark),
             PoolEvent::LowMetadata { free: metadata },
@@ -196,7 +222,7 @@ impl Iterator for PoolWatcher<'_> {
 impl AsFd for PoolWatcher<'_> {
     /// Readable when there may be something new.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+        self.dm.as_fd()
     }
 }
 
@@ -212,6 +238,8 @@ mod tests {
         };
         let tail = "discard_passdown queue_if_no_space";
         assert_eq!(says(&format!("0 10/1024 0/512 - rw {tail} - 256")), "");
+        assert_eq!(says(&format!("0 10/1024 494/512 - rw {tail} - 256")), "");
+        assert_eq!(says(&format!("0 10/1024 495/512 - rw {tail} - 256")), "low on data: 17 blocks free");
         assert_eq!(says(&format!("0 10/1024 496/512 - rw {tail} - 256")), "low on data: 16 blocks free");
         assert_eq!(
             says(&format!("0 10/1024 512/512 - out_of_data_space {tail} - 256")),

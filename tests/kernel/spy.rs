@@ -21,11 +21,14 @@ pub struct Spy {
     pub without_loop: bool,
     /// Device-mapper ioctls so far.
     pub dm_ioctls: Mutex<Vec<&'static str>>,
+    /// Bytes that these carried, there and back.
+    pub dm_bytes: Mutex<u64>,
 }
 
 impl Default for Spy {
     fn default() -> Self {
-        Self { unknown: &[], errno: Errno::ENOTTY, without_loop: false, dm_ioctls: Mutex::default() }
+        let (dm_ioctls, dm_bytes) = Default::default();
+        Self { unknown: &[], errno: Errno::ENOTTY, without_loop: false, dm_ioctls, dm_bytes }
     }
 }
 
@@ -40,6 +43,11 @@ impl Spy {
     /// The device-mapper ioctls since this was last asked.
     pub fn ioctls(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.dm_ioctls.lock().unwrap())
+    }
+
+    /// How many bytes device-mapper ioctls carried since this was last asked.
+    pub fn bytes(&self) -> u64 {
+        std::mem::take(&mut self.dm_bytes.lock().unwrap())
     }
 
     /// The device-mapper ioctls of `work`.
@@ -65,7 +73,15 @@ impl Kernel for Spy {
         if self.unknown.contains(&request) {
             return Err(self.errno);
         }
-        RealKernel.ioctl(file, request, argument)
+        match argument {
+            Arg::Bytes(buffer) if request.device() == DeviceKind::MapperControl => {
+                let sent = data_size(buffer);
+                let answer = RealKernel.ioctl(file, request, Arg::Bytes(&mut *buffer));
+                *self.dm_bytes.lock().unwrap() += sent + data_size(buffer);
+                answer
+            }
+            argument => RealKernel.ioctl(file, request, argument),
+        }
     }
 
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
@@ -110,4 +126,9 @@ impl Kernel for Spy {
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         RealKernel.mount_table()
     }
+}
+
+/// The field of that name in `struct dm_ioctl`: what the kernel copies.
+fn data_size(buffer: &[u8]) -> u64 {
+    u64::from(u32::from_ne_bytes(buffer[12..16].try_into().unwrap()))
 }

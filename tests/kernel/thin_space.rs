@@ -55,6 +55,37 @@ fn errors_come_at_once_and_end_when_it_grows() {
 }
 
 #[test]
+fn a_wake_up_costs_the_same_among_many_devices() {
+    let bench = Bench::new();
+    let (kernel, mapper) = Spy::mapper();
+    let rig = Rig::with(&bench, mapper, Bytes::mib(16), Bytes::mib(4), PoolFeatures::default());
+    let volume = rig.volume(1, Bytes::mib(64));
+    let mut watcher = rig.pool().watch().unwrap();
+    nothing(&mut watcher);
+    let (plain, others) = (dm(), (0..100).map(|n| name(&format!("v-other-{n}"))).collect::<Vec<_>>());
+    let mut wake = |other| {
+        plain.create(other, None).unwrap();
+        kernel.ioctls();
+        kernel.bytes();
+        assert_eq!(watcher.next_within(Duration::ZERO).unwrap(), None);
+        (kernel.ioctls(), kernel.bytes())
+    };
+    let costs: Vec<_> = others.iter().map(&mut wake).collect();
+    println!("{:?}", costs[99]);
+    assert_eq!(costs[0].0, ["DM_DEV_ARM_POLL", "DM_TABLE_STATUS"]);
+    assert!(costs.iter().all(|cost| *cost == costs[0]), "{costs:?}");
+    // Its own event is seen among theirs, and so is its end.
+    write(&volume.path(), 0, 241, 1).unwrap();
+    plain.remove(&others[0]).unwrap();
+    assert_eq!(next(&mut watcher), PoolEvent::LowWater { free: Blocks(15) });
+    nothing(&mut watcher);
+    volume.deactivate().unwrap();
+    rig.pool().deactivate().unwrap();
+    plain.remove(&others[1]).unwrap();
+    assert_eq!(next(&mut watcher), PoolEvent::Removed);
+}
+
+#[test]
 fn a_waiting_writer_goes_on_when_it_grows() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(16), PoolFeatures::default());
