@@ -1,5 +1,7 @@
 //! A policy that extends a pool by itself, as LVM's autoextend does.
 
+use serde::Serialize;
+
 use super::{Backing, METADATA_BLOCK_SIZE, METADATA_MAX, PoolStatus, ThinPool};
 use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
@@ -16,7 +18,8 @@ pub struct ExtendRule {
 }
 
 /// What became of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Extension {
     /// It has no rule, or is below its threshold.
@@ -138,7 +141,7 @@ impl AutoExtend {
 }
 
 impl ExtendRule {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let invalid =
             |option, value: u8, reason| Error::InvalidOption { option, value: value.to_string(), reason };
         match *self {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use serde::Serialize;
 
 use super::{PoolMode, PoolStatus, ThinPool};
 use crate::Result;
@@ -23,7 +24,8 @@ use crate::units::Blocks;
 
 /// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
 /// ended and begun again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PoolEvent {
     /// No more data blocks are free than the low water mark: the next one raises the kernel's event, or has.

@@ -73,6 +73,7 @@ pub use options::{Filesystem, Options};
 pub use pool_source::PoolSource;
 pub use removal::{Reaper, RemoveOptions};
 pub use repair::Repair;
+pub use resize::PoolNews;
 pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 
@@ -96,6 +97,8 @@ pub struct SnapshotTree {
     transaction_id: Mutex<TransactionId>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
     slots: Mutex<HashMap<SnapshotId, Arc<Mutex<Slot>>>>,
+    /// Held by who makes the pool larger, or takes it down. Before any slot.
+    growing: Mutex<()>,
     closed: AtomicBool,
 }
 
@@ -126,6 +129,7 @@ impl SnapshotTree {
     /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
     /// though what could be deactivated is. After a close, everything else answers [`Error::Closed`].
     pub fn close(&self) -> Result<()> {
+        let _growing = self.growing();
         self.check_open()?;
         self.deactivate_all()?;
         self.reap_closed()?;

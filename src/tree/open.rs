@@ -94,6 +94,7 @@ impl SnapshotTree {
             pool,
             transaction_id: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
+            growing: Mutex::new(()),
             closed: AtomicBool::new(false),
         };
         match this.agree(activated) {

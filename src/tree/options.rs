@@ -11,7 +11,7 @@ use super::{InitLayer, PoolSource};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
-use crate::thin::{METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
+use crate::thin::{ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
 
@@ -54,6 +54,7 @@ pub struct Options {
     pub(super) deferred_removal: bool,
     pub(super) deferred_deletion: bool,
     pub(super) blkdiscard: Option<bool>,
+    pub(super) auto_extend: Option<ExtendRule>,
     pub(super) min_free_data: MinFree,
     pub(super) min_free_metadata: MinFree,
     pub(super) xfs_nospace_max_retries: Option<u32>,
@@ -87,6 +88,7 @@ impl Default for Options {
             deferred_removal: false,
             deferred_deletion: false,
             blkdiscard: None,
+            auto_extend: None,
             min_free_data: MinFree::Percent(10),
             min_free_metadata: MinFree::Percent(10),
             xfs_nospace_max_retries: None,
@@ -162,6 +164,14 @@ impl Options {
         /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
         /// activation. Default: on loop files, unless the pool keeps discards to itself.
         blkdiscard: bool => Some(blkdiscard);
+        /// When, by how much and how far the data file of a pool on loop files is made larger, and with the same
+        /// percentages the metadata file: never, if not set. It is done by [`open`](super::SnapshotTree::open), and by
+        /// whoever iterates over [`watch`](super::SnapshotTree::watch). No more is promised than the file system below
+        /// has left.
+        ///
+        /// The threshold is the pool's low water mark then, and the size that the tree was made with is no longer
+        /// demanded when it is opened.
+        auto_extend: ExtendRule => Some(auto_extend);
         /// Data space that must be free in the pool before a snapshot is made. Default 10 percent; 0 is none.
         ///
         /// See [`SpaceGuard`] for how little that costs, and what it may miss: a second of writes, or those before the
@@ -222,11 +232,31 @@ impl Options {
                 ));
             }
         }
+        self.check_extension()?;
         let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
         if let Some(size) = self.data_size.filter(|size| *size < block_size) {
             return Err(invalid("data size", size, "less than one block"));
         }
         Ok(())
+    }
+
+    fn check_extension(&self) -> Result<()> {
+        let Some(rule) = self.auto_extend else { return Ok(()) };
+        rule.check()?;
+        if self.pool_source.as_ref().is_some_and(|source| *source != PoolSource::LoopFiles) {
+            return Err(invalid("extension maximum", rule.maximum, "the pool is not on loop files"));
+        }
+        if self.data_size.is_some_and(|size| size > rule.maximum) {
+            return Err(invalid("extension maximum", rule.maximum, "less than the data size"));
+        }
+        match self.min_free_data {
+            MinFree::Percent(free) if rule.threshold.saturating_add(free) > 100 => {
+                let reason =
+                    "leaves less than must be free: snapshots are refused before the pool is extended";
+                Err(invalid("extension threshold", rule.threshold, reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The pool of a new tree.
@@ -291,7 +321,13 @@ impl Options {
         if let Some(asked) = self.pool_source.as_ref().filter(|asked| **asked != pool.source) {
             return Err(conflicting("pool", format!("{:?}", pool.source), format!("{asked:?}")));
         }
-        conflict("data size", self.data_size, pool.data_size)?;
+        if self.auto_extend.is_some() && pool.source != PoolSource::LoopFiles {
+            let asked = format!("{:?}", PoolSource::LoopFiles);
+            return Err(conflicting("pool", format!("{:?}", pool.source), asked));
+        }
+        // What extends itself is larger than it was made.
+        let extended = |asked: &Bytes| self.auto_extend.is_none() || *asked > pool.data_size;
+        conflict("data size", self.data_size.filter(extended), pool.data_size)?;
         conflict("metadata size", self.metadata_size, pool.metadata_size)?;
         conflict("block size", self.block_size, pool.block_size)?;
         conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;

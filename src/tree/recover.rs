@@ -23,6 +23,7 @@ impl SnapshotTree {
         self.sweep_ids()?;
         self.make_base()?;
         self.check_base()?;
+        self.extend()?;
         self.grow_base()
     }
 

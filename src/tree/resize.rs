@@ -1,11 +1,27 @@
 //! A larger pool, while it is in use.
 
+use std::sync::{MutexGuard, PoisonError};
+
+use serde::Serialize;
+
 use super::options::check_size;
 use super::{PoolSource, SnapshotTree};
 use crate::loopdev::LoopControl;
-use crate::thin::{Backing, LoopFile};
+use crate::thin::{AutoExtend, Backing, ExtendRule, Extension, LoopFile, METADATA_MAX, PoolEvent};
 use crate::units::Bytes;
 use crate::{Error, Result};
+
+/// Something that happened to a tree's pool, and what was done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PoolNews {
+    /// What happened.
+    pub event: PoolEvent,
+    /// What became of the data file.
+    pub data: Extension,
+    /// What became of the metadata file.
+    pub metadata: Extension,
+}
 
 impl SnapshotTree {
     /// Make the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
@@ -17,8 +33,9 @@ impl SnapshotTree {
     /// [`Error::InvalidOption`] for a size that no device has; [`Error::OptionConflict`] for one below what the
     /// pool has, and for a pool that is not on loop files. Whatever fails, what has grown stays grown.
     pub fn grow_pool(&self, size: Bytes) -> Result<()> {
-        self.check_open()?;
         check_size("data size", size)?;
+        let _growing = self.growing();
+        self.check_open()?;
         let (source, recorded, block_size) = self
             .store
             .read_state(|state| (state.pool.source.clone(), state.pool.data_size, state.pool.block_size));
@@ -31,11 +48,93 @@ impl SnapshotTree {
         if size < recorded {
             return Err(conflict("data size", recorded.to_string(), size.to_string()));
         }
-        let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-        let file = LoopFile::find(control, self.root.pool_dir().join("data"))?;
+        let file = self.pool_file("data")?;
         file.extend(size.sectors())?;
         self.pool.grow_data(Bytes(size.0 / block_size.0 * block_size.0).sectors())?;
-        // Opening takes the file as large as it is; what is recorded is the least that it may be.
+        self.record_data_size(size)?;
+        // The low water mark of a rule is a part of the size.
+        self.extend().map(drop)
+    }
+
+    /// Look once, and make the files of the pool larger if [`Options::auto_extend`](super::Options::auto_extend) says
+    /// so. What became of the data file is returned, and of the metadata file. Without such an option, neither
+    /// needs it.
+    ///
+    /// [`open`](Self::open) does this, and [`watch`](Self::watch) at every event. An exhausted one is worth another
+    /// try when the file system below has got more room.
+    ///
+    /// # Errors
+    /// As [`AutoExtend::apply`].
+    pub fn extend_pool(&self) -> Result<(Extension, Extension)> {
+        let _growing = self.growing();
+        self.check_open()?;
+        self.extend()
+    }
+
+    /// The events of the pool: as an iterator, that blocks until there is one, and ends with the
+    /// [`close`](Self::close) of the tree. Each is answered before it is told: the pool is
+    /// [extended](Self::extend_pool), as far as the options say so. That happens only while this is iterated, so give
+    /// it a thread:
+    ///
+    /// ```no_run
+    /// # fn run(tree: &dm_thin::tree::SnapshotTree) -> dm_thin::Result<()> {
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| -> dm_thin::Result<()> {
+    ///         for news in tree.watch()? {
+    ///             println!("{news:?}");
+    ///         }
+    ///         Ok(())
+    ///     });
+    ///     // … work with the tree …
+    ///     tree.close()
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// An error, such as a file system that is full, does not end it.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`] before device-mapper interface 4.37.
+    pub fn watch(&self) -> Result<impl Iterator<Item = Result<PoolNews>> + '_> {
+        self.check_open()?;
+        Ok(self.pool.watch()?.map(|event| {
+            let event = event?;
+            let (data, metadata) = match event {
+                PoolEvent::Removed => (Extension::NotNeeded, Extension::NotNeeded),
+                _ => self.extend_pool()?,
+            };
+            Ok(PoolNews { event, data, metadata })
+        }))
+    }
+
+    /// Nobody else makes the pool larger, or takes it down, as long as this is held.
+    pub(super) fn growing(&self) -> MutexGuard<'_, ()> {
+        self.growing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For who holds that.
+    pub(super) fn extend(&self) -> Result<(Extension, Extension)> {
+        let Some(rule) = self.options.auto_extend else {
+            return Ok((Extension::NotNeeded, Extension::NotNeeded));
+        };
+        let metadata = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
+        let policy = AutoExtend::new()
+            .data(rule, self.pool_file("data")?)?
+            .metadata(metadata, self.pool_file("metadata")?)?;
+        let done = policy.apply(&self.pool)?;
+        if let (Extension::To(size), _) = done {
+            self.record_data_size(size.bytes())?;
+        }
+        Ok(done)
+    }
+
+    fn pool_file(&self, name: &str) -> Result<LoopFile> {
+        let control = LoopControl::with_kernel(self.options.kernel.clone())?;
+        LoopFile::find(control, self.root.pool_dir().join(name))
+    }
+
+    /// Opening takes the file as large as it is; what is recorded is the least that it may be.
+    fn record_data_size(&self, size: Bytes) -> Result<()> {
         self.store.set_data_size(size);
         self.checkpoint()
     }

@@ -121,7 +121,7 @@ fn reason(key: &str) -> &'static str {
             "divides a volume group of LVM, which is not used; PoolSource::Device sizes the metadata by rule"
         }
         "dm.thinp_autoextend_threshold" | "dm.thinp_autoextend_percent" => {
-            "configures LVM, which is not used; see the pool watcher and its policy in dm_thin::thin"
+            "configures LVM, which is not used; see Options::auto_extend"
         }
         "dm.libdm_log_level" => "libdevmapper is not used; errors say what its log would",
         _ => "unknown option",
@@ -242,8 +242,8 @@ mod tests {
             ("dm.directlvm_device_force=true", "dm.thinpooldev"),
             ("dm.thinp_percent=95", "LVM"),
             ("dm.thinp_metapercent=1", "LVM"),
-            ("dm.thinp_autoextend_threshold=80", "watcher"),
-            ("dm.thinp_autoextend_percent=20", "watcher"),
+            ("dm.thinp_autoextend_threshold=80", "auto_extend"),
+            ("dm.thinp_autoextend_percent=20", "auto_extend"),
             ("dm.libdm_log_level=3", "libdevmapper"),
             ("dm.fs=btrfs", "neither ext4 nor xfs"),
             ("dm.basesize=much", "not a size"),

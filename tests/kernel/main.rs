@@ -27,4 +27,5 @@ mod thin_split;
 mod thin_volume;
 mod threads;
 mod tree;
+mod tree_space;
 mod trouble;

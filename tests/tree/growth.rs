@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
+use dm_thin::Error;
 use dm_thin::loopdev::LoopControl;
-use dm_thin::thin::{Backing, LoopFile};
-use dm_thin::tree::Parent;
-use dm_thin::units::Bytes;
+use dm_thin::thin::{Backing, ExtendRule, Extension, LoopFile, MinFree};
+use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::units::{Blocks, Bytes};
 
-use crate::rig::Rig;
+use crate::rig::{Rig, crash_everywhere_with};
+
+fn total(tree: &SnapshotTree) -> Bytes {
+    tree.status().unwrap().data.unwrap().total
+}
 
 #[test]
 fn a_grown_pool_stays_grown() {
@@ -19,11 +24,85 @@ fn a_grown_pool_stays_grown() {
     LoopFile::find(control, rig.root().join("pool/data")).unwrap().extend(size).unwrap();
     tree.pool().grow_data(size).unwrap();
     drop(tree);
-    let total = |rig: &Rig| rig.tree().status().unwrap().data.unwrap().total;
-    assert_eq!(total(&rig), Bytes::mib(128));
+    assert_eq!(total(&rig.tree()), Bytes::mib(128));
     rig.kernel = Arc::new(rig.kernel.power_cut());
-    assert_eq!(total(&rig), Bytes::mib(128));
+    assert_eq!(total(&rig.tree()), Bytes::mib(128));
     let tree = rig.tree();
     assert!(tree.contains("a"));
+    tree.close().unwrap();
+}
+
+const RULE: ExtendRule = ExtendRule { threshold: 50, step: 50, maximum: Bytes::mib(128) };
+
+/// A snapshot with so many blocks written, in a pool of 1024.
+fn fill(rig: &Rig, tree: &SnapshotTree, blocks: u64) {
+    tree.add("full", Parent::Base).unwrap();
+    let device = tree.activate("full").unwrap();
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 0..blocks).unwrap();
+}
+
+#[test]
+fn it_extends_itself_up_to_the_maximum() {
+    let rig = Rig::new();
+    let options = || rig.options().base_size(Bytes::mib(128));
+    let extending = || options().auto_extend(RULE);
+    let tree = rig.open(options()).unwrap();
+    fill(&rig, &tree, 600);
+    let not_needed = (Extension::NotNeeded, Extension::NotNeeded);
+    assert_eq!(tree.extend_pool().unwrap(), not_needed, "nobody asked for it");
+    drop(tree);
+    let tree = rig.open(extending()).unwrap();
+    assert_eq!(total(&tree), Bytes::mib(96));
+    assert_eq!(tree.pool().table().unwrap().0.low_water_mark, Blocks(768));
+    assert_eq!(tree.extend_pool().unwrap(), not_needed);
+    let device = tree.activate("full").unwrap();
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 600..1100).unwrap();
+    let to = Extension::To(Bytes::mib(128).sectors());
+    assert_eq!(tree.extend_pool().unwrap(), (to, Extension::NotNeeded));
+    assert_eq!(tree.extend_pool().unwrap().0, Extension::Exhausted);
+    // Opened as before, it is as large as it has become; who wants it to be smaller is refused.
+    drop(tree);
+    let error = rig.open(options()).unwrap_err();
+    assert!(matches!(error, Error::OptionConflict { option: "data size", .. }), "{error}");
+    let tree = rig.open(extending()).unwrap();
+    assert_eq!(total(&tree), Bytes::mib(128));
+    tree.deactivate("full").unwrap();
+    tree.close().unwrap();
+    assert!(matches!(tree.extend_pool(), Err(Error::Closed)));
+}
+
+#[test]
+fn a_crash_while_it_grows() {
+    let extending = |options: Options| options.base_size(Bytes::mib(128)).auto_extend(RULE);
+    let work = |tree: &SnapshotTree| tree.extend_pool().map(drop);
+    crash_everywhere_with(
+        extending,
+        |rig, tree| {
+            fill(rig, tree, 600);
+            // A message commits what was written.
+            tree.add("other", Parent::Base).unwrap();
+        },
+        work,
+        |_, tree| {
+            assert!(tree.contains("full"));
+            assert_eq!(total(tree), Bytes::mib(96));
+            assert_eq!(tree.check().unwrap(), []);
+        },
+    );
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_refused() {
+    let rig = Rig::new();
+    let said = |rule, options: Options| rig.open(options.auto_extend(rule)).unwrap_err().to_string();
+    let threshold = |threshold| ExtendRule { threshold, ..RULE };
+    assert!(said(threshold(0), rig.options()).contains("not from 1 to 99 percent"));
+    assert!(said(threshold(91), rig.options()).contains("leaves less than must be free"));
+    let small = ExtendRule { maximum: Bytes::mib(63), ..RULE };
+    assert!(said(small, rig.options()).contains("less than the data size"));
+    let devices = PoolSource::Devices { data: "/dev/a".into(), metadata: "/dev/b".into() };
+    let options = Options::new().kernel(rig.kernel.clone()).pool_source(devices);
+    assert!(said(RULE, options).contains("not on loop files"));
+    let tree = rig.open(rig.options().min_free_data(MinFree::Percent(0)).auto_extend(threshold(91))).unwrap();
     tree.close().unwrap();
 }

@@ -56,11 +56,21 @@ pub(crate) fn crash_everywhere(
     work: impl Fn(&SnapshotTree) -> Result<()>,
     look: impl Fn(&Rig, &SnapshotTree),
 ) {
+    crash_everywhere_with(|options| options, |_, tree| prepare(tree), work, look);
+}
+
+/// The same with other options.
+pub(crate) fn crash_everywhere_with(
+    options: impl Fn(Options) -> Options,
+    prepare: impl Fn(&Rig, &SnapshotTree),
+    work: impl Fn(&SnapshotTree) -> Result<()>,
+    look: impl Fn(&Rig, &SnapshotTree),
+) {
     for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
         for n in 1.. {
             let mut rig = Rig::new();
-            let tree = rig.tree();
-            prepare(&tree);
+            let tree = rig.open(options(rig.options())).unwrap();
+            prepare(&rig, &tree);
             rig.kernel.unwind_at_cut(true);
             if answer_lost {
                 rig.kernel.cut_after(n)
@@ -81,7 +91,7 @@ pub(crate) fn crash_everywhere(
             } else {
                 rig.kernel.heal();
             }
-            let tree = rig.tree();
+            let tree = rig.open(options(rig.options())).unwrap();
             look(&rig, &tree);
             for snapshot in tree.list() {
                 tree.deactivate(snapshot.id.as_str()).unwrap();

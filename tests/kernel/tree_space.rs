@@ -1,0 +1,74 @@
+//! A tree whose pool runs low, and grows by itself.
+
+use std::thread;
+
+use dm_thin::Error;
+use dm_thin::thin::{ExtendRule, Extension, PoolEvent};
+use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
+
+use crate::bench::Bench;
+use crate::rig::{drop_caches, holds, write};
+
+/// 64 MiB of data, under snapshots of 512 MiB.
+fn tiny() -> Options {
+    let options = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(2));
+    options.base_size(Bytes::mib(512)).filesystem(Filesystem::None)
+}
+
+fn total(tree: &SnapshotTree) -> Bytes {
+    tree.status().unwrap().data.unwrap().total
+}
+
+#[test]
+fn it_grows_while_a_snapshot_is_filled_up_to_the_maximum() {
+    let bench = Bench::new();
+    let rule = ExtendRule { threshold: 50, step: 50, maximum: Bytes::mib(192) };
+    let options = || tiny().auto_extend(rule);
+    let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let news = thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let news = tree.watch().unwrap().map(Result::unwrap);
+            news.inspect(|news| println!("{news:?}")).collect::<Vec<_>>()
+        });
+        // In steps: a pool that fills up in the very moment in which it is suspended would wait for 60 s.
+        (0..180).for_each(|mib| write(&device, mib << 4, 16, 7).unwrap());
+        drop_caches();
+        assert!(holds(&device, 0, 180 << 4, 7));
+        // More is not to be had: 12 MiB are free, a tenth of 192 has to be.
+        assert_eq!(tree.extend_pool().unwrap(), (Extension::Exhausted, Extension::NotNeeded));
+        let error = tree.add("b", Parent::Snapshot("a")).unwrap_err();
+        assert!(matches!(error, Error::LowSpace { what: "data", .. }), "{error}");
+        assert_eq!(total(&tree), rule.maximum);
+        tree.deactivate("a").unwrap();
+        tree.close().unwrap();
+        watcher.join().unwrap()
+    });
+    let grown = news.iter().filter(|news| matches!(news.data, Extension::To(_))).count();
+    assert!(grown >= 2, "{news:?}");
+    assert!(news.iter().any(|news| news.data == Extension::Exhausted), "{news:?}");
+    assert_eq!(news.last().unwrap().event, PoolEvent::Removed);
+    drop(tree);
+    // With the options that it was made with.
+    let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+    assert_eq!(total(&tree), rule.maximum);
+    assert!(holds(&tree.activate("a").unwrap(), 0, 180 << 4, 7));
+    assert_eq!(tree.check().unwrap(), []);
+    tree.remove("a").unwrap();
+    tree.add("b", Parent::Base).unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_grown_pool_keeps_the_threshold() {
+    let bench = Bench::new();
+    let rule = ExtendRule { threshold: 75, step: 50, maximum: Bytes::gib(1) };
+    let tree = SnapshotTree::open(bench.root(), tiny().auto_extend(rule)).unwrap();
+    let mark = |tree: &SnapshotTree| tree.pool().table().unwrap().0.low_water_mark.0;
+    assert_eq!(mark(&tree), 256);
+    tree.grow_pool(Bytes::mib(512)).unwrap();
+    assert_eq!((mark(&tree), total(&tree)), (2048, Bytes::mib(512)));
+    tree.close().unwrap();
+}
