@@ -32,7 +32,8 @@ pub enum Filesystem {
 /// Options of a [`SnapshotTree`](super::SnapshotTree).
 ///
 /// What is not set takes its default when the tree is made, and what the tree was made with when it is
-/// opened again. Of an existing tree, a value that it does not have is refused.
+/// opened again. Of an existing tree, a value that it does not have is refused, except for larger sizes of the data and
+/// of the base: it grows.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
@@ -126,7 +127,8 @@ impl Options {
         /// Take the device of [`PoolSource::Device`] whatever it carries, when the tree is made. What it carries is
         /// lost. Default false.
         force_device: bool => force_device;
-        /// Size of the sparse data file. Default 100 GiB.
+        /// Size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large; a smaller size is
+        /// refused.
         data_size: Bytes => Some(data_size);
         /// Size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB.
         metadata_size: Bytes => Some(metadata_size);
@@ -326,8 +328,9 @@ impl Options {
             return Err(conflicting("pool", format!("{:?}", pool.source), asked));
         }
         // What extends itself is larger than it was made.
-        let extended = |asked: &Bytes| self.auto_extend.is_none() || *asked > pool.data_size;
-        conflict("data size", self.data_size.filter(extended), pool.data_size)?;
+        if self.auto_extend.is_none() && self.data_size.is_some_and(|asked| asked < pool.data_size) {
+            conflict("data size", self.data_size, pool.data_size)?;
+        }
         conflict("metadata size", self.metadata_size, pool.metadata_size)?;
         conflict("block size", self.block_size, pool.block_size)?;
         conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
@@ -348,6 +351,11 @@ impl Options {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The data size that the pool of an existing tree should grow to.
+    pub(super) fn wanted_data_size(&self, state: &State) -> Option<Bytes> {
+        self.data_size.filter(|asked| *asked > state.pool.data_size)
     }
 
     /// The base size that an existing tree should grow to.

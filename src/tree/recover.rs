@@ -23,7 +23,10 @@ impl SnapshotTree {
         self.sweep_ids()?;
         self.make_base()?;
         self.check_base()?;
-        self.extend()?;
+        match self.store.read_state(|state| self.options.wanted_data_size(state)) {
+            Some(size) => self.grow_pool(size)?,
+            None => self.extend_pool().map(drop)?,
+        }
         self.grow_base()
     }
 

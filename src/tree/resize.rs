@@ -25,6 +25,7 @@ pub struct PoolNews {
 
 impl SnapshotTree {
     /// Make the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
+    /// Opening the tree with a larger [`Options::data_size`](super::Options::data_size) does the same.
     ///
     /// A pool on devices grows with them: [`ThinPool::grow_data`](crate::thin::ThinPool::grow_data), through
     /// [`pool`](Self::pool).
@@ -113,7 +114,7 @@ impl SnapshotTree {
     }
 
     /// For who holds that.
-    pub(super) fn extend(&self) -> Result<(Extension, Extension)> {
+    fn extend(&self) -> Result<(Extension, Extension)> {
         let Some(rule) = self.options.auto_extend else {
             return Ok((Extension::NotNeeded, Extension::NotNeeded));
         };

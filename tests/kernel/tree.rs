@@ -282,6 +282,11 @@ fn the_pool_grows_while_a_snapshot_is_mounted() {
     let tree = SnapshotTree::open(bench.root(), Options::new()).unwrap();
     assert_eq!(blocks(&tree), 32_768);
     assert_eq!(text(&bench, &tree, "image"), "kept");
+    // More of it is.
+    drop(tree);
+    let tree = SnapshotTree::open(bench.root(), small().data_size(Bytes::gib(3))).unwrap();
+    assert_eq!(blocks(&tree), 49_152);
+    assert_eq!(text(&bench, &tree, "image"), "kept");
     remove_all(&tree);
 }
 

@@ -276,7 +276,7 @@ fn what_the_tree_was_made_with_stays() {
     for (options, option) in [
         (Options::new().base_size(Bytes::mib(32)), "base size"),
         (Options::new().block_size(Bytes::kib(128)), "block size"),
-        (Options::new().data_size(Bytes::gib(2)), "data size"),
+        (Options::new().data_size(Bytes::mib(512)), "data size"),
         (Options::new().filesystem(Filesystem::Xfs), "file system"),
         (Options::new().low_water_mark(Blocks(1)), "low water mark"),
     ] {

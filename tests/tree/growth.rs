@@ -32,6 +32,36 @@ fn a_grown_pool_stays_grown() {
     tree.close().unwrap();
 }
 
+#[test]
+fn a_larger_size_is_taken_over_by_open_and_a_smaller_one_refused() {
+    let rig = Rig::new();
+    rig.tree().add("a", Parent::Base).unwrap();
+    let larger = || rig.options().data_size(Bytes::mib(96));
+    for _ in 0..2 {
+        let tree = rig.open(larger()).unwrap();
+        assert_eq!(total(&tree), Bytes::mib(96));
+        assert!(tree.contains("a"));
+    }
+    let error = rig.open(rig.options()).unwrap_err();
+    let sizes = "the tree has 100663296 bytes, 67108864 bytes was asked for";
+    assert!(error.to_string().contains(sizes), "{error}");
+    assert_eq!(total(&rig.open(Options::new().kernel(rig.kernel.clone())).unwrap()), Bytes::mib(96));
+    rig.open(larger()).unwrap().close().unwrap();
+}
+
+#[test]
+fn a_crash_of_the_open_that_grows() {
+    crash_everywhere_with(
+        |options, again| if again { options.data_size(Bytes::mib(96)) } else { options },
+        |_, tree| tree.add("a", Parent::Base).unwrap(),
+        |tree| tree.grow_pool(Bytes::mib(96)),
+        |_, tree| {
+            assert!(tree.contains("a"));
+            assert_eq!((total(tree), tree.check().unwrap()), (Bytes::mib(96), vec![]));
+        },
+    );
+}
+
 const RULE: ExtendRule = ExtendRule { threshold: 50, step: 50, maximum: Bytes::mib(128) };
 
 /// A snapshot with so many blocks written, in a pool of 1024.
@@ -73,7 +103,7 @@ fn it_extends_itself_up_to_the_maximum() {
 
 #[test]
 fn a_crash_while_it_grows() {
-    let extending = |options: Options| options.base_size(Bytes::mib(128)).auto_extend(RULE);
+    let extending = |options: Options, _| options.base_size(Bytes::mib(128)).auto_extend(RULE);
     let work = |tree: &SnapshotTree| tree.extend_pool().map(drop);
     crash_everywhere_with(
         extending,

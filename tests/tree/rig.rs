@@ -56,12 +56,12 @@ pub(crate) fn crash_everywhere(
     work: impl Fn(&SnapshotTree) -> Result<()>,
     look: impl Fn(&Rig, &SnapshotTree),
 ) {
-    crash_everywhere_with(|options| options, |_, tree| prepare(tree), work, look);
+    crash_everywhere_with(|options, _| options, |_, tree| prepare(tree), work, look);
 }
 
-/// The same with other options.
+/// The same with other options, for the first time and again after the crash.
 pub(crate) fn crash_everywhere_with(
-    options: impl Fn(Options) -> Options,
+    options: impl Fn(Options, bool) -> Options,
     prepare: impl Fn(&Rig, &SnapshotTree),
     work: impl Fn(&SnapshotTree) -> Result<()>,
     look: impl Fn(&Rig, &SnapshotTree),
@@ -69,7 +69,7 @@ pub(crate) fn crash_everywhere_with(
     for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
         for n in 1.. {
             let mut rig = Rig::new();
-            let tree = rig.open(options(rig.options())).unwrap();
+            let tree = rig.open(options(rig.options(), false)).unwrap();
             prepare(&rig, &tree);
             rig.kernel.unwind_at_cut(true);
             if answer_lost {
@@ -91,7 +91,7 @@ pub(crate) fn crash_everywhere_with(
             } else {
                 rig.kernel.heal();
             }
-            let tree = rig.open(options(rig.options())).unwrap();
+            let tree = rig.open(options(rig.options(), true)).unwrap();
             look(&rig, &tree);
             for snapshot in tree.list() {
                 tree.deactivate(snapshot.id.as_str()).unwrap();
