@@ -1,10 +1,12 @@
 //! `thin_check` and `thin_repair` of the package thin-provisioning-tools, for pools that are not active.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::TransactionId;
+use super::{METADATA_BLOCK_SIZE, TransactionId};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
@@ -24,6 +26,43 @@ pub fn thin_check(metadata: &Path) -> Result<()> {
 /// As [`thin_check`].
 pub fn clear_needs_check(metadata: &Path) -> Result<()> {
     run("thin_check", metadata, &["--clear-needs-check-flag".as_ref(), metadata.as_ref()])
+}
+
+/// Whether a pool's metadata is checked before the pool is activated. That reads all of the metadata in use; the kernel
+/// by itself notices damage only where it comes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CheckPolicy {
+    /// It is not.
+    #[default]
+    Never,
+    /// It is where `thin_check` is installed.
+    IfPresent,
+    /// It is, and without `thin_check` nothing is activated.
+    Required,
+}
+
+impl CheckPolicy {
+    /// [`thin_check`] as far as this asks for it. Metadata that begins with 4 KiB of zeroes passes: the kernel will
+    /// format it. Nothing is written.
+    ///
+    /// # Errors
+    /// As [`thin_check`].
+    pub fn check(self, metadata: &Path) -> Result<()> {
+        if self == Self::Never || is_blank(metadata)? {
+            return Ok(());
+        }
+        match thin_check(metadata) {
+            Err(Error::ToolMissing { .. }) if self == Self::IfPresent => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn is_blank(metadata: &Path) -> Result<bool> {
+    let mut first = Vec::new();
+    let file = File::open(metadata).map_err(Error::io("open", metadata))?;
+    file.take(METADATA_BLOCK_SIZE.0).read_to_end(&mut first).map_err(Error::io("read", metadata))?;
+    Ok(first.iter().all(|&byte| byte == 0))
 }
 
 /// What only the superblock tells, for a repair where that is lost.

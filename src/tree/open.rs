@@ -28,7 +28,8 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
     /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::GenerationMismatch`] for
-    /// what is wrong at `root`; [`Error::InvalidOption`], [`Error::OptionConflict`]. After an error everything is as
+    /// what is wrong at `root`; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
+    /// found, if [`Options::check_metadata`] asks for it. After an error everything is as
     /// it was before: nothing is attached, active or mounted, and no file is made.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         options.check()?;

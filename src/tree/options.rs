@@ -11,6 +11,7 @@ use super::{InitLayer, PoolSource};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
+use crate::thin::tools::CheckPolicy;
 use crate::thin::{ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
@@ -55,6 +56,7 @@ pub struct Options {
     pub(super) deferred_removal: bool,
     pub(super) deferred_deletion: bool,
     pub(super) blkdiscard: Option<bool>,
+    pub(super) check_metadata: CheckPolicy,
     pub(super) auto_extend: Option<ExtendRule>,
     pub(super) min_free_data: MinFree,
     pub(super) min_free_metadata: MinFree,
@@ -89,6 +91,7 @@ impl Default for Options {
             deferred_removal: false,
             deferred_deletion: false,
             blkdiscard: None,
+            check_metadata: CheckPolicy::Never,
             auto_extend: None,
             min_free_data: MinFree::Percent(10),
             min_free_metadata: MinFree::Percent(10),
@@ -166,6 +169,9 @@ impl Options {
         /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
         /// activation. Default: on loop files, unless the pool keeps discards to itself.
         blkdiscard: bool => Some(blkdiscard);
+        /// Whether the pool's metadata is checked by `thin_check` before [`open`](super::SnapshotTree::open) activates
+        /// the pool. Default never. A pool that is active already is taken as it is.
+        check_metadata: CheckPolicy => check_metadata;
         /// When, by how much and how far the data file of a pool on loop files is made larger, and with the same
         /// percentages the metadata file: never, if not set. It is done by [`open`](super::SnapshotTree::open), and by
         /// whoever iterates over [`watch`](super::SnapshotTree::watch). No more is promised than the file system below

@@ -114,6 +114,7 @@ pub(super) fn activate(
             Ok(device)
         };
         let (metadata, data) = (open(metadata, pool.metadata_size)?, open(data, pool.data_size)?);
+        options.check_metadata.check(&metadata.path)?;
         let table = table(pool, metadata.number, data.number);
         return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size, pool));
     }
@@ -122,13 +123,17 @@ pub(super) fn activate(
         let PoolTable { metadata, data, .. } = device.activate(name)?;
         let table = table(pool, metadata, data);
         let size = whole_blocks(device.label().size(Part::Data).bytes(), pool);
-        return ThinPool::create(dm.clone(), name, uuid, &table, size).inspect_err(|_| {
-            let _ = device.deactivate(name);
-        });
+        let checked = options.check_metadata.check(&super::status::node(metadata));
+        return checked.and_then(|()| ThinPool::create(dm.clone(), name, uuid, &table, size)).inspect_err(
+            |_| {
+                let _ = device.deactivate(name);
+            },
+        );
     }
     let control = LoopControl::with_kernel(options.kernel.clone())?;
     let metadata = attach(&control, &dir.join("metadata"), pool.metadata_size, options.direct_io)?;
     let data = attach(&control, &dir.join("data"), pool.data_size, options.direct_io)?;
+    options.check_metadata.check(&dir.join("metadata"))?;
     let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
     ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size()?, pool))

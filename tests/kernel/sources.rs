@@ -6,6 +6,7 @@ use std::path::Path;
 
 use dm_thin::Error;
 use dm_thin::dm::DmName;
+use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::thin::{Message, ThinId, ThinPool, TransactionId};
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
@@ -26,6 +27,27 @@ fn wipe() {
     }
 }
 
+/// Damaged metadata, at `start` of the device, is found before the pool is active, and left as it is.
+fn refuses_damage(bench: &Bench, device: &str, start: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(device).unwrap();
+    let mut good = vec![0; 2 << 20];
+    file.read_exact_at(&mut good, start).unwrap();
+    let mut bad = good.clone();
+    // All but the superblock.
+    bad.chunks_mut(4096).skip(1).for_each(|block| block[1000] ^= 1);
+    let put = |bytes: &[u8]| file.write_all_at(bytes, start).and_then(|()| file.sync_all()).unwrap();
+    put(&bad);
+    let checked = || SnapshotTree::open(bench.root(), Options::new().check_metadata(CheckPolicy::Required));
+    let error = checked().unwrap_err();
+    assert!(matches!(error, Error::Tool { program: "thin_check", .. }), "{error}");
+    bench.audit();
+    let mut found = vec![0; 2 << 20];
+    file.read_exact_at(&mut found, start).unwrap();
+    assert!(found == bad, "not touched");
+    put(&good);
+    checked().unwrap().close().unwrap();
+}
+
 #[test]
 fn two_devices_hold_a_pool() {
     let bench = Bench::new();
@@ -39,6 +61,7 @@ fn two_devices_hold_a_pool() {
     drop(tree);
     bench.audit();
     assert!(!bench.root().join("pool").exists());
+    refuses_damage(&bench, METADATA, 0);
     // The devices need not be named again.
     let tree = SnapshotTree::open(bench.root(), Options::new()).unwrap();
     tree.mount("image", bench.path().join("target")).unwrap();
@@ -101,6 +124,7 @@ fn one_device_is_split() {
     tree.close().unwrap();
     drop(tree);
     bench.audit();
+    refuses_damage(&bench, DATA, 1 << 20);
     // Another tree does not get it, unless it says so.
     let other = bench.path().join("other");
     let error = SnapshotTree::open(&other, options()).unwrap_err();

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::time::Duration;
 
+use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::thin::{Origin, PoolEvent, PoolFeatures, PoolMode, TransactionId, tools};
+use dm_thin::tree::{Parent, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
 
-use crate::bench::{Bench, dm};
+use crate::bench::{Bench, dm, small};
 use crate::rig::{BLOCK, Disk, Rig, holds, id, write};
 use crate::spy::Spy;
 
@@ -201,23 +203,64 @@ fn damaged_metadata_is_repaired_into_a_spare() {
     drop(damaged);
 }
 
-#[test]
-fn a_tool_that_is_not_installed_is_named() {
-    let bench = Bench::new();
-    // In this system thin_check is in PATH or in /usr/sbin: nothing is found where both are empty.
+/// In this system it is in PATH or in /usr/sbin: nothing is found where these are covered.
+fn without<T>(tool: &str, work: impl FnOnce() -> T) -> T {
     use dm_thin::abi::mount::MountFlags;
     use dm_thin::kernel::{Kernel, RealKernel};
     let bind = MountFlags::from_bits_retain(4096);
     let paths: std::collections::BTreeSet<_> = std::env::split_paths(&std::env::var_os("PATH").unwrap())
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .filter_map(|directory| directory.join("thin_check").canonicalize().ok())
+        .filter_map(|directory| directory.join(tool).canonicalize().ok())
         .collect();
     let null = std::path::Path::new("/dev/null");
     paths.iter().for_each(|path| RealKernel.mount(Some(null), path, None, bind, "").unwrap());
-    let error = tools::thin_check(&bench.path().join("metadata"));
+    let result = work();
     paths.iter().for_each(|path| RealKernel.unmount(path, Default::default()).unwrap());
+    result
+}
+
+#[test]
+fn a_tool_that_is_not_installed_is_named() {
+    let bench = Bench::new();
+    let error = without("thin_check", || tools::thin_check(&bench.path().join("metadata")));
     assert_eq!(
         error.unwrap_err().to_string(),
         "thin_check is not installed (package thin-provisioning-tools)"
     );
+}
+
+#[test]
+fn a_tree_checks_its_metadata_before_it_activates_the_pool() {
+    let bench = Bench::new();
+    let path = bench.root().join("pool/metadata");
+    let open = |policy| SnapshotTree::open(bench.root(), small().check_metadata(policy));
+    // New metadata is blank, and passes.
+    let tree = open(CheckPolicy::Required).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    // What is active is taken as it is.
+    drop(tree);
+    without("thin_check", || open(CheckPolicy::Required)).unwrap().close().unwrap();
+    let missing = without("thin_check", || open(CheckPolicy::Required)).unwrap_err();
+    assert!(matches!(missing, Error::ToolMissing { program: "thin_check", .. }), "{missing}");
+    without("thin_check", || open(CheckPolicy::IfPresent)).unwrap().close().unwrap();
+    open(CheckPolicy::IfPresent).unwrap().close().unwrap();
+
+    // Everything but the superblock, where the kernel would not look yet.
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    for block in bad.chunks_mut(4096).skip(1).filter(|block| block.iter().any(|&byte| byte != 0)) {
+        block[1000] ^= 1;
+    }
+    std::fs::write(&path, &bad).unwrap();
+    for policy in [CheckPolicy::Required, CheckPolicy::IfPresent] {
+        let error = open(policy).unwrap_err();
+        println!("{error}");
+        assert!(matches!(&error, Error::Tool { program: "thin_check", .. }), "{error}");
+        bench.audit();
+        assert!(std::fs::read(&path).unwrap() == bad, "not touched");
+    }
+    std::fs::write(&path, &good).unwrap();
+    let tree = open(CheckPolicy::Required).unwrap();
+    tree.remove("a").unwrap();
+    tree.close().unwrap();
 }
