@@ -220,6 +220,15 @@ pub enum Error {
         needed: Bytes,
     },
 
+    /// The pool's one metadata snapshot is held: by a program that reads it, or left by one that was killed.
+    #[error(
+        "the metadata snapshot of pool {pool} is held; if nobody reads it any more, release_metadata_snap lets go of it"
+    )]
+    MetadataSnapHeld {
+        /// The pool's name.
+        pool: String,
+    },
+
     /// A device that is to be labelled carries something already.
     #[error("{device} carries {found}; it is taken only by force", device = device.display())]
     DeviceInUse {
@@ -447,6 +456,7 @@ impl Error {
             Self::Mount(error) => Some(error.errno),
             Self::Open { errno, .. } | Self::NoDeviceMapper { errno, .. } => Some(*errno),
             Self::NotPermitted { .. } => Some(Errno::EPERM),
+            Self::MetadataSnapHeld { .. } => Some(Errno::EBUSY),
             Self::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
             _ => None,
         }

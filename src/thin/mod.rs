@@ -5,6 +5,7 @@
 mod activate;
 mod backing;
 mod change;
+mod contents;
 mod extend;
 mod guard;
 mod message;
@@ -19,6 +20,7 @@ mod watch;
 
 pub use activate::ActivateOptions;
 pub use backing::{Backing, Below, LoopFile};
+pub use contents::ThinUsage;
 pub use extend::{AutoExtend, ExtendRule, Extension};
 pub use guard::{MinFree, SpaceGuard};
 pub use message::{Message, ThinId, TransactionId};

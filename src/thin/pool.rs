@@ -1,7 +1,7 @@
 //! An active thin pool.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
@@ -47,6 +47,8 @@ pub struct ThinPool {
     /// word, so that the two are never of different times.
     seen: AtomicU64,
     pub(super) guard: Option<Watch>,
+    /// There is one metadata snapshot.
+    pub(super) holding: Mutex<()>,
 }
 
 impl ThinPool {
@@ -91,7 +93,8 @@ impl ThinPool {
     }
 
     fn look_at(dm: Arc<DeviceMapper>, name: &DmName, number: DeviceNumber) -> Result<Self> {
-        let pool = Self { dm, name: *name, number, seen: AtomicU64::new(0), guard: None };
+        let pool =
+            Self { dm, name: *name, number, seen: AtomicU64::new(0), guard: None, holding: Mutex::new(()) };
         pool.status()?;
         Ok(pool)
     }
@@ -184,12 +187,15 @@ impl ThinPool {
     /// tells where.
     ///
     /// # Errors
-    /// EBUSY if one is held already ([`Error::is_busy`]).
+    /// [`Error::MetadataSnapHeld`] if one is held already.
     pub fn reserve_metadata_snap(&self) -> Result<()> {
-        self.message(Message::ReserveMetadataSnap)
+        self.message(Message::ReserveMetadataSnap).map_err(|error| match error.errno() {
+            Some(Errno::EBUSY) => Error::MetadataSnapHeld { pool: self.name.to_string() },
+            _ => error,
+        })
     }
 
-    /// Let go of that.
+    /// Let go of that, whoever holds it: a program that still reads there reads what comes later in its place.
     ///
     /// # Errors
     /// EINVAL if none is held.

@@ -1,4 +1,6 @@
 //! `thin_check` and `thin_repair` of the package thin-provisioning-tools, for pools that are not active.
+//!
+//! `thin_ls`, for those that are, is behind [`ThinPool::thin_devices`](super::ThinPool::thin_devices).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{METADATA_BLOCK_SIZE, TransactionId};
+use crate::kernel::DeviceNumber;
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
@@ -17,7 +20,7 @@ const PACKAGE: &str = "thin-provisioning-tools";
 /// # Errors
 /// [`Error::ToolMissing`]; [`Error::Tool`] with what it found wrong.
 pub fn thin_check(metadata: &Path) -> Result<()> {
-    run("thin_check", metadata, &[metadata.as_ref()])
+    run("thin_check", metadata, &[metadata.as_ref()]).map(drop)
 }
 
 /// The same, and if it is sound clear the flag `needs_check`, so that the pool will be writable again.
@@ -25,7 +28,7 @@ pub fn thin_check(metadata: &Path) -> Result<()> {
 /// # Errors
 /// As [`thin_check`].
 pub fn clear_needs_check(metadata: &Path) -> Result<()> {
-    run("thin_check", metadata, &["--clear-needs-check-flag".as_ref(), metadata.as_ref()])
+    run("thin_check", metadata, &["--clear-needs-check-flag".as_ref(), metadata.as_ref()]).map(drop)
 }
 
 /// Whether a pool's metadata is checked before the pool is activated. That reads all of the metadata in use; the kernel
@@ -98,15 +101,16 @@ pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&PoolFacts>) -> R
     });
     let mut arguments: Vec<&OsStr> = facts.iter().flatten().map(OsStr::new).collect();
     arguments.extend(["-i".as_ref(), damaged.as_os_str(), "-o".as_ref(), spare.as_os_str()]);
-    run("thin_repair", damaged, &arguments)
+    run("thin_repair", damaged, &arguments).map(drop)
 }
 
-fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<()> {
+/// What a program wrote to its standard output.
+pub(super) fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<Vec<u8>> {
     let path = find(program)?;
     let output = Command::new(path).args(arguments).env("LC_ALL", "C").output();
     let output = output.map_err(Error::io("run", program))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let said = [output.stdout, output.stderr].concat();
     // The end says what went wrong.
@@ -120,9 +124,16 @@ fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<()>
 }
 
 /// A program in PATH, or where such programs are when PATH is a user's.
-fn find(program: &'static str) -> Result<PathBuf> {
+pub(super) fn find(program: &'static str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     let mut paths = directories.map(|directory| directory.join(program));
     paths.find(|path| path.is_file()).ok_or(Error::ToolMissing { program, package: PACKAGE })
+}
+
+/// The node of a block device, by the name that the kernel gave it.
+pub(crate) fn node(number: DeviceNumber) -> PathBuf {
+    let link = std::fs::read_link(format!("/sys/dev/block/{number}"));
+    let name = link.ok().and_then(|link| link.file_name().map(OsStr::to_owned));
+    Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{number}").into()))
 }

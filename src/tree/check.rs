@@ -43,6 +43,9 @@ impl SnapshotTree {
         if mode != PoolMode::ReadWrite || needs_check {
             findings.push(Finding::Pool { mode, needs_check });
         }
+        if usage.held_metadata_root.is_some() {
+            findings.push(Finding::MetadataSnapHeld);
+        }
         let (state, follows) =
             self.store.read_state(|state| (state.generation, state.pool.follows_generation()));
         let pool = usage.transaction_id;

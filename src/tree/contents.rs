@@ -1,20 +1,19 @@
 //! Which thin devices a pool has: told by `thin_ls`, or asked for one by one.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 
 use nix::errno::Errno;
 
-use super::{SnapshotTree, fs};
+use super::SnapshotTree;
 use crate::Result;
 use crate::thin::{Origin, ThinId};
 
 impl SnapshotTree {
-    /// The thin devices of the pool. With `thin_ls` (thin-provisioning-tools) these are all; without, those with
-    /// ids that this tree can have used.
+    /// The thin devices of the pool. With `thin_ls` (thin-provisioning-tools) these are all; without, or with the metadata
+    /// held by somebody else, those with ids that this tree can have used.
     pub(super) fn volumes_in_pool(&self) -> Result<BTreeSet<ThinId>> {
-        if let Some(ids) = self.listed() {
-            return Ok(ids);
+        if let Ok(ids) = self.pool.thin_ids() {
+            return Ok(ids.into_iter().collect());
         }
         let mut asked: BTreeSet<ThinId> = self.store.read(|graph| {
             let base = graph.base.as_ref().map(|base| base.thin_id);
@@ -45,19 +44,5 @@ impl SnapshotTree {
             Err(error) if error.errno() == Some(Errno::ENODATA) => Ok(false),
             result => result.map(|()| true),
         }
-    }
-
-    /// Through a reserved snapshot of the metadata, which only one at a time can hold.
-    fn listed(&self) -> Option<BTreeSet<ThinId>> {
-        let program = fs::find("thin_ls", "thin-provisioning-tools").ok()?;
-        let (table, _) = self.pool.table().ok()?;
-        self.pool.reserve_metadata_snap().ok()?;
-        let device = super::status::node(table.metadata);
-        let arguments = ["--metadata-snap", "--no-headers", "--format", "DEV"];
-        let output = Command::new(program).env("LC_ALL", "C").args(arguments).arg(device).output();
-        let released = self.pool.release_metadata_snap();
-        let output = output.ok().filter(|output| output.status.success() && released.is_ok())?;
-        let lines = std::str::from_utf8(&output.stdout).ok()?.lines();
-        lines.map(|line| ThinId::new(line.trim().parse().ok()?).ok()).collect()
     }
 }

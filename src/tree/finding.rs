@@ -21,6 +21,9 @@ pub enum Finding {
         /// Its metadata has to be checked before it will be writable again.
         needs_check: bool,
     },
+    /// Somebody holds a snapshot of the pool's metadata, or was killed when he did. It takes more and more space:
+    /// [`ThinPool::release_metadata_snap`](crate::thin::ThinPool::release_metadata_snap).
+    MetadataSnapHeld,
     /// State and pool are of different times.
     Generation {
         /// The state's generation, which the pool's transaction id follows.
@@ -116,6 +119,9 @@ impl fmt::Display for Finding {
             Self::Pool { mode, needs_check: false } => write!(f, "the pool is {mode}"),
             Self::Pool { mode, needs_check: true } => {
                 write!(f, "the pool is {mode}; its metadata needs thin_check")
+            }
+            Self::MetadataSnapHeld => {
+                f.write_str("a snapshot of the pool's metadata is held, or was left behind")
             }
             Self::Generation { state, pool } => write!(f, "the state is of time {state}, the pool of {pool}"),
             Self::MissingVolume { id: Some(id), thin_id } => {

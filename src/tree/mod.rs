@@ -51,6 +51,7 @@ mod status;
 mod status_display;
 mod storage_opts;
 mod store;
+mod usage;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,6 +77,7 @@ pub use repair::Repair;
 pub use resize::PoolNews;
 pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
+pub use usage::SnapshotUsage;
 
 use active::Slot;
 use root::Root;

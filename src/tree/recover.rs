@@ -14,7 +14,7 @@ use crate::{Error, Result};
 impl SnapshotTree {
     /// Put right what a crash or a restart left; `activated` if the pool was not active before.
     pub(super) fn agree(&self, activated: bool) -> Result<()> {
-        self.check_generation()?;
+        self.check_generation(activated)?;
         if !activated {
             self.take_over()?;
         }
@@ -32,11 +32,15 @@ impl SnapshotTree {
 
     /// The pool's transaction id is the state's generation, or one less: then the power went between the
     /// checkpoint and the message.
-    fn check_generation(&self) -> Result<()> {
+    fn check_generation(&self, activated: bool) -> Result<()> {
         let usage = match self.pool.status()? {
             PoolStatus::Usage(usage) => usage,
             status => return Err(source::pool_mode(&self.pool, status.mode())),
         };
+        if activated && usage.held_metadata_root.is_some() {
+            // Whoever read it ended with the pool that was active then. All it does is take space.
+            let _ = self.pool.release_metadata_snap();
+        }
         if !self.store.read_state(|state| state.pool.follows_generation()) {
             return Ok(());
         }

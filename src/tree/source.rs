@@ -18,6 +18,7 @@ use crate::abi::block::BLKGETSIZE64;
 use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
+use crate::thin::tools::node;
 use crate::thin::{
     METADATA_BLOCK_SIZE, Part, PoolMode, PoolStatus, PoolTable, SplitDevice, SplitOptions, ThinPool,
     TransactionId,
@@ -123,7 +124,7 @@ pub(super) fn activate(
         let PoolTable { metadata, data, .. } = device.activate(name)?;
         let table = table(pool, metadata, data);
         let size = whole_blocks(device.label().size(Part::Data).bytes(), pool);
-        let checked = options.check_metadata.check(&super::status::node(metadata));
+        let checked = options.check_metadata.check(&node(metadata));
         return checked.and_then(|()| ThinPool::create(dm.clone(), name, uuid, &table, size)).inspect_err(
             |_| {
                 let _ = device.deactivate(name);

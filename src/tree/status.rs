@@ -1,6 +1,5 @@
 //! What a tree says of itself.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -10,6 +9,7 @@ use super::graph::Snapshot;
 use super::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::dm::DmName;
 use crate::kernel::DeviceNumber;
+use crate::thin::tools::node;
 use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
 use crate::{Error, Result};
@@ -215,13 +215,6 @@ impl SnapshotTree {
             version: format!("{} (device mapper {})", env!("CARGO_PKG_VERSION"), dm.version()),
         }))
     }
-}
-
-/// The node of a block device, by the name that the kernel gave it.
-pub(super) fn node(number: DeviceNumber) -> PathBuf {
-    let link = std::fs::read_link(format!("/sys/dev/block/{number}"));
-    let name = link.ok().and_then(|link| link.file_name().map(OsStr::to_owned));
-    Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{number}").into()))
 }
 
 /// What the file system of a file has left.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use dm_thin::kernel::{DeviceNumber, RealKernel};
 use dm_thin::loopdev::LoopControl;
-use dm_thin::thin::{Backing, Discards, LoopFile, NoSpace, PoolFeatures, PoolTable, ThinPool, TransactionId};
+use dm_thin::thin::{
+    Backing, Discards, LoopFile, NoSpace, Origin, PoolFeatures, PoolTable, ThinPool, ThinUsage, TransactionId,
+};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 use dm_thin::{Errno, Error};
 
@@ -184,4 +186,56 @@ fn metadata_is_held_and_let_go() {
     rig.pool().message("create_thin 5".parse().unwrap()).unwrap();
     rig.pool().message("set_transaction_id 0 7".parse().unwrap()).unwrap();
     assert_eq!(rig.usage().transaction_id, TransactionId(7));
+}
+
+#[test]
+fn deleting_frees_what_is_exclusive() {
+    let bench = Bench::new();
+    let rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
+    let volume = rig.volume(1, Bytes::mib(8));
+    write(&volume.path(), 0, 16, 1).unwrap();
+    let suspended = volume.suspend().unwrap();
+    rig.pool().create_snap(id(2), &Origin::Suspended(&suspended)).unwrap();
+    suspended.resume().unwrap();
+    let snapshot = rig.activated(2, Bytes::mib(8));
+    write(&snapshot.path(), 12, 10, 2).unwrap();
+    snapshot.deactivate().unwrap();
+    let [mapped, shared] = [16, 12].map(Blocks);
+    let one = ThinUsage { id: id(1), mapped, exclusive: Blocks(4), shared };
+    let two = ThinUsage { id: id(2), mapped: Blocks(22), exclusive: Blocks(10), shared };
+    assert_eq!(rig.pool().thin_devices().unwrap(), [one, two]);
+    assert_eq!(rig.pool().thin_ids().unwrap(), [id(1), id(2)]);
+    let used = rig.usage().used_data;
+    rig.pool().delete(id(2)).unwrap();
+    assert_eq!(used - rig.usage().used_data, two.exclusive);
+    let alone = ThinUsage { exclusive: mapped, shared: Blocks(0), ..one };
+    assert_eq!(rig.pool().thin_devices().unwrap(), [alone]);
+}
+
+#[test]
+fn the_metadata_is_let_go_whatever_happens() {
+    let bench = Bench::new();
+    let rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
+    let pool = rig.pool();
+    let is_held = || rig.usage().held_metadata_root.is_some();
+    assert!(pool.with_metadata_snap(|| Ok(is_held())).unwrap());
+    assert!(!is_held());
+    assert!(matches!(pool.with_metadata_snap(|| Err::<(), _>(Error::Closed)), Err(Error::Closed)));
+    assert!(!is_held());
+    let panic = std::panic::AssertUnwindSafe(|| {
+        pool.with_metadata_snap(|| -> Result<(), _> { panic!("on purpose") })
+    });
+    std::panic::catch_unwind(panic).unwrap_err();
+    assert!(!is_held());
+    // Two at a time take turns; another holder is told of, and left alone.
+    std::thread::scope(|scope| {
+        let one = || (0..5).for_each(|_| assert_eq!(pool.thin_ids().unwrap(), []));
+        scope.spawn(one);
+        scope.spawn(one);
+    });
+    pool.reserve_metadata_snap().unwrap();
+    let error = pool.thin_devices().unwrap_err();
+    assert!(matches!(error, Error::MetadataSnapHeld { .. }) && error.is_busy(), "{error}");
+    assert!(is_held());
+    pool.release_metadata_snap().unwrap();
 }

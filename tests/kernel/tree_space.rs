@@ -4,7 +4,7 @@ use std::thread;
 
 use dm_thin::Error;
 use dm_thin::thin::{ExtendRule, Extension, PoolEvent};
-use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
+use dm_thin::tree::{Filesystem, Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::bench::Bench;
@@ -70,5 +70,56 @@ fn a_grown_pool_keeps_the_threshold() {
     assert_eq!(mark(&tree), 256);
     tree.grow_pool(Bytes::mib(512)).unwrap();
     assert_eq!((mark(&tree), total(&tree)), (2048, Bytes::mib(512)));
+    tree.close().unwrap();
+}
+
+#[test]
+fn usage_tells_what_a_removal_frees() {
+    let bench = Bench::new();
+    let tree = SnapshotTree::open(bench.root(), tiny()).unwrap();
+    let fill = |id: &str, start: u64, blocks: u64, byte: u8| {
+        write(&tree.activate(id).unwrap(), start, blocks, byte).unwrap();
+        tree.deactivate(id).unwrap();
+    };
+    tree.add("image", Parent::Base).unwrap();
+    fill("image", 0, 100, 1);
+    tree.add("one", Parent::Snapshot("image")).unwrap();
+    tree.add("two", Parent::Snapshot("one")).unwrap();
+    fill("one", 90, 20, 2);
+    let usage = || {
+        let all = tree.usage().unwrap().into_iter();
+        all.map(|used| (used.id.to_string(), [used.mapped, used.exclusive, used.shared].map(|it| it.0 >> 16)))
+            .collect::<Vec<_>>()
+    };
+    let [image, one, two] = ["image", "one", "two"].map(str::to_owned);
+    let shares_all = [100, 0, 100];
+    assert_eq!(usage(), [(image, shares_all), (one, [110, 20, 90]), (two.clone(), shares_all)]);
+    let mut used = tree.status().unwrap().data.unwrap().used;
+    for (id, frees) in [("one", 20), ("image", 0), ("two", 100)] {
+        let exclusive = usage().into_iter().find(|(of, _)| of == id).unwrap().1[1];
+        assert_eq!(exclusive, frees, "{id}");
+        tree.remove(id).unwrap();
+        let now = tree.status().unwrap().data.unwrap().used;
+        assert_eq!((used - now).0 >> 16, frees, "{id}");
+        used = now;
+    }
+    assert_eq!(usage(), []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn metadata_that_a_dead_reader_held() {
+    let bench = Bench::new();
+    let tree = SnapshotTree::open(bench.root(), tiny()).unwrap();
+    tree.pool().reserve_metadata_snap().unwrap();
+    drop(tree);
+    // The pool is as it was: somebody may be reading still.
+    let tree = SnapshotTree::open(bench.root(), tiny()).unwrap();
+    assert!(matches!(tree.usage(), Err(Error::MetadataSnapHeld { .. })));
+    assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]);
+    bench.restart(tree);
+    let tree = SnapshotTree::open(bench.root(), tiny()).unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    assert_eq!(tree.usage().unwrap(), []);
     tree.close().unwrap();
 }

@@ -1,0 +1,52 @@
+//! What removing a snapshot would free.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::{SnapshotId, SnapshotTree};
+use crate::Result;
+use crate::units::{Blocks, Bytes};
+
+/// What a snapshot has of the pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotUsage {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What it has: the sum of the two below.
+    pub mapped: Bytes,
+    /// What no other snapshot has: to remove this one frees it.
+    pub exclusive: Bytes,
+    /// What it shares with others, or with the base. To remove all that share it frees that, too.
+    pub shared: Bytes,
+}
+
+impl SnapshotTree {
+    /// What each snapshot has of the pool at this moment, alone and together with others, by their ids. `thin_ls`
+    /// (thin-provisioning-tools) reads every mapping of the pool for that.
+    ///
+    /// # Errors
+    /// [`Error::ToolMissing`](crate::Error::ToolMissing), [`Error::Tool`](crate::Error::Tool);
+    /// [`Error::MetadataSnapHeld`](crate::Error::MetadataSnapHeld) if another program reads the pool's metadata, or was
+    /// killed when it did. What such a one left is let go of when the tree is opened after a restart.
+    pub fn usage(&self) -> Result<Vec<SnapshotUsage>> {
+        self.check_open()?;
+        let devices = self.pool.thin_devices()?;
+        let devices: HashMap<_, _> = devices.into_iter().map(|device| (device.id, device)).collect();
+        let block_size = self.store.read_state(|state| state.pool.block_size.sectors());
+        let bytes = |blocks: Blocks| blocks.bytes(block_size);
+        Ok(self.store.read(|graph| {
+            let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            let used =
+                visible.filter_map(|(id, snapshot)| Some((id.clone(), devices.get(&snapshot.thin_id)?)));
+            used.map(|(id, device)| SnapshotUsage {
+                id,
+                mapped: bytes(device.mapped),
+                exclusive: bytes(device.exclusive),
+                shared: bytes(device.shared),
+            })
+            .collect()
+        }))
+    }
+}
