@@ -218,11 +218,14 @@ impl Graph {
                 if self.snapshots.contains_key(id) {
                     return Err("a second snapshot of that id");
                 }
+                if snapshot.deleting || snapshot.parent_gone {
+                    return Err("a new snapshot that is gone already");
+                }
                 self.claim(snapshot.thin_id)?;
                 let mut snapshot = snapshot.clone();
                 if let Some(parent) = &snapshot.parent {
                     // The parent may be removed before its child is recorded.
-                    snapshot.parent_gone |= self.get(parent.as_str()).is_none();
+                    snapshot.parent_gone = self.get(parent.as_str()).is_none();
                 }
                 self.link(id, &snapshot);
                 self.snapshots.insert(id.clone(), snapshot);
@@ -295,47 +298,26 @@ impl Graph {
         if self.used.insert(id) { Ok(()) } else { Err("a thin id used twice") }
     }
 
-    /// Rebuild what is not stored, and check that each thin id is used once.
+    /// Rebuild what is not stored, and check what [`apply`](Self::apply) sees to: each thin id is used once, parents are
+    /// there, and nobody descends from himself. An added snapshot is nobody's parent yet, so no circle can close.
     pub(super) fn index(&mut self) -> Result<(), &'static str> {
         self.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
         let ids: Vec<_> = self.snapshots.values().map(|snapshot| snapshot.thin_id).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
-        self.relink();
-        Ok(())
-    }
-
-    /// Rebuild edges and removals. A parent that is not there is gone; so is one of which a snapshot would be its
-    /// own ancestor, which states written before that was recorded can hold.
-    fn relink(&mut self) {
         let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
         self.deleting = deleting.map(|(id, _)| id.clone()).collect();
-        self.edges.clear();
-        let mut rooted: HashSet<SnapshotId> = HashSet::new();
-        let mut gone = Vec::new();
-        for start in self.snapshots.keys() {
-            let (mut path, mut at) = (HashSet::new(), start);
-            while rooted.insert(at.clone()) {
-                path.insert(at.clone());
-                let Some(snapshot) = self.snapshots.get(at).filter(|snapshot| !snapshot.parent_gone) else {
-                    break;
-                };
-                let Some(parent) = &snapshot.parent else { break };
-                if self.get(parent.as_str()).is_none() || path.contains(parent) {
-                    gone.push(at.clone());
-                    break;
-                }
-                at = parent;
-            }
-        }
-        for id in gone {
-            if let Some(snapshot) = self.snapshots.get_mut(&id) {
-                snapshot.parent_gone = true;
-            }
-        }
-        let edges = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.parent_gone);
+        let linked = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.parent_gone);
         self.edges =
-            edges.filter_map(|(id, snapshot)| Some((snapshot.parent.clone()?, id.clone()))).collect();
+            linked.filter_map(|(id, snapshot)| Some((snapshot.parent.clone()?, id.clone()))).collect();
+        if self.edges.iter().any(|(parent, _)| self.get(parent.as_str()).is_none()) {
+            return Err("a parent that is not there");
+        }
+        // From the roots a walk does not come by a circle, nor by what is below one.
+        if self.walk(None).len() + self.deleting.len() != self.snapshots.len() {
+            return Err("a snapshot that descends from itself");
+        }
+        Ok(())
     }
 }
 

@@ -131,6 +131,8 @@ impl SnapshotTree {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::thin::ThinId;
     use crate::tree::graph::{FsState, Record};
@@ -219,12 +221,49 @@ mod tests {
     }
 
     #[test]
-    fn a_state_with_a_cycle_is_untied() {
-        let mut graph = family();
-        graph.snapshots.get_mut("a").unwrap().parent = Some(id("a1x"));
-        graph.index().unwrap();
-        assert_eq!(graph.walk(None).len(), 5);
-        reread(&graph);
+    fn what_no_state_can_hold_is_refused() {
+        let refused = |change: fn(&mut Graph)| {
+            let mut graph = family();
+            change(&mut graph);
+            graph.index().unwrap_err()
+        };
+        let circle = "a snapshot that descends from itself";
+        assert_eq!(refused(|graph| graph.snapshots.get_mut("a").unwrap().parent = Some(id("a1x"))), circle);
+        assert_eq!(refused(|graph| graph.snapshots.get_mut("a").unwrap().parent = Some(id("a"))), circle);
+        let absent = "a parent that is not there";
+        assert_eq!(refused(|graph| graph.snapshots.get_mut("a").unwrap().parent = Some(id("x"))), absent);
+        assert_eq!(refused(|graph| graph.snapshots.get_mut("a").unwrap().deleting = true), absent);
+    }
+
+    /// A change on few ids, so that most of them meet.
+    fn any_change() -> impl Strategy<Value = Record> {
+        let any_id = || (0..6u8).prop_map(|n| id(&n.to_string()));
+        let add = (any_id(), proptest::option::of(any_id()), 0..8u32).prop_map(|(id, parent, thin_id)| {
+            let thin_id = ThinId::new(thin_id).unwrap();
+            Record::Add { id, snapshot: Snapshot::new(thin_id, parent, Bytes::gib(1), FsState::Ready) }
+        });
+        prop_oneof![
+            3 => add,
+            1 => any_id().prop_map(|id| Record::Deleting { id }),
+            1 => any_id().prop_map(|id| Record::Deleted { id }),
+            1 => (any_id(), any_id()).prop_map(|(id, to)| Record::Renamed { id, to }),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is done, each state on the way can be read again, and holds no circle: reading checks that.
+        #[test]
+        fn no_changes_close_a_circle(changes in proptest::collection::vec(any_change(), 0..60)) {
+            let mut graph = Graph::default();
+            for change in changes {
+                let before = graph.clone();
+                if graph.apply(&change).is_err() {
+                    prop_assert_eq!(&graph, &before, "a refused change changes nothing");
+                }
+                reread(&graph);
+                graph.snapshots.keys().for_each(|id| drop(graph.ancestors(id.as_str())));
+            }
+        }
     }
 
     #[test]

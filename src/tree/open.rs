@@ -74,13 +74,13 @@ impl SnapshotTree {
     fn assemble(
         options: Options,
         root: Root,
-        store: Store,
+        mut store: Store,
         dm: Arc<DeviceMapper>,
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let pool = if ready { Ok(()) } else { filesystem.check_maker() }
-            .and_then(|()| open_pool(&options, &root, &store, &dm))
+            .and_then(|()| open_pool(&options, &root, &mut store, &dm))
             .and_then(|(pool, activated)| guard(pool, activated, &options, &store));
         let (pool, activated) = match pool {
             Ok(pool) => pool,
@@ -149,7 +149,7 @@ fn guard(pool: ThinPool, activated: bool, options: &Options, store: &Store) -> R
 fn open_pool(
     options: &Options,
     root: &Root,
-    store: &Store,
+    store: &mut Store,
     dm: &Arc<DeviceMapper>,
 ) -> Result<(ThinPool, bool)> {
     let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
@@ -166,7 +166,7 @@ fn open_pool(
             source::check_block_size(&pool, &record)?;
             dm.ensure_node(&status.name, status.number)?;
             if !record.made {
-                store.change_pool(|pool| pool.made = true)?;
+                store.set_made()?;
             }
             return Ok((pool, false));
         }
@@ -180,7 +180,7 @@ fn open_pool(
     let name = volume_name(&options.name_prefix, root, "pool")?;
     let pool = source::activate(options, dm, &dir, &record, (&name, &uuid))?;
     if !record.made
-        && let Err(error) = store.change_pool(|pool| pool.made = true)
+        && let Err(error) = store.set_made()
     {
         let _ = pool.deactivate().and_then(|()| source::release(dm, &name, &record));
         return Err(error);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::files::{StateDir, StateFile};
 use super::graph::{Graph, IdWindow, Record};
-use super::journal::{self, PoolRecord, State};
+use super::journal::{self, State};
 use crate::thin::ThinId;
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -162,9 +162,10 @@ impl Store {
         look(&self.lock().state)
     }
 
-    /// Change what only a checkpoint holds, and write one.
-    pub(super) fn change_pool(&self, change: impl FnOnce(&mut PoolRecord)) -> Result<()> {
-        change(&mut self.lock().state.pool);
+    /// Record that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
+    /// undo it.
+    pub(super) fn set_made(&mut self) -> Result<()> {
+        self.lock().state.pool.made = true;
         let bytes = self.encode(&self.lock().state)?;
         self.write_checkpoint(&bytes)
     }
