@@ -71,7 +71,7 @@ fn labelled_used_found_again_and_grown() {
     let error = SplitDevice::format(dm.clone(), &path, &SplitOptions::new().force(true)).unwrap_err();
     assert!(error.is_busy(), "{error}");
 
-    // What a restart leaves: the disk.
+    // Taken down, and found again; `tests/power` does it with a restart of the machine.
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
     device.deactivate(&name("pool")).unwrap();

@@ -2,10 +2,12 @@
 //! acknowledged until then has to be there when it boots next.
 //!
 //! `cargo test --test power -- 30` kills thirty times. This program is both sides: here the driver, which
-//! starts the guest and listens to it, and, run in the guest as `power worker`, the one that works.
+//! starts the guest and listens to it, and, run in the guest as `power worker`, the one that works. Before that, one
+//! restart in good order: `reboot.rs`.
 
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
+mod reboot;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -25,10 +27,14 @@ fn main() {
     if argument.as_deref() == Some("worker") {
         return worker::main();
     }
+    if argument.as_deref() == Some("reboot") {
+        return reboot::worker(&std::env::args().nth(2).unwrap());
+    }
     let cuts: u64 = argument.map_or(3, |cuts| cuts.parse().expect("how many times the power is cut"));
     let directory = tempfile::tempdir().unwrap();
     let disk = directory.path().join("disk");
     let disk = disk.to_str().unwrap();
+    reboot::drive(disk);
     let mut known = Known::new();
     let mut doubt = Known::new();
     let mut operations = 0;
