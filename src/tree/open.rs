@@ -52,7 +52,7 @@ impl SnapshotTree {
             }
         };
         let undo = |root: Root| {
-            source::unmake(&record);
+            source::unmake(&dm, &record);
             root.clear(&*dir);
         };
         let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options, record.clone())) {
@@ -62,7 +62,7 @@ impl SnapshotTree {
                 return Err(error);
             }
         };
-        Self::assemble(options, root, store, dm).map_err(|failed| {
+        Self::assemble(options, root, store, dm.clone()).map_err(|failed| {
             let (error, root) = *failed;
             // Not under a pool that could not be taken down.
             root.into_iter().for_each(undo);
@@ -174,8 +174,8 @@ fn open_pool(
         dm.remove(&status.name)?;
     }
     let dir = root.pool_dir();
-    if !record.made && record.source == PoolSource::LoopFiles {
-        source::make_files(&dir, &record)?;
+    if !record.made {
+        source::make(options, dm, &dir, &record)?;
     }
     let name = volume_name(&options.name_prefix, root, "pool")?;
     let pool = source::activate(options, dm, &dir, &record, (&name, &uuid))?;

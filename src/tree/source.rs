@@ -26,8 +26,29 @@ use crate::thin::{
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
-/// Make the files. What an earlier attempt left is made again: nothing was ever in it.
-pub(super) fn make_files(dir: &Path, pool: &PoolRecord) -> Result<()> {
+/// Make what a pool is to be on, as the state says that is not made yet. What an earlier attempt left is made again:
+/// nothing was ever in it.
+pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, dir: &Path, pool: &PoolRecord) -> Result<()> {
+    match (&pool.source, pool.label) {
+        (PoolSource::LoopFiles, _) => make_files(dir, pool),
+        (PoolSource::Device { path }, Some(label)) => match labelled(dm, pool, label) {
+            Ok(device) => device.rewrite(),
+            Err(Error::NoLabel { .. }) => {
+                let (metadata, data) = (pool.metadata_size.sectors(), pool.data_size.sectors());
+                let split = split_options(options, pool).uuid(label).metadata(metadata).data(data);
+                SplitDevice::format(dm.clone(), path, &split).map(drop)
+            }
+            Err(error) => Err(error),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn split_options(options: &Options, pool: &PoolRecord) -> SplitOptions {
+    SplitOptions::new().block_size(pool.block_size.sectors()).force(options.force_device)
+}
+
+fn make_files(dir: &Path, pool: &PoolRecord) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(Error::io("create", dir)(error));
@@ -65,9 +86,8 @@ pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<Po
             table(&record, metadata.number, data.number).check()?;
         }
         PoolSource::Device { path } => {
-            let split =
-                SplitOptions::new().block_size(record.block_size.sectors()).force(options.force_device);
-            let label = SplitDevice::format(dm.clone(), path, &split)?.label();
+            // Written when the state knows it: a label that no state knows would keep everybody out.
+            let label = SplitDevice::plan(dm, &path, &split_options(options, &record))?;
             record.data_size = label.size(Part::Data).bytes();
             record.metadata_size = label.size(Part::Metadata).bytes();
             record.low_water_mark = options.new_low_water_mark(record.data_size, record.block_size);
@@ -148,9 +168,11 @@ pub(super) fn release(dm: &Arc<DeviceMapper>, name: &DmName, pool: &PoolRecord) 
     }
 }
 
-/// Undo [`new_record`]: the device carries nothing again.
-pub(super) fn unmake(pool: &PoolRecord) {
-    if let (Some(_), PoolSource::Device { path }) = (pool.label, &pool.source) {
+/// Undo [`make`]: the device carries nothing again, if it carries the label.
+pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
+    if let (Some(label), PoolSource::Device { path }) = (pool.label, &pool.source)
+        && SplitDevice::open(dm.clone(), path).is_ok_and(|device| device.label().uuid == label)
+    {
         let file = OpenOptions::new().write(true).open(path);
         let _ = file.and_then(|mut file| file.write_all(&[0; 1 << 20]).and_then(|()| file.sync_all()));
     }

@@ -17,6 +17,7 @@ mod quickstart;
 mod rig;
 #[path = "../support/sequences/mod.rs"]
 mod sequences;
+mod source_crash;
 mod sources;
 mod spy;
 mod story;

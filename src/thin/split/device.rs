@@ -10,64 +10,13 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use super::label::{COPIES, Label, Part, RESERVED, SIZE};
-use super::signature;
+use super::{SplitOptions, signature};
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
 use crate::kernel::{Access, DeviceNumber};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
 use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
-
-/// How a device is labelled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SplitOptions {
-    block_size: Sectors,
-    metadata: Option<Sectors>,
-    data: Option<Sectors>,
-    force: bool,
-}
-
-impl Default for SplitOptions {
-    fn default() -> Self {
-        Self { block_size: Bytes::kib(64).sectors(), metadata: None, data: None, force: false }
-    }
-}
-
-impl SplitOptions {
-    /// Blocks of 64 KiB, metadata by [rule](metadata_size), all the rest for data.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The pool's block size. It never changes.
-    #[must_use]
-    pub fn block_size(mut self, size: Sectors) -> Self {
-        self.block_size = size;
-        self
-    }
-
-    /// The size of the metadata.
-    #[must_use]
-    pub fn metadata(mut self, size: Sectors) -> Self {
-        self.metadata = Some(size);
-        self
-    }
-
-    /// The size of the data; what is left on the device is for later.
-    #[must_use]
-    pub fn data(mut self, size: Sectors) -> Self {
-        self.data = Some(size);
-        self
-    }
-
-    /// Take the device whatever it carries. What it carries is lost.
-    #[must_use]
-    pub fn force(mut self, on: bool) -> Self {
-        self.force = on;
-        self
-    }
-}
 
 /// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
 #[derive(Debug)]
@@ -87,16 +36,7 @@ impl SplitDevice {
     /// sizes that do not fit. Nothing is written then.
     pub fn format(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>, options: &SplitOptions) -> Result<Self> {
         let path = path.into();
-        let number = block_device(&dm, &path)?;
-        check_block_size(options.block_size)?;
-        // O_EXCL on a block device: not if it is mounted or mapped.
-        let mut file = open(&path, Access::ReadWrite, libc::O_EXCL)?;
-        let size = size_of(&mut file, &path)?;
-        if !options.force
-            && let Some(found) = carries(&file, size, &path)?
-        {
-            return Err(Error::DeviceInUse { device: path, found });
-        }
+        let (file, number, size) = examine(&dm, &path, options)?;
         let label = plan(size, options)?;
         // What a forced one carried must not be found again, nor an old pool in the metadata.
         let zeroes = vec![0; 1 << 20];
@@ -105,10 +45,26 @@ impl SplitDevice {
         let written = file
             .write_all_at(&zeroes, 0)
             .and_then(|()| file.write_all_at(&zeroes[..signature::TAIL], tail))
-            .and_then(|()| file.write_all_at(&zeroes[..SIZE], metadata));
+            .and_then(|()| file.write_all_at(&zeroes[..SIZE], metadata))
+            // All of a new label that is not zero is in one sector: over zeroes it is there, or it is not.
+            .and_then(|()| file.sync_all());
         written.map_err(Error::io("write", &path))?;
         write(&file, &path, &label)?;
         Ok(Self { dm, path, number, label: Mutex::new(label) })
+    }
+
+    /// The label that [`format`](Self::format) would write. Nothing is written.
+    ///
+    /// # Errors
+    /// As [`format`](Self::format).
+    pub fn plan(dm: &DeviceMapper, path: &Path, options: &SplitOptions) -> Result<Label> {
+        let (_, _, size) = examine(dm, path, options)?;
+        plan(size, options)
+    }
+
+    /// Write both copies of the label again: one may be missing after a crash.
+    pub(crate) fn rewrite(&self) -> Result<()> {
+        write(&open(&self.path, Access::ReadWrite, 0)?, &self.path, &self.known())
     }
 
     /// A device that is labelled.
@@ -292,8 +248,23 @@ fn part_name(name: &DmName, part: Part) -> Result<DmName> {
     DmName::format(format_args!("{name}-{}", suffix(part)))
 }
 
+/// The device, for this process alone, and its size, if it may be labelled.
+fn examine(dm: &DeviceMapper, path: &Path, options: &SplitOptions) -> Result<(File, DeviceNumber, Sectors)> {
+    let number = block_device(dm, path)?;
+    check_block_size(options.block_size)?;
+    // O_EXCL on a block device: not if it is mounted or mapped.
+    let mut file = open(path, Access::ReadWrite, libc::O_EXCL)?;
+    let size = size_of(&mut file, path)?;
+    if !options.force
+        && let Some(found) = carries(&file, size, path)?
+    {
+        return Err(Error::DeviceInUse { device: path.into(), found });
+    }
+    Ok((file, number, size))
+}
+
 fn plan(size: Sectors, options: &SplitOptions) -> Result<Label> {
-    let (uuid, block_size) = (Uuid::new_v4(), options.block_size);
+    let (uuid, block_size) = (options.uuid.unwrap_or_else(Uuid::new_v4), options.block_size);
     let mut label = Label { uuid, generation: 1, block_size, segments: Vec::new() };
     let room = Sectors(size.0.saturating_sub(RESERVED.0));
     let metadata =

@@ -2,12 +2,14 @@
 
 mod device;
 mod label;
+mod options;
 mod signature;
 
 use std::sync::Arc;
 
-pub use device::{SplitDevice, SplitOptions};
+pub use device::SplitDevice;
 pub use label::{Label, Part, Segment};
+pub use options::SplitOptions;
 
 use super::{Backing, Below};
 use crate::Result;
