@@ -1,7 +1,7 @@
 //! What happens to a pool, as it happens.
 //!
 //! ```text
-//!        ┌─────────────────────────────────────────────────────────────────┐
+//!        ┌─────────────────────────────────────────────────────────────────────┐
 //!   arm ─┴→ status of the pool ──→ compare event numbers ──→ poll until ready ─┘
 //! ```
 //!
@@ -18,9 +18,9 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use super::{PoolMode, PoolStatus, ThinPool};
-use crate::Result;
 use crate::dm::{DeviceMapper, DmUuid, EventNr, UdevPolicy};
 use crate::units::Blocks;
+use crate::{Error, Result};
 
 /// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
 /// ended and begun again.
@@ -100,7 +100,7 @@ impl ThinPool {
     /// there are.
     ///
     /// # Errors
-    /// [`Error::TooOld`](crate::Error::TooOld) before that; ENXIO if the pool is gone.
+    /// [`Error::TooOld`] before that; ENXIO if the pool is gone.
     pub fn watch(&self) -> Result<PoolWatcher<'_>> {
         let shared = self.device_mapper();
         let dm = DeviceMapper::with_kernel(Arc::clone(shared.kernel()), UdevPolicy::None)?;
@@ -158,8 +158,10 @@ impl PoolWatcher<'_> {
         });
         match looked {
             Ok(true) => {}
-            Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
-            _ => self.leave(),
+            // Gone, or its name is another device's.
+            Ok(false) | Err(Error::WrongTarget { .. }) => self.leave(),
+            Err(error) if error.errno() == Some(Errno::ENXIO) => self.leave(),
+            Err(error) => return Err(error),
         }
         self.armed = true;
         Ok(())
