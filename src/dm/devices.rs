@@ -163,7 +163,7 @@ impl DeviceMapper {
         self.message(id, Sectors(0), &"@cancel_deferred_remove").map(drop)
     }
 
-    /// Give a device another name; its node moves along.
+    /// Give a device another name; its node moves along. Not after [`clear_table`](Self::clear_table): see there.
     ///
     /// # Errors
     /// EBUSY if the new name is taken, ENXIO if there is no device of the old one.
