@@ -111,7 +111,8 @@ impl DeviceMapper {
     /// Remove a device now if it is closed, else when it is closed for the last time.
     ///
     /// A device waiting for that can still be used, until [`cancel_deferred_remove`](Self::cancel_deferred_remove)
-    /// or its end. Since interface 4.27.
+    /// or its end. Where udev does not run its node is left then: [`remove`](Self::remove), which says that the device
+    /// is gone, takes it away. Since interface 4.27.
     #[doc(alias = "DM_DEFERRED_REMOVE")]
     pub fn remove_deferred(&self, name: &DmName) -> Result<Removal> {
         self.remove_with(name, DmFlags::DEFERRED_REMOVE)
