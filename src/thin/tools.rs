@@ -61,7 +61,8 @@ impl CheckPolicy {
     }
 }
 
-fn is_blank(metadata: &Path) -> Result<bool> {
+/// Whether it begins with 4 KiB of zeroes, which the kernel takes for metadata that is to be formatted.
+pub(crate) fn is_blank(metadata: &Path) -> Result<bool> {
     let mut first = Vec::new();
     let file = File::open(metadata).map_err(Error::io("open", metadata))?;
     file.take(METADATA_BLOCK_SIZE.0).read_to_end(&mut first).map_err(Error::io("read", metadata))?;

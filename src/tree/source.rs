@@ -14,11 +14,11 @@ use zerocopy::IntoBytes;
 use super::Options;
 use super::journal::PoolRecord;
 use super::pool_source::{Adopted, PoolSource};
-use crate::abi::block::BLKGETSIZE64;
+use crate::abi::block::{BLKFLSBUF, BLKGETSIZE64};
 use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
-use crate::thin::tools::node;
+use crate::thin::tools::{is_blank, node};
 use crate::thin::{
     METADATA_BLOCK_SIZE, Part, PoolMode, PoolStatus, PoolTable, SplitDevice, SplitOptions, ThinPool,
     TransactionId,
@@ -135,6 +135,7 @@ pub(super) fn activate(
             Ok(device)
         };
         let (metadata, data) = (open(metadata, pool.metadata_size)?, open(data, pool.data_size)?);
+        metadata.demand_formatted(options, pool)?;
         options.check_metadata.check(&metadata.path)?;
         let table = table(pool, metadata.number, data.number);
         return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size, pool));
@@ -144,8 +145,12 @@ pub(super) fn activate(
         let PoolTable { metadata, data, .. } = device.activate(name)?;
         let table = table(pool, metadata, data);
         let size = whole_blocks(device.label().size(Part::Data).bytes(), pool);
-        let checked = options.check_metadata.check(&node(metadata));
-        return checked.and_then(|()| ThinPool::create(dm.clone(), name, uuid, &table, size)).inspect_err(
+        let checked = || {
+            let node = node(metadata);
+            Device::open(&*options.kernel, node.clone())?.demand_formatted(options, pool)?;
+            options.check_metadata.check(&node)
+        };
+        return checked().and_then(|()| ThinPool::create(dm.clone(), name, uuid, &table, size)).inspect_err(
             |_| {
                 let _ = device.deactivate(name);
             },
@@ -154,7 +159,11 @@ pub(super) fn activate(
     let control = LoopControl::with_kernel(options.kernel.clone())?;
     let metadata = attach(&control, &dir.join("metadata"), pool.metadata_size, options.direct_io)?;
     let data = attach(&control, &dir.join("data"), pool.data_size, options.direct_io)?;
-    options.check_metadata.check(&dir.join("metadata"))?;
+    let path = dir.join("metadata");
+    if pool.made && is_blank(&path)? {
+        return Err(superblock_gone(path));
+    }
+    options.check_metadata.check(&path)?;
     let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
     ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size()?, pool))
@@ -270,7 +279,7 @@ impl Device {
         Ok(Self { path, number: file.number(), file, size: Bytes(size) })
     }
 
-    fn demand_blank(&self, len: Bytes) -> Result<()> {
+    fn is_blank(&self, len: Bytes) -> Result<bool> {
         let read = || {
             let file = File::from(self.file.as_fd().try_clone_to_owned()?);
             let mut bytes = Vec::new();
@@ -278,12 +287,36 @@ impl Device {
             Ok(bytes)
         };
         let bytes = read().map_err(Error::io("read", &self.path))?;
-        if bytes.iter().all(|&byte| byte == 0) {
+        Ok(bytes.iter().all(|&byte| byte == 0))
+    }
+
+    fn demand_blank(&self, len: Bytes) -> Result<()> {
+        if self.is_blank(len)? {
             return Ok(());
         }
         let reason = "is not blank; if nothing on it is needed, wipe its first 128 KiB";
         Err(Error::BackingFile { path: self.path.clone(), reason })
     }
+
+    /// See to it that a pool that was made has a superblock: the kernel would format the metadata without one.
+    fn demand_formatted(&self, options: &Options, pool: &PoolRecord) -> Result<()> {
+        if !pool.made {
+            return Ok(());
+        }
+        // The pool writes past the page cache, where the zeroes of old may still be.
+        options.kernel.ioctl(&self.file, BLKFLSBUF, Arg::Value(0)).map_err(|errno| Error::Io {
+            action: "drop the cache of",
+            path: self.path.clone(),
+            source: errno.into(),
+        })?;
+        if self.is_blank(METADATA_BLANK)? { Err(superblock_gone(self.path.clone())) } else { Ok(()) }
+    }
+}
+
+fn superblock_gone(path: PathBuf) -> Error {
+    let reason =
+        "begins with zeroes where the pool's superblock was; thin_repair can save what is behind them";
+    Error::BackingFile { path, reason }
 }
 
 fn attach(control: &LoopControl, path: &Path, size: Bytes, direct_io: bool) -> Result<LoopDevice> {

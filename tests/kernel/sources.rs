@@ -27,7 +27,8 @@ fn wipe() {
     }
 }
 
-/// Damaged metadata, at `start` of the device, is found before the pool is active, and left as it is.
+/// Damaged metadata, at `start` of the device, is found before the pool is active, and left as it is, as is metadata
+/// without its superblock.
 fn refuses_damage(bench: &Bench, device: &str, start: u64) {
     let file = OpenOptions::new().read(true).write(true).open(device).unwrap();
     let mut good = vec![0; 2 << 20];
@@ -42,6 +43,14 @@ fn refuses_damage(bench: &Bench, device: &str, start: u64) {
     assert!(matches!(error, Error::Tool { program: "thin_check", .. }), "{error}");
     bench.audit();
     let mut found = vec![0; 2 << 20];
+    file.read_exact_at(&mut found, start).unwrap();
+    assert!(found == bad, "not touched");
+    // Without its superblock the kernel would take it for new.
+    bad = [&[0; 4096], &good[4096..]].concat();
+    put(&bad);
+    let error = SnapshotTree::open(bench.root(), Options::new()).unwrap_err();
+    assert!(matches!(error, Error::BackingFile { .. }), "{error}");
+    bench.audit();
     file.read_exact_at(&mut found, start).unwrap();
     assert!(found == bad, "not touched");
     put(&good);

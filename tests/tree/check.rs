@@ -1,12 +1,16 @@
 //! Differences between state and system: found, explained, and healed where that is safe.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use dm_thin::Error;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{DeviceNumber, Kernel};
 use dm_thin::model::Mode;
 use dm_thin::thin::ThinId;
+use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::tree::{DeviceProblem, Finding, Parent, SnapshotTree};
 
 use crate::rig::Rig;
@@ -123,4 +127,28 @@ fn the_pool_and_its_files() {
     let findings = tree.check().unwrap();
     assert!(matches!(findings[..], [Finding::Pool { needs_check: false, .. }]), "{findings:?}");
     drop(tree);
+}
+
+#[test]
+fn metadata_without_its_superblock_is_not_formatted() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    let path = rig.root().join("pool/metadata");
+    let metadata = File::options().read(true).write(true).open(&path).unwrap();
+    let mut superblock = [0; 4096];
+    metadata.read_exact_at(&mut superblock, 0).unwrap();
+    metadata.write_all_at(&[0; 4096], 0).unwrap();
+    for policy in [CheckPolicy::Never, CheckPolicy::IfPresent] {
+        let error = rig.open(rig.options().check_metadata(policy)).unwrap_err();
+        assert!(matches!(&error, Error::BackingFile { path: found, .. } if *found == path), "{error}");
+        assert!(rig.kernel.is_clean());
+    }
+    metadata.write_all_at(&superblock, 0).unwrap();
+    let tree = rig.tree();
+    assert!(tree.contains("a"));
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
 }
