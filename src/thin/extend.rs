@@ -18,17 +18,27 @@ pub struct ExtendRule {
 }
 
 /// What became of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Extension {
     /// It has no rule, or is below its threshold.
+    #[default]
     NotNeeded,
     /// It is this large now.
     To(Sectors),
     /// It is above its threshold, and cannot grow: it is as large as its rule allows, or nothing is left
     /// below it.
     Exhausted,
+}
+
+/// What became of a pool's devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Extended {
+    /// The data device.
+    pub data: Extension,
+    /// The metadata device.
+    pub metadata: Extension,
 }
 
 /// Extends a pool's devices as they fill. Call [`apply`](Self::apply) when a pool is opened, and on
@@ -88,7 +98,7 @@ impl AutoExtend {
     /// [`Error::PoolMode`] if the pool has failed, or does not take the new size;
     /// [`Error::Unchangeable`] if the backing is not the pool's device; whatever keeps the device from
     /// being extended.
-    pub fn apply(&self, pool: &ThinPool) -> Result<(Extension, Extension)> {
+    pub fn apply(&self, pool: &ThinPool) -> Result<Extended> {
         let (table, data_size) = pool.table()?;
         table.check()?;
         let usage = match pool.status()? {
@@ -136,7 +146,7 @@ impl AutoExtend {
                 extension
             }
         };
-        Ok((data, metadata))
+        Ok(Extended { data, metadata })
     }
 }
 

@@ -21,7 +21,7 @@ mod watch;
 pub use activate::ActivateOptions;
 pub use backing::{Backing, Below, LoopFile};
 pub use contents::ThinUsage;
-pub use extend::{AutoExtend, ExtendRule, Extension};
+pub use extend::{AutoExtend, ExtendRule, Extended, Extension};
 pub use guard::{MinFree, SpaceGuard};
 pub use message::{Message, ThinId, TransactionId};
 pub use pool::{Origin, ThinPool};

@@ -1,5 +1,6 @@
 //! A larger pool, while it is in use.
 
+use std::iter;
 use std::sync::{MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -7,7 +8,7 @@ use serde::Serialize;
 use super::options::check_size;
 use super::{PoolSource, SnapshotTree};
 use crate::loopdev::LoopControl;
-use crate::thin::{AutoExtend, Backing, ExtendRule, Extension, LoopFile, METADATA_MAX, PoolEvent};
+use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX, PoolEvent};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -17,10 +18,9 @@ use crate::{Error, Result};
 pub struct PoolNews {
     /// What happened.
     pub event: PoolEvent,
-    /// What became of the data file.
-    pub data: Extension,
-    /// What became of the metadata file.
-    pub metadata: Extension,
+    /// What became of the files; `None` if the pool is gone, the tree is closed, or it failed: then the error was told
+    /// before.
+    pub extended: Option<Extended>,
 }
 
 impl SnapshotTree {
@@ -58,22 +58,21 @@ impl SnapshotTree {
     }
 
     /// Look once, and make the files of the pool larger if [`Options::auto_extend`](super::Options::auto_extend) says
-    /// so. What became of the data file is returned, and of the metadata file. Without such an option, neither
-    /// needs it.
+    /// so. Without such an option, neither needs it.
     ///
     /// [`open`](Self::open) does this, and [`watch`](Self::watch) at every event. An exhausted one is worth another
     /// try when the file system below has got more room.
     ///
     /// # Errors
     /// As [`AutoExtend::apply`].
-    pub fn extend_pool(&self) -> Result<(Extension, Extension)> {
+    pub fn extend_pool(&self) -> Result<Extended> {
         let _growing = self.growing();
         self.check_open()?;
         self.extend()
     }
 
-    /// The events of the pool: as an iterator, that blocks until there is one, and ends with the
-    /// [`close`](Self::close) of the tree. Each is answered before it is told: the pool is
+    /// The events of the pool: as an iterator, that blocks until there is one, and ends with the pool: with the
+    /// [`close`](Self::close) of the tree, unless the pool was adopted. Each is answered before it is told: the pool is
     /// [extended](Self::extend_pool), as far as the options say so. That happens only while this is iterated, so give
     /// it a thread:
     ///
@@ -92,19 +91,30 @@ impl SnapshotTree {
     /// # }
     /// ```
     ///
-    /// An error, such as a file system that is full, does not end it.
+    /// An error does not end it. What keeps the pool from being extended is told first, the event after it.
     ///
     /// # Errors
     /// [`Error::TooOld`] before device-mapper interface 4.37.
     pub fn watch(&self) -> Result<impl Iterator<Item = Result<PoolNews>> + '_> {
         self.check_open()?;
-        Ok(self.pool.watch()?.map(|event| {
-            let event = event?;
-            let (data, metadata) = match event {
-                PoolEvent::Removed => (Extension::NotNeeded, Extension::NotNeeded),
-                _ => self.extend_pool()?,
+        let (mut events, mut unanswered) = (self.pool.watch()?, None);
+        Ok(iter::from_fn(move || {
+            if let Some(event) = unanswered.take() {
+                return Some(Ok(PoolNews { event, extended: None }));
+            }
+            let event = match events.next()? {
+                Ok(event) => event,
+                Err(error) => return Some(Err(error)),
             };
-            Ok(PoolNews { event, data, metadata })
+            let extended = if event == PoolEvent::Removed { Err(Error::Closed) } else { self.extend_pool() };
+            Some(match extended {
+                Ok(extended) => Ok(PoolNews { event, extended: Some(extended) }),
+                Err(Error::Closed) => Ok(PoolNews { event, extended: None }),
+                Err(error) => {
+                    unanswered = Some(event);
+                    Err(error)
+                }
+            })
         }))
     }
 
@@ -114,16 +124,16 @@ impl SnapshotTree {
     }
 
     /// For who holds that.
-    fn extend(&self) -> Result<(Extension, Extension)> {
+    fn extend(&self) -> Result<Extended> {
         let Some(rule) = self.options.auto_extend else {
-            return Ok((Extension::NotNeeded, Extension::NotNeeded));
+            return Ok(Extended::default());
         };
         let metadata = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
         let policy = AutoExtend::new()
             .data(rule, self.pool_file("data")?)?
             .metadata(metadata, self.pool_file("metadata")?)?;
         let done = policy.apply(&self.pool)?;
-        if let (Extension::To(size), _) = done {
+        if let Extension::To(size) = done.data {
             self.record_data_size(size.bytes())?;
         }
         Ok(done)

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use dm_thin::loopdev::{AttachOptions, LoopControl};
 use dm_thin::thin::{
-    AutoExtend, ExtendRule, Extension, LoopFile, MinFree, NoSpace, PoolEvent, PoolFeatures, PoolMode,
-    PoolTable, PoolWatcher, SpaceGuard, ThinPool,
+    AutoExtend, ExtendRule, Extended, Extension, LoopFile, MinFree, NoSpace, PoolEvent, PoolFeatures,
+    PoolMode, PoolTable, PoolWatcher, SpaceGuard, ThinPool,
 };
 use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
@@ -201,7 +201,7 @@ fn it_extends_itself_while_a_writer_fills_it() {
         .unwrap()
         .metadata(ExtendRule { threshold: 70, step: 50, maximum: Bytes::mib(64) }, metadata)
         .unwrap();
-    assert_eq!(policy.apply(&pool).unwrap(), (Extension::NotNeeded, Extension::NotNeeded));
+    assert_eq!(policy.apply(&pool).unwrap(), Extended::default());
     assert_eq!(pool.table().unwrap().0.low_water_mark, Blocks(512));
     pool.create_thin(id(1)).unwrap();
     let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), Bytes::mib(192).sectors()).unwrap();
@@ -213,7 +213,7 @@ fn it_extends_itself_while_a_writer_fills_it() {
         while !writer.is_finished() {
             if let Some(event) = watcher.next_within(Duration::from_millis(100)).unwrap() {
                 println!("{event}");
-                extended.extend(policy.apply(&pool).map(|(data, _)| data));
+                extended.extend(policy.apply(&pool).map(|done| done.data));
             }
         }
         writer.join().unwrap().unwrap();
@@ -223,8 +223,8 @@ fn it_extends_itself_while_a_writer_fills_it() {
     drop_caches();
     assert!(holds(&volume.path(), 0, 192 << 4, 6));
     // The maximum is the end: 256 MiB, of which 192 are above the threshold.
-    while let Extension::To(_) = policy.apply(&pool).unwrap().0 {}
-    assert_eq!(policy.apply(&pool).unwrap().0, Extension::Exhausted);
+    while let Extension::To(_) = policy.apply(&pool).unwrap().data {}
+    assert_eq!(policy.apply(&pool).unwrap().data, Extension::Exhausted);
     assert_eq!(pool.table().unwrap().1, Bytes::mib(256).sectors());
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();

@@ -231,13 +231,13 @@ fn a_policy_extends_it_from_what_is_free() {
     pool.create_thin(id(1)).unwrap();
     let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), Bytes::gib(1).sectors()).unwrap();
     write(&volume.path(), 0, 40 << 4, 1).unwrap();
-    assert_eq!(policy.apply(&pool).unwrap().0, Extension::To(Bytes::mib(128).sectors()));
+    assert_eq!(policy.apply(&pool).unwrap().data, Extension::To(Bytes::mib(128).sectors()));
     write(&volume.path(), 40 << 4, 80 << 4, 2).unwrap();
     // All that is left.
-    let (data, _) = policy.apply(&pool).unwrap();
+    let data = policy.apply(&pool).unwrap().data;
     assert_eq!(data, Extension::To(Bytes::mib(251).sectors()));
     write(&volume.path(), 120 << 4, 100 << 4, 3).unwrap();
-    assert_eq!(policy.apply(&pool).unwrap().0, Extension::Exhausted);
+    assert_eq!(policy.apply(&pool).unwrap().data, Extension::Exhausted);
     drop_caches();
     assert!(holds(&volume.path(), 0, 40 << 4, 1) && holds(&volume.path(), 120 << 4, 100 << 4, 3));
     device.extend(Part::Metadata, Bytes::mib(4).sectors()).unwrap();

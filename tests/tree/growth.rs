@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dm_thin::Error;
 use dm_thin::loopdev::LoopControl;
-use dm_thin::thin::{Backing, ExtendRule, Extension, LoopFile, MinFree};
+use dm_thin::thin::{Backing, ExtendRule, Extended, Extension, LoopFile, MinFree, PoolEvent};
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 
@@ -78,7 +78,7 @@ fn it_extends_itself_up_to_the_maximum() {
     let extending = || options().auto_extend(RULE);
     let tree = rig.open(options()).unwrap();
     fill(&rig, &tree, 600);
-    let not_needed = (Extension::NotNeeded, Extension::NotNeeded);
+    let not_needed = Extended::default();
     assert_eq!(tree.extend_pool().unwrap(), not_needed, "nobody asked for it");
     drop(tree);
     let tree = rig.open(extending()).unwrap();
@@ -88,8 +88,8 @@ fn it_extends_itself_up_to_the_maximum() {
     let device = tree.activate("full").unwrap();
     rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 600..1100).unwrap();
     let to = Extension::To(Bytes::mib(128).sectors());
-    assert_eq!(tree.extend_pool().unwrap(), (to, Extension::NotNeeded));
-    assert_eq!(tree.extend_pool().unwrap().0, Extension::Exhausted);
+    assert_eq!(tree.extend_pool().unwrap(), Extended { data: to, ..not_needed });
+    assert_eq!(tree.extend_pool().unwrap().data, Extension::Exhausted);
     // Opened as before, it is as large as it has become; who wants it to be smaller is refused.
     drop(tree);
     let error = rig.open(options()).unwrap_err();
@@ -99,6 +99,27 @@ fn it_extends_itself_up_to_the_maximum() {
     tree.deactivate("full").unwrap();
     tree.close().unwrap();
     assert!(matches!(tree.extend_pool(), Err(Error::Closed)));
+}
+
+#[test]
+fn an_event_is_told_whatever_keeps_the_pool_from_growing() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().base_size(Bytes::mib(128)).auto_extend(RULE)).unwrap();
+    let mut news = tree.watch().unwrap();
+    fill(&rig, &tree, 600);
+    let (file, away) = (rig.root().join("pool/data"), rig.root().join("pool/away"));
+    std::fs::rename(&file, &away).unwrap();
+    let error = news.next().unwrap().unwrap_err();
+    assert!(matches!(error, Error::Io { action: "open", .. }), "{error}");
+    let told = news.next().unwrap().unwrap();
+    assert!(matches!(told.event, PoolEvent::LowWater { .. }) && told.extended.is_none(), "{told:?}");
+    std::fs::rename(&away, &file).unwrap();
+    let data = Extension::To(Bytes::mib(96).sectors());
+    assert_eq!(tree.extend_pool().unwrap().data, data);
+    tree.deactivate("full").unwrap();
+    tree.close().unwrap();
+    let ended: Vec<_> = news.map(|news| news.unwrap().event).collect();
+    assert_eq!(ended, [PoolEvent::Removed]);
 }
 
 #[test]
