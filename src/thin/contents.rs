@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use serde::Serialize;
 
 use super::table::malformed;
-use super::{ThinId, ThinPool, tools};
+use super::{PoolStatus, ThinId, ThinPool, tools};
 use crate::Result;
 use crate::units::Blocks;
 
@@ -43,7 +43,7 @@ impl Drop for Held<'_> {
 impl ThinPool {
     /// Do something while the metadata as it is now stays readable for other programs. It is let go of whatever
     /// happens, panics included; only a process that is killed leaves it held. Callers of this pool wait for each
-    /// other.
+    /// other, so `work` must not begin this again.
     ///
     /// # Errors
     /// As [`reserve_metadata_snap`](Self::reserve_metadata_snap); then what `work` says.
@@ -55,6 +55,12 @@ impl ThinPool {
         let released = held.release();
         let result = result?;
         released.map(|()| result)
+    }
+
+    /// Whether the metadata is held, by somebody else than a caller of [`with_metadata_snap`](Self::with_metadata_snap).
+    pub(crate) fn is_held_elsewhere(&self) -> Result<bool> {
+        let _alone = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(matches!(self.status()?, PoolStatus::Usage(usage) if usage.held_metadata_root.is_some()))
     }
 
     /// The ids of all thin devices of the pool, in order.

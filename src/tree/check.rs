@@ -43,7 +43,7 @@ impl SnapshotTree {
         if mode != PoolMode::ReadWrite || needs_check {
             findings.push(Finding::Pool { mode, needs_check });
         }
-        if usage.held_metadata_root.is_some() {
+        if usage.held_metadata_root.is_some() && self.pool.is_held_elsewhere()? {
             findings.push(Finding::MetadataSnapHeld);
         }
         let (state, follows) =

@@ -3,6 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use dm_thin::Error;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
@@ -150,5 +153,27 @@ fn metadata_without_its_superblock_is_not_formatted() {
     let tree = rig.tree();
     assert!(tree.contains("a"));
     assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn only_a_stranger_holds_the_metadata() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.pool().reserve_metadata_snap().unwrap();
+    assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]);
+    tree.pool().release_metadata_snap().unwrap();
+    // A reader of this tree, as `usage` is one, is waited for.
+    let (holds, held) = mpsc::channel();
+    let read = || {
+        holds.send(()).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        Ok(())
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| tree.pool().with_metadata_snap(read).unwrap());
+        held.recv().unwrap();
+        assert_eq!(tree.check().unwrap(), []);
+    });
     tree.close().unwrap();
 }
