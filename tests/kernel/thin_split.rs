@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
 
 use dm_thin::Error;
 use dm_thin::dm::targets::{Linear, Target};
@@ -86,7 +87,8 @@ fn labelled_used_found_again_and_grown() {
     // Grown while it is in use. Nothing to take over is no error.
     device.grow().unwrap();
     grow_disk(&dm, Bytes::gib(2));
-    let (metadata, data) = device.grow().unwrap();
+    let grown = device.grow().unwrap();
+    let [metadata, data] = [Part::Metadata, Part::Data].map(|part| grown.size(part));
     pool.grow_data(data).unwrap();
     assert_eq!(totals(&pool).1, Blocks(data.0 / BLOCK.0));
     assert!(data.bytes() > Bytes::mib(2000) && metadata >= Bytes::mib(2).sectors(), "{metadata} {data}");
@@ -101,6 +103,36 @@ fn labelled_used_found_again_and_grown() {
     assert_eq!(again.label().generation, 2);
     let other = uuid::Uuid::nil();
     assert!(matches!(SplitDevice::find(dm.clone(), other), Err(Error::NoLabel { .. })));
+    dm.remove(&name("data")).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn who_extends_it_sees_what_others_took() {
+    let bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(256));
+    let options = SplitOptions::new().data(Bytes::mib(16).sectors());
+    let one = SplitDevice::format(dm.clone(), &path, &options).unwrap();
+    let other = SplitDevice::open(dm.clone(), &path).unwrap();
+    let [metadata, data] = [8, 64].map(|mib| Bytes::mib(mib).sectors());
+    one.extend(Part::Data, data).unwrap();
+    other.extend(Part::Metadata, metadata).unwrap();
+    let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
+    assert_eq!((label.size(Part::Metadata), label.size(Part::Data)), (metadata, data));
+    // At once: each step is taken once, and none is lost.
+    let step = |device: &SplitDevice, part, from: u64| {
+        (from..from + 16).for_each(|mib| device.extend(part, Bytes::mib(mib).sectors()).unwrap());
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| step(&one, Part::Data, 65));
+        scope.spawn(|| step(&one, Part::Metadata, 9));
+        scope.spawn(|| step(&other, Part::Data, 65));
+    });
+    let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
+    let sizes = [24, 80].map(|mib| Bytes::mib(mib).sectors());
+    assert_eq!([label.size(Part::Metadata), label.size(Part::Data)], sizes);
     dm.remove(&name("data")).unwrap();
     bench.audit();
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
 use super::label::{COPIES, Label, Part, RESERVED, SIZE};
@@ -188,13 +189,17 @@ impl SplitDevice {
     }
 
     /// Give a part what it takes to be `size` large, from what is free on the device. The label is on the
-    /// device before the part, if it is active, has its new size.
+    /// device before the part, if it is active, has its new size. Meanwhile the device is locked (`flock(2)`): whoever
+    /// else extends it, in this process or another one, waits, and sees what this took.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if not so much is free.
+    /// [`Error::InvalidOption`] if not so much is free; [`Error::NoLabel`] if the label is another one now.
     pub fn extend(&self, part: Part, size: Sectors) -> Result<()> {
-        let free = self.free()?;
-        let mut label = self.known().clone();
+        let file = Flock::lock(open(&self.path, Access::Read, 0)?, FlockArg::LockExclusive);
+        let mut file = file.map_err(|(_, errno)| Error::io("lock", &self.path)(errno.into()))?;
+        let same = read(&file, &self.path)?.filter(|label| label.uuid == self.known().uuid);
+        let mut label = same.ok_or_else(|| Error::NoLabel { device: self.path.clone() })?;
+        let free = Sectors(size_of(&mut file, &self.path)?.0.saturating_sub(label.end().0));
         let more = Sectors(size.0.saturating_sub(label.size(part).0));
         if more > free {
             let option = if part == Part::Data { "data size" } else { "metadata size" };
@@ -205,15 +210,15 @@ impl SplitDevice {
             label.append(part, more)?;
             label.generation += 1;
             write(&open(&self.path, Access::ReadWrite, 0)?, &self.path, &label)?;
-            *self.known() = label;
         }
+        *self.known() = label;
         self.resize_active(part)
     }
 
     /// Take over what the device grew by: first what the metadata needs by rule, all the rest for data. The
     /// pool is told by [`ThinPool::grow_metadata`](crate::thin::ThinPool::grow_metadata) and
-    /// [`grow_data`](crate::thin::ThinPool::grow_data). The new sizes are returned: metadata, data.
-    pub fn grow(&self) -> Result<(Sectors, Sectors)> {
+    /// [`grow_data`](crate::thin::ThinPool::grow_data). The label with the new sizes is returned.
+    pub fn grow(&self) -> Result<Label> {
         let (label, free) = (self.label(), self.free()?);
         let (metadata, data) = (label.size(Part::Metadata), label.size(Part::Data));
         let wanted = metadata_size(data + free, label.block_size).max(metadata);
@@ -222,7 +227,7 @@ impl SplitDevice {
         let whole = data + self.free()?;
         let data = data.max(Sectors(whole.0 - whole.0 % label.block_size.0));
         self.extend(Part::Data, data)?;
-        Ok((metadata, data))
+        Ok(self.label())
     }
 
     fn resize_active(&self, part: Part) -> Result<()> {
