@@ -1,21 +1,25 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 //!
-//! Lock order: a snapshot's slot, then this store. Nothing is called while the store's lock is held but
+//! Lock order: the tree's `growing`, a snapshot's slot, then this store. Nothing is called while the store's lock is held but
 //! one write to the journal; syncs and ioctls happen outside.
+
+mod reservation;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::SnapshotId;
 use uuid::Uuid;
 
+use super::SnapshotId;
 use super::files::{StateDir, StateFile};
-use super::graph::{Graph, IdWindow, Record};
+use super::graph::{Graph, Record};
 use super::journal::{self, State};
 use crate::thin::ThinId;
 use crate::units::Bytes;
 use crate::{Error, Result};
+
+pub(super) use reservation::Reservation;
 
 const STATE: &str = "state.json";
 const STATE_TMP: &str = "state.json.tmp";
@@ -27,8 +31,7 @@ const MARK: &str = "lock";
 const REMOVAL: u64 = 400;
 /// The journal's room is reserved in such steps.
 const ROOM: u64 = 64 << 10;
-/// Thin ids reserved at a time.
-const WINDOW: u32 = 64;
+
 /// The durable tree.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -65,16 +68,6 @@ struct Inner {
     pending_ids: BTreeSet<ThinId>,
     /// Names that are being added.
     pending_names: HashSet<SnapshotId>,
-}
-
-/// A name and a thin id that nobody else gets, until this is dropped.
-#[derive(Debug)]
-pub(super) struct Reservation<'a> {
-    store: &'a Store,
-    pub(super) name: Option<SnapshotId>,
-    pub(super) thin_id: ThinId,
-    /// The kernel may know the id, and no record does: only the next open can settle that.
-    pub(super) unresolved: bool,
 }
 
 impl Store {
@@ -258,70 +251,6 @@ impl Store {
         }
     }
 
-    /// Take a name and a thin id for a new snapshot (without a name: for the base).
-    ///
-    /// # Errors
-    /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
-    pub(super) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
-        let mut inner = self.lock();
-        if let Some(name) = &name
-            && (inner.state.graph.snapshots.contains_key(name) || inner.pending_names.contains(name))
-        {
-            return Err(Error::SnapshotExists { id: name.to_string() });
-        }
-        let thin_id = self.take_id(&mut inner)?;
-        if let Some(name) = &name {
-            inner.pending_names.insert(name.clone());
-        }
-        let window_seq = inner.window_seq;
-        drop(inner);
-        let reservation = Reservation { store: self, name, thin_id, unresolved: false };
-        // The window is durable before an id of it is used, so that a crash leaves no id unknown.
-        self.sync(window_seq)?;
-        Ok(reservation)
-    }
-
-    /// Take this thin id, if no record and no other call has it.
-    pub(super) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
-        let mut inner = self.lock();
-        let free = !inner.state.graph.uses(thin_id) && inner.pending_ids.insert(thin_id);
-        free.then(|| Reservation { store: self, name: None, thin_id, unresolved: false })
-    }
-
-    /// Another id for a reservation whose id turned out to be taken by somebody else.
-    pub(super) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
-        let mut inner = self.lock();
-        let id = self.take_id(&mut inner)?;
-        inner.pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
-        let window_seq = inner.window_seq;
-        drop(inner);
-        self.sync(window_seq)
-    }
-
-    fn take_id(&self, inner: &mut Inner) -> Result<ThinId> {
-        let end = ThinId::MAX.get() + 1;
-        if inner.state.graph.used_ids() + inner.pending_ids.len() >= end as usize {
-            return Err(Error::NoFreeDeviceId);
-        }
-        // Ends: some id is free, and the windows come round.
-        loop {
-            while inner.next_id < inner.state.graph.ids.to {
-                let id = ThinId::new(inner.next_id)?;
-                inner.next_id += 1;
-                if !inner.state.graph.uses(id) && !inner.pending_ids.contains(&id) {
-                    inner.pending_ids.insert(id);
-                    return Ok(id);
-                }
-            }
-            let from = inner.state.graph.ids.to % end;
-            let to = end.min(from + WINDOW);
-            let stragglers = inner.pending_ids.iter().copied().collect();
-            let window = Record::Reserve(IdWindow { from, to, stragglers });
-            inner.window_seq = self.append_locked(inner, &window)?;
-            inner.next_id = from;
-        }
-    }
-
     /// Whether the journal has outgrown the checkpoint, and `at`.
     pub(super) fn wants_checkpoint(&self, at: Bytes) -> bool {
         let inner = self.lock();
@@ -373,28 +302,6 @@ impl Store {
             self.dir.sync()
         };
         write().map_err(Error::io("write", self.root.join(STATE)))
-    }
-}
-
-impl Reservation<'_> {
-    /// Record what became of it, durably: it exists now.
-    ///
-    /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
-    pub(super) fn commit(&mut self, record: &Record) -> Result<()> {
-        let seq = self.store.append(record)?;
-        self.store.sync(seq).inspect_err(|_| self.unresolved = true)
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        let mut inner = self.store.lock();
-        if !self.unresolved {
-            inner.pending_ids.remove(&self.thin_id);
-        }
-        if let Some(name) = &self.name {
-            inner.pending_names.remove(name);
-        }
     }
 }
 

@@ -1,0 +1,107 @@
+//! Names and thin ids for what is being added.
+
+use super::{Inner, SnapshotId, Store};
+use crate::thin::ThinId;
+use crate::tree::graph::{IdWindow, Record};
+use crate::{Error, Result};
+
+/// Thin ids reserved at a time.
+const WINDOW: u32 = 64;
+
+/// A name and a thin id that nobody else gets, until this is dropped.
+#[derive(Debug)]
+pub(in crate::tree) struct Reservation<'a> {
+    store: &'a Store,
+    pub(in crate::tree) name: Option<SnapshotId>,
+    pub(in crate::tree) thin_id: ThinId,
+    /// The kernel may know the id, and no record does: only the next open can settle that.
+    pub(in crate::tree) unresolved: bool,
+}
+
+impl Store {
+    /// Take a name and a thin id for a new snapshot (without a name: for the base).
+    ///
+    /// # Errors
+    /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
+    pub(in crate::tree) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
+        let mut inner = self.lock();
+        if let Some(name) = &name
+            && (inner.state.graph.snapshots.contains_key(name) || inner.pending_names.contains(name))
+        {
+            return Err(Error::SnapshotExists { id: name.to_string() });
+        }
+        let thin_id = self.take_id(&mut inner)?;
+        if let Some(name) = &name {
+            inner.pending_names.insert(name.clone());
+        }
+        let window_seq = inner.window_seq;
+        drop(inner);
+        let reservation = Reservation { store: self, name, thin_id, unresolved: false };
+        // The window is durable before an id of it is used, so that a crash leaves no id unknown.
+        self.sync(window_seq)?;
+        Ok(reservation)
+    }
+
+    /// Take this thin id, if no record and no other call has it.
+    pub(in crate::tree) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
+        let mut inner = self.lock();
+        let free = !inner.state.graph.uses(thin_id) && inner.pending_ids.insert(thin_id);
+        free.then(|| Reservation { store: self, name: None, thin_id, unresolved: false })
+    }
+
+    /// Another id for a reservation whose id turned out to be taken by somebody else.
+    pub(in crate::tree) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
+        let mut inner = self.lock();
+        let id = self.take_id(&mut inner)?;
+        inner.pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
+        let window_seq = inner.window_seq;
+        drop(inner);
+        self.sync(window_seq)
+    }
+
+    fn take_id(&self, inner: &mut Inner) -> Result<ThinId> {
+        let end = ThinId::MAX.get() + 1;
+        if inner.state.graph.used_ids() + inner.pending_ids.len() >= end as usize {
+            return Err(Error::NoFreeDeviceId);
+        }
+        // Ends: some id is free, and the windows come round.
+        loop {
+            while inner.next_id < inner.state.graph.ids.to {
+                let id = ThinId::new(inner.next_id)?;
+                inner.next_id += 1;
+                if !inner.state.graph.uses(id) && !inner.pending_ids.contains(&id) {
+                    inner.pending_ids.insert(id);
+                    return Ok(id);
+                }
+            }
+            let from = inner.state.graph.ids.to % end;
+            let to = end.min(from + WINDOW);
+            let stragglers = inner.pending_ids.iter().copied().collect();
+            let window = Record::Reserve(IdWindow { from, to, stragglers });
+            inner.window_seq = self.append_locked(inner, &window)?;
+            inner.next_id = from;
+        }
+    }
+}
+
+impl Reservation<'_> {
+    /// Record what became of it, durably: it exists now.
+    ///
+    /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
+    pub(in crate::tree) fn commit(&mut self, record: &Record) -> Result<()> {
+        let seq = self.store.append(record)?;
+        self.store.sync(seq).inspect_err(|_| self.unresolved = true)
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.store.lock();
+        if !self.unresolved {
+            inner.pending_ids.remove(&self.thin_id);
+        }
+        if let Some(name) = &self.name {
+            inner.pending_names.remove(name);
+        }
+    }
+}
