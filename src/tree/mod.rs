@@ -139,7 +139,10 @@ impl SnapshotTree {
             self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
         }
         self.sweep_nodes()?;
-        self.checkpoint()?;
+        // A close that failed may have come as far as that.
+        if self.pool.device_mapper().find(self.pool.name().into())?.is_some() {
+            self.checkpoint()?;
+        }
         self.closed.store(true, Ordering::Release);
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());
@@ -151,7 +154,8 @@ impl SnapshotTree {
     fn take_down(&self) -> Result<()> {
         self.patiently(self.pool.name(), || self.pool.deactivate())?;
         let record = self.store.read_state(|state| state.pool.clone());
-        source::release(self.pool.device_mapper(), self.pool.name(), &record)
+        let parts = source::parts(self.pool.name(), &record)?;
+        parts.iter().try_for_each(|part| self.patiently(part, || self.pool.device_mapper().remove(part)))
     }
 
     fn check_open(&self) -> Result<()> {

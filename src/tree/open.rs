@@ -139,7 +139,7 @@ fn guard(pool: ThinPool, activated: bool, options: &Options, store: &Store) -> R
     let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
         if activated {
             let record = store.read_state(|state| state.pool.clone());
-            let _ = dm.remove(&name).and_then(|()| source::release(&dm, &name, &record));
+            let _ = source::deactivate(&dm, &name, &record);
         }
     });
     Ok((guarded?, activated))
@@ -182,7 +182,7 @@ fn open_pool(
     if !record.made
         && let Err(error) = store.set_made()
     {
-        let _ = pool.deactivate().and_then(|()| source::release(dm, &name, &record));
+        let _ = source::deactivate(dm, &name, &record);
         return Err(error);
     }
     Ok((pool, true))

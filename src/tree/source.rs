@@ -169,12 +169,15 @@ pub(super) fn activate(
     ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size()?, pool))
 }
 
-/// After the pool was deactivated: its devices, where they do not end with it.
-pub(super) fn release(dm: &Arc<DeviceMapper>, name: &DmName, pool: &PoolRecord) -> Result<()> {
-    match pool.label {
-        Some(label) => labelled(dm, pool, label)?.deactivate(name),
-        None => Ok(()),
-    }
+/// The devices that are to be removed after a pool: those that do not end with it.
+pub(super) fn parts(name: &DmName, pool: &PoolRecord) -> Result<Vec<DmName>> {
+    pool.label.map_or(Ok(Vec::new()), |_| SplitDevice::part_names(name).map(Vec::from))
+}
+
+/// Remove a pool that was just activated, and those devices.
+pub(super) fn deactivate(dm: &DeviceMapper, name: &DmName, pool: &PoolRecord) -> Result<()> {
+    dm.remove(name)?;
+    parts(name, pool)?.iter().try_for_each(|part| dm.remove(part))
 }
 
 /// Undo [`make`]: the device carries nothing again, if it carries the label.

@@ -1,8 +1,9 @@
 //! Pools that are not on loop files.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use dm_thin::Error;
 use dm_thin::dm::DmName;
@@ -141,6 +142,32 @@ fn one_device_is_split() {
     let tree = SnapshotTree::open(&other, options().force_device(true)).unwrap();
     tree.close().unwrap();
     assert!(matches!(SnapshotTree::open(bench.root(), Options::new()), Err(Error::NoLabel { .. })));
+    wipe();
+}
+
+#[test]
+fn a_close_waits_for_who_reads_the_metadata() {
+    let bench = Bench::new();
+    wipe();
+    let source = PoolSource::Device { path: DATA.into() };
+    let timeout = Duration::from_millis(500);
+    let options = Options::new().base_size(Bytes::mib(64)).pool_source(source).busy_timeout(timeout);
+    let tree = SnapshotTree::open(bench.root(), options).unwrap();
+    let metadata = format!("/dev/mapper/{}-tmeta", tree.pool().name());
+    let reader = File::open(&metadata).unwrap();
+    let error = tree.close().unwrap_err();
+    assert!(matches!(&error, Error::Busy { device, open_count: 1 } if metadata.ends_with(device)), "{error}");
+    // The pool is gone already; the rest can still be closed.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(timeout / 5);
+            drop(reader);
+        });
+        tree.close().unwrap();
+    });
+    drop(tree);
+    bench.audit();
+    SnapshotTree::open(bench.root(), Options::new()).unwrap().close().unwrap();
     wipe();
 }
 

@@ -152,13 +152,18 @@ impl SplitDevice {
     /// # Errors
     /// EBUSY while a pool uses them ([`Error::is_busy`]).
     pub fn deactivate(&self, name: &DmName) -> Result<()> {
-        for part in [Part::Data, Part::Metadata] {
-            match self.dm.remove(&part_name(name, part)?) {
+        for part in Self::part_names(name)? {
+            match self.dm.remove(&part) {
                 Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// The two devices, as a pool of that name takes them down.
+    pub(crate) fn part_names(name: &DmName) -> Result<[DmName; 2]> {
+        Ok([part_name(name, Part::Data)?, part_name(name, Part::Metadata)?])
     }
 
     fn part_uuid(&self, part: Part) -> Result<DmUuid> {
