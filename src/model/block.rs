@@ -56,7 +56,7 @@ impl World {
                 if read_only {
                     return Err(Errno::EPERM);
                 }
-                self.change_sectors(number, range.start / 512..range.end / 512, discard)?;
+                self.change_sectors(number, range.start / 512..range.end / 512, discard, 0)?;
             }
             _ => return Err(Errno::ENOTTY),
         }
@@ -83,17 +83,19 @@ impl World {
     }
 
     /// Zero or discard sectors, down through the tables to the thin volumes, which map what is zeroed and
-    /// unmap what is discarded; elsewhere no data is kept. Every part is tried, and the first failure told.
+    /// unmap what is discarded; elsewhere no data is kept. Every part is tried, and the first failure told. The kernel
+    /// lets devices stand on each other, and sends a write round for ever; here it fails when it must have come round.
     fn change_sectors(
         &mut self,
         number: DeviceNumber,
         sectors: Range<u64>,
         discard: bool,
+        depth: usize,
     ) -> Result<(), Errno> {
         if discard && !self.discards(number) {
             return Ok(());
         }
-        if sectors.end > self.sectors(number).unwrap_or(0) {
+        if sectors.end > self.sectors(number).unwrap_or(0) || depth > self.devices.len() {
             return Err(Errno::EIO);
         }
         let device = self.devices.get(&number.minor).filter(|_| number.major == DM_MAJOR);
@@ -110,10 +112,10 @@ impl World {
                 Kind::Error => Err(Errno::EIO),
                 Kind::Linear { device, offset } => {
                     let [start, end] = [part.start, part.end].map(|sector| offset.saturating_add(sector));
-                    self.change_sectors(device, start..end, discard)
+                    self.change_sectors(device, start..end, discard, depth + 1)
                 }
                 Kind::Thin { pool, id, .. } => self.change_blocks(pool.minor, id, part, discard),
-                Kind::ThinPool(pool) => self.change_sectors(pool.data, part, discard),
+                Kind::ThinPool(pool) => self.change_sectors(pool.data, part, discard, depth + 1),
             });
         }
         result

@@ -162,3 +162,16 @@ fn sectors_are_as_large_as_the_largest_below() {
     machine.dm.resume(&name("below")).unwrap();
     assert_eq!((sector_size("below"), sector_size("d")), (512, 4096));
 }
+
+#[test]
+fn devices_that_stand_on_each_other_take_no_writes() {
+    let machine = Machine::bare();
+    machine.activate("a", "zero", "", 16).unwrap();
+    machine.activate("b", "linear", "253:0 0", 16).unwrap();
+    machine.load("a", "linear", "253:1 0", 16).unwrap();
+    machine.dm.resume(&name("a")).unwrap();
+    for device in ["a", "b"] {
+        let file = machine.open(&format!("/dev/mapper/{device}"));
+        assert_eq!(machine.send(&file, BLKZEROOUT, 0, 512), Err(Errno::EIO));
+    }
+}
