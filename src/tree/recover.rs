@@ -1,6 +1,7 @@
 //! State, pool, and what is active in the kernel, brought to agree after whatever happened.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
@@ -145,11 +146,11 @@ impl SnapshotTree {
         })?;
         let mut stale = Vec::new();
         for name in names {
-            let Some(name) = name.to_str().filter(|name| name.as_bytes().starts_with(prefix.as_bytes()))
-            else {
+            // One that no device can have is nobody's.
+            let Ok(name) = DmName::from_bytes(name.as_bytes()) else { continue };
+            if !name.as_bytes().starts_with(prefix.as_bytes()) {
                 continue;
-            };
-            let name = DmName::new(name)?;
+            }
             if dm.find((&name).into())?.is_none() {
                 stale.push(name);
             }

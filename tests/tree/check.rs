@@ -89,10 +89,16 @@ fn devices() {
     dm(&rig).remove(&namesake).unwrap();
 
     let node = format!("{}stale", device.to_str().unwrap().strip_suffix('a').unwrap());
-    rig.kernel
-        .make_node(&Path::new("/dev/mapper").join(&node), DeviceNumber { major: 253, minor: 99 })
-        .unwrap();
+    let make = |name: &str| {
+        let number = DeviceNumber { major: 253, minor: 99 };
+        rig.kernel.make_node(&Path::new("/dev/mapper").join(name), number).unwrap();
+    };
+    make(&node);
+    // What no device can have had is somebody else's.
+    let long = node.clone() + &"x".repeat(120);
+    make(&long);
     finds(&tree, &[Finding::StaleNode { name: node.parse().unwrap() }], true);
+    rig.kernel.remove_node(&Path::new("/dev/mapper").join(long)).unwrap();
     tree.close().unwrap();
     assert!(rig.kernel.is_clean());
 }
