@@ -33,7 +33,8 @@ pub fn clear_needs_check(metadata: &Path) -> Result<()> {
 
 /// Whether a pool's metadata is checked before the pool is activated. That reads all of the metadata in use; the kernel
 /// by itself notices damage only where it comes by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum CheckPolicy {
     /// It is not.
     #[default]

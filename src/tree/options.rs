@@ -233,11 +233,8 @@ impl Options {
         if self.pool_source.as_ref().is_some_and(|source| *source != PoolSource::LoopFiles) {
             let given = [("data size", self.data_size), ("metadata size", self.metadata_size)];
             if let Some((option, size)) = given.into_iter().find_map(|(option, size)| Some((option, size?))) {
-                return Err(invalid(
-                    option,
-                    size,
-                    "the pool is not on loop files, its devices have their sizes",
-                ));
+                let reason = "the pool is not on loop files, its devices have their sizes";
+                return Err(invalid(option, size, reason));
             }
         }
         self.check_extension()?;
@@ -254,14 +251,22 @@ impl Options {
         if self.pool_source.as_ref().is_some_and(|source| *source != PoolSource::LoopFiles) {
             return Err(invalid("extension maximum", rule.maximum, "the pool is not on loop files"));
         }
-        if self.data_size.is_some_and(|size| size > rule.maximum) {
-            return Err(invalid("extension maximum", rule.maximum, "less than the data size"));
-        }
+        self.data_size.map_or(Ok(()), |size| self.check_maximum(size))?;
         match self.min_free_data {
             MinFree::Percent(free) if rule.threshold.saturating_add(free) > 100 => {
                 let reason =
                     "leaves less than must be free: snapshots are refused before the pool is extended";
                 Err(invalid("extension threshold", rule.threshold, reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// See that a pool may be as large as it is to be.
+    pub(super) fn check_maximum(&self, data_size: Bytes) -> Result<()> {
+        match self.auto_extend {
+            Some(rule) if rule.maximum < data_size => {
+                Err(invalid("extension maximum", rule.maximum, "less than the data size"))
             }
             _ => Ok(()),
         }
@@ -307,8 +312,12 @@ impl Options {
     pub(super) fn check_adopted(&self, pool: &PoolTable) -> Result<()> {
         conflict("block size", self.block_size, pool.block_size.bytes())?;
         conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
-        match self.features.filter(|asked| *asked != pool.features) {
-            Some(asked) => Err(conflicting("features", format!("{:?}", pool.features), format!("{asked:?}"))),
+        self.check_features(pool.features)
+    }
+
+    fn check_features(&self, recorded: PoolFeatures) -> Result<()> {
+        match self.features.filter(|asked| *asked != recorded) {
+            Some(asked) => Err(conflicting("features", format!("{recorded:?}"), format!("{asked:?}"))),
             None => Ok(()),
         }
     }
@@ -340,13 +349,7 @@ impl Options {
         conflict("metadata size", self.metadata_size, pool.metadata_size)?;
         conflict("block size", self.block_size, pool.block_size)?;
         conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
-        if self.features.is_some_and(|asked| asked != pool.features) {
-            return Err(conflicting(
-                "features",
-                format!("{:?}", pool.features),
-                format!("{:?}", self.features),
-            ));
-        }
+        self.check_features(pool.features)?;
         if let Some(asked) = self.filesystem.filter(|asked| *asked != state.filesystem) {
             return Err(conflicting("file system", format!("{:?}", state.filesystem), format!("{asked:?}")));
         }

@@ -75,7 +75,7 @@ pub(super) fn has_files(dir: &Path) -> bool {
 pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<PoolRecord> {
     let mut record = options.new_pool();
     match record.source.clone() {
-        PoolSource::LoopFiles => {}
+        PoolSource::LoopFiles => options.check_maximum(record.data_size)?,
         PoolSource::Devices { data, metadata } => {
             let kernel = &*options.kernel;
             let (data, metadata) = (Device::open(kernel, data)?, Device::open(kernel, metadata)?);

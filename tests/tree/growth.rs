@@ -151,6 +151,11 @@ fn a_rule_that_makes_no_sense_is_refused() {
     assert!(said(threshold(91), rig.options()).contains("leaves less than must be free"));
     let small = ExtendRule { maximum: Bytes::mib(63), ..RULE };
     assert!(said(small, rig.options()).contains("less than the data size"));
+    let default = Options::new().kernel(rig.kernel.clone());
+    assert!(
+        said(ExtendRule { maximum: Bytes::gib(99), ..RULE }, default).contains("less than the data size")
+    );
+    assert!(rig.kernel.is_clean());
     let devices = PoolSource::Devices { data: "/dev/a".into(), metadata: "/dev/b".into() };
     let options = Options::new().kernel(rig.kernel.clone()).pool_source(devices);
     assert!(said(RULE, options).contains("not on loop files"));
