@@ -127,27 +127,35 @@ impl SnapshotTree {
 
     /// Deactivate everything, write a checkpoint, remove the pool and detach its files. An adopted pool stays.
     ///
+    /// A pool that is read-only or has failed goes, too: the next open does what it refused. The root is free for
+    /// another manager when this value is dropped.
+    ///
     /// # Errors
     /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
-    /// though what could be deactivated is. After a close, everything else answers [`Error::Closed`].
+    /// though what could be deactivated is. [`Error::Io`] if the checkpoint could not be written, though all the
+    /// rest is done: the journal holds what is in it. After a close, everything else answers [`Error::Closed`].
     pub fn close(&self) -> Result<()> {
         let _growing = self.growing();
         self.check_open()?;
         self.deactivate_all()?;
-        self.reap_closed()?;
+        // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
+        let _ = self.reap_closed();
         for (stale, _) in self.active_devices()? {
             self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
         }
         self.sweep_nodes()?;
         // A close that failed may have come as far as that.
-        if self.pool.device_mapper().find(self.pool.name().into())?.is_some() {
-            self.checkpoint()?;
-        }
+        let there = self.pool.device_mapper().find(self.pool.name().into())?.is_some();
+        let checkpoint = if there { self.checkpoint() } else { Ok(()) };
         self.closed.store(true, Ordering::Release);
-        if self.store.read_state(|state| state.pool.source.is_shared()) {
-            return Ok(());
+        if !self.store.read_state(|state| state.pool.source.is_shared()) {
+            self.take_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
         }
-        self.take_down().inspect_err(|_| self.closed.store(false, Ordering::Release))
+        match checkpoint {
+            // The journal holds everything.
+            Err(Error::PoolMode { .. }) => Ok(()),
+            result => result,
+        }
     }
 
     /// Deactivate the pool, and its devices where they do not end with it.

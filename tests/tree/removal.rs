@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dm_thin::Error;
 use dm_thin::kernel::{Access, DeviceFile, Kernel};
+use dm_thin::model::Mode;
 use dm_thin::tree::{Parent, Removal, RemoveOptions, SnapshotTree};
 
 use crate::rig::{Rig, crash_everywhere};
@@ -44,6 +45,26 @@ fn a_busy_snapshot_is_removed_when_it_is_closed() {
     tree.add("a", Parent::Base).unwrap();
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_broken_pool_can_be_closed() {
+    for mode in [Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail] {
+        let rig = Rig::new();
+        let tree = rig.tree();
+        tree.add("a", Parent::Base).unwrap();
+        tree.add("b", Parent::Base).unwrap();
+        tree.activate("b").unwrap();
+        rig.kernel.set_mode(tree.pool().name().to_str().unwrap(), mode).unwrap();
+        assert!(matches!(tree.remove("a"), Err(Error::PoolMode { .. })), "{mode:?}");
+        tree.close().unwrap();
+        assert!(rig.kernel.is_clean(), "{mode:?}: {:?}", rig.kernel.leftovers());
+        drop(tree);
+        // The pool is sound again, and the removal is finished.
+        let tree = rig.tree();
+        assert_eq!((tree.list().len(), tree.deferred(), ids(&rig, &tree)), (1, 0, 2));
+        tree.close().unwrap();
+    }
 }
 
 #[test]
