@@ -70,12 +70,12 @@ impl SnapshotTree {
         self.with_slot(id, |slot, _| self.defer_slot(slot, id))
     }
 
-    /// Activate a snapshot and mount it. The directory is made if it is not there. Mounted on the same
-    /// directory already, it is counted: it takes as many [`unmount`](Self::unmount)s.
+    /// Activate a snapshot and mount it. The directory is made if it is not there; the one above it must be.
+    /// Mounted on the same directory already, it is counted: it takes as many [`unmount`](Self::unmount)s.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`], [`Error::Mounted`] if it is mounted elsewhere; [`Error::Mount`] with
-    /// the whole call. What was not active before is not active after an error.
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`] if it is mounted elsewhere, or another snapshot is mounted there;
+    /// [`Error::Mount`] with the whole call. What was not active before is not active after an error.
     pub fn mount(&self, id: &str, target: impl AsRef<Path>) -> Result<()> {
         let target = target.as_ref();
         self.with_slot(id, |slot, snapshot| {
@@ -86,6 +86,7 @@ impl SnapshotTree {
                 mounted.count += 1;
                 return Ok(());
             }
+            self.check_target(target)?;
             let device = self.activate_slot(slot, id, snapshot)?;
             let mounted = self.mount_on(&device, target).and_then(|mounted| {
                 let number = slot.volume.as_ref().map(ThinVolume::number);
@@ -332,6 +333,18 @@ impl SnapshotTree {
 
     pub(super) fn grow_target(&self, id: ThinId) -> PathBuf {
         self.root.path.join(format!("grow-{id}"))
+    }
+
+    /// Refuse to mount over another snapshot: unmounting that one would then unmount this one. A slot that is
+    /// locked is passed over, the caller's own among them.
+    fn check_target(&self, target: &Path) -> Result<()> {
+        let Ok(target) = target.canonicalize() else { return Ok(()) };
+        let slots = self.slots();
+        let other = slots.iter().find(|(_, slot)| {
+            let slot = slot.try_lock();
+            slot.is_ok_and(|slot| slot.mounted.as_ref().is_some_and(|mounted| mounted.target == target))
+        });
+        other.map_or(Ok(()), |(id, _)| Err(Error::Mounted { id: id.to_string(), target: target.clone() }))
     }
 
     fn mount_on(&self, device: &Path, target: &Path) -> Result<Mounted> {

@@ -69,6 +69,24 @@ fn a_mounted_origin_can_be_snapshotted() {
 }
 
 #[test]
+fn one_directory_takes_one_snapshot() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let target = bench.root().join("target");
+    for id in ["below", "above"] {
+        tree.add(id, Parent::Base).unwrap();
+    }
+    tree.mount("below", &target).unwrap();
+    let error = tree.mount("above", bench.root().join("./target")).unwrap_err();
+    assert!(matches!(&error, Error::Mounted { id, .. } if id == "below") && error.is_busy(), "{error}");
+    assert_eq!(tree.get("above").unwrap().device, None);
+    tree.unmount("below").unwrap();
+    tree.mount("above", &target).unwrap();
+    tree.unmount("above").unwrap();
+    remove_all(&tree);
+}
+
+#[test]
 fn everything_is_found_after_a_close() {
     let bench = Bench::new();
     let tree = bench.tree();
