@@ -138,23 +138,24 @@ pub(super) fn activate(
         metadata.demand_formatted(options, pool)?;
         options.check_metadata.check(&metadata.path)?;
         let table = table(pool, metadata.number, data.number);
-        return ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size, pool));
+        let size = whole_blocks(data.size, pool);
+        return ThinPool::create(dm.clone(), name, uuid, &table, size).map_err(no_pool(&metadata.path));
     }
     if let Some(label) = pool.label {
         let device = labelled(dm, pool, label)?;
         let PoolTable { metadata, data, .. } = device.activate(name)?;
         let table = table(pool, metadata, data);
         let size = whole_blocks(device.label().size(Part::Data).bytes(), pool);
+        let node = node(metadata);
         let checked = || {
-            let node = node(metadata);
             Device::open(&*options.kernel, node.clone())?.demand_formatted(options, pool)?;
             options.check_metadata.check(&node)
         };
-        return checked().and_then(|()| ThinPool::create(dm.clone(), name, uuid, &table, size)).inspect_err(
-            |_| {
-                let _ = device.deactivate(name);
-            },
-        );
+        let created = checked()
+            .and_then(|()| ThinPool::create(dm.clone(), name, uuid, &table, size).map_err(no_pool(&node)));
+        return created.inspect_err(|_| {
+            let _ = device.deactivate(name);
+        });
     }
     let control = LoopControl::with_kernel(options.kernel.clone())?;
     let metadata = attach(&control, &dir.join("metadata"), pool.metadata_size, options.direct_io)?;
@@ -166,7 +167,20 @@ pub(super) fn activate(
     options.check_metadata.check(&path)?;
     let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
-    ThinPool::create(dm.clone(), name, uuid, &table, whole_blocks(data.size()?, pool))
+    let size = whole_blocks(data.size()?, pool);
+    ThinPool::create(dm.clone(), name, uuid, &table, size).map_err(no_pool(&path))
+}
+
+/// What the kernel's check of a metadata block means: another block's number, or a checksum.
+fn no_pool(metadata: &Path) -> impl FnOnce(Error) -> Error {
+    move |error| match error.errno() {
+        Some(Errno::ENOTBLK | Errno::EILSEQ) => {
+            let reason =
+                "is damaged, or no thin pool's metadata; thin_check tells more, thin_repair may save it";
+            Error::BackingFile { path: metadata.into(), reason }
+        }
+        _ => error,
+    }
 }
 
 /// The devices that are to be removed after a pool: those that do not end with it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::sleep;
@@ -303,6 +303,24 @@ fn a_file_of_the_pool_vanished() {
     assert_eq!(fs::metadata(&data).unwrap().len(), 4096, "untouched");
     fs::rename(&away, &data).unwrap();
     bench.audit();
+    bench.tree().close().unwrap();
+}
+
+#[test]
+fn a_damaged_superblock_is_named_and_left_alone() {
+    let bench = Bench::new();
+    bench.tree().close().unwrap();
+    let path = bench.root().join("pool/metadata");
+    let whole = fs::read(&path).unwrap();
+    for byte in [0, 0xff] {
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&[byte; 4096], 0).unwrap();
+        let damaged = fs::read(&path).unwrap();
+        assert!(matches!(open(&bench, small()), Error::BackingFile { path: it, .. } if it == path));
+        assert!(fs::read(&path).unwrap() == damaged, "untouched");
+        file.write_all_at(&whole[..4096], 0).unwrap();
+        bench.audit();
+    }
     bench.tree().close().unwrap();
 }
 
