@@ -7,16 +7,17 @@ use std::path::PathBuf;
 use super::active::lock;
 use super::graph::Snapshot;
 use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount};
-use crate::Result;
 use crate::dm::{DeviceStatus, TableKind};
 use crate::kernel::DeviceNumber;
 use crate::loopdev::LoopControl;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable, TransactionId};
+use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Compare the state with the system, and explain each difference. An empty list means that all is well.
     ///
-    /// What other calls are doing meanwhile can look like a difference.
+    /// What other calls are doing meanwhile can look like a difference. A pool that is read-only or has failed is one,
+    /// and which volumes it has is not looked for then.
     ///
     /// # Errors
     /// Only what keeps it from looking.
@@ -24,7 +25,11 @@ impl SnapshotTree {
         self.check_open()?;
         let mut findings = Vec::new();
         self.check_pool(&mut findings)?;
-        self.check_volumes(&mut findings)?;
+        match self.check_volumes(&mut findings) {
+            // A broken pool, which is the first finding, does not tell of its volumes.
+            Err(Error::PoolMode { .. }) if !findings.is_empty() => {}
+            result => result?,
+        }
         self.check_devices(&mut findings)?;
         self.check_nodes(&mut findings)?;
         self.check_files(&mut findings)?;
@@ -56,10 +61,12 @@ impl SnapshotTree {
     }
 
     fn check_volumes(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        self.store.read(|graph| {
+            findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
+        });
         let there = self.volumes_in_pool()?;
         let shared = self.store.read_state(|state| state.pool.source.is_shared());
         self.store.read(|graph| {
-            findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
             let base = graph.base.iter().map(|base| (None, base.thin_id));
             let snapshots = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
             let listed = base.chain(snapshots.map(|(id, snapshot)| (Some(id.clone()), snapshot.thin_id)));

@@ -135,6 +135,16 @@ fn the_pool_and_its_files() {
     rig.kernel.set_mode(&pool, Mode::OutOfDataSpace).unwrap();
     let findings = tree.check().unwrap();
     assert!(matches!(findings[..], [Finding::Pool { needs_check: false, .. }]), "{findings:?}");
+    rig.kernel.set_needs_check(&pool, true).unwrap();
+    for mode in [Mode::ReadOnly, Mode::Fail] {
+        rig.kernel.set_mode(&pool, mode).unwrap();
+        let findings = tree.check().unwrap();
+        let needs_check = mode == Mode::ReadOnly;
+        assert!(
+            matches!(findings[..], [Finding::Pool { needs_check: it, .. }] if it == needs_check),
+            "{findings:?}"
+        );
+    }
     drop(tree);
 }
 
