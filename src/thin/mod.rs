@@ -1,6 +1,52 @@
 //! The thin-pool message layer: `thin-pool` and `thin` targets, typed.
 //!
 //! See the kernel's `Documentation/admin-guide/device-mapper/thin-provisioning.rst`.
+//!
+//! A pool by hand, on two files, with a volume and a snapshot of it:
+//!
+//! ```no_run
+//! use std::fs::File;
+//! use std::path::Path;
+//! use std::sync::Arc;
+//!
+//! use dm_thin::dm::{DeviceMapper, DmName, DmUuid};
+//! use dm_thin::loopdev::{AttachOptions, LoopControl};
+//! use dm_thin::thin::{Origin, PoolTable, ThinId, ThinPool};
+//! use dm_thin::units::Bytes;
+//!
+//! let control = LoopControl::open()?;
+//! let attach = |path: &str, size: Bytes| -> Result<_, Box<dyn std::error::Error>> {
+//!     let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+//!     file.set_len(size.0)?;
+//!     // An autoclear device ends with the pool that uses it.
+//!     Ok(control.attach(&file, Path::new(path), &AttachOptions::new().autoclear(true))?)
+//! };
+//! // New metadata has to begin with 4 KiB of zeroes, as that of a sparse file does.
+//! let metadata = attach("/var/lib/metadata", Bytes::mib(16))?;
+//! let data = attach("/var/lib/data", Bytes::gib(10))?;
+//!
+//! let dm = Arc::new(DeviceMapper::open()?);
+//! let block_size = Bytes::kib(64).sectors();
+//! let table = PoolTable::on(&**dm.kernel(), &metadata.path(), &data.path(), block_size)?;
+//! let (name, uuid) = (DmName::new("pool")?, DmUuid::new("EXAMPLE-pool")?);
+//! let pool = ThinPool::create(dm, &name, &uuid, &table, data.size()?.sectors())?;
+//!
+//! let (one, two) = (ThinId::new(1)?, ThinId::new(2)?);
+//! pool.create_thin(one)?;
+//! let size = Bytes::gib(1).sectors();
+//! let volume = pool.activate(&DmName::new("one")?, &DmUuid::new("EXAMPLE-1")?, one, size)?;
+//! // … write to volume.path() …
+//! let suspended = volume.suspend()?;
+//! pool.create_snap(two, &Origin::Suspended(&suspended))?;
+//! suspended.resume()?;
+//! println!("{}", pool.status()?);
+//!
+//! volume.deactivate()?;
+//! pool.deactivate()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`ThinPool::watch`] tells when the pool fills, and [`AutoExtend`] makes it larger then.
 
 mod activate;
 mod backing;

@@ -53,7 +53,9 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
-    /// [`Error::PoolMode`] if the pool is full or broken. Nothing is left of a snapshot that failed.
+    /// [`Error::PoolMode`] if the pool is full or broken, [`Error::LowSpace`] if less is free than
+    /// [`Options::min_free_data`](super::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of that id
+    /// is still open. Nothing is left of a snapshot that failed.
     pub fn add(&self, id: &str, parent: Parent<'_>) -> Result<()> {
         self.add_with(id, parent, &AddOptions::new())
     }

@@ -24,7 +24,8 @@ pub struct SnapshotUsage {
 
 impl SnapshotTree {
     /// What each snapshot has of the pool at this moment, alone and together with others, by their ids. `thin_ls`
-    /// (thin-provisioning-tools) reads every mapping of the pool for that.
+    /// (thin-provisioning-tools) reads every mapping of the pool for that. What was written to a mounted snapshot and
+    /// is still in the page cache is not there yet.
     ///
     /// # Errors
     /// [`Error::ToolMissing`](crate::Error::ToolMissing), [`Error::Tool`](crate::Error::Tool);
