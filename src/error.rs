@@ -294,8 +294,8 @@ pub enum Error {
         problem: RootProblem,
     },
 
-    /// Another manager has the tree open.
-    #[error("{path} is in use by another manager", path = path.display())]
+    /// The tree is open already. A [`SnapshotTree`](crate::tree::SnapshotTree) keeps its root locked until it is dropped.
+    #[error("{path} is open already, in this process or in another one", path = path.display())]
     Locked {
         /// The tree's root.
         path: PathBuf,
@@ -331,7 +331,7 @@ pub enum Error {
     },
 
     /// An option differs from what the tree was made with.
-    #[error("{option}: the tree has {recorded}, {asked} was asked for; it cannot be changed")]
+    #[error("{option}: the tree has {recorded}, {asked} was asked for; it cannot be changed to that")]
     OptionConflict {
         /// The option.
         option: &'static str,
@@ -372,7 +372,7 @@ pub enum Error {
     },
 
     /// A device is held open by somebody.
-    #[error("{device} is busy: opened {open_count} times")]
+    #[error("{device} is busy: open {open_count} times; SnapshotTree::holders tells by whom")]
     Busy {
         /// The device.
         device: String,
@@ -398,7 +398,7 @@ pub enum Error {
         device: String,
         /// How it ended.
         status: String,
-        /// The end of what it said.
+        /// The begin and the end of what it said.
         output: String,
     },
 

@@ -18,7 +18,8 @@ use crate::{Error, Result};
 /// What a snapshot is taken of.
 #[derive(Debug)]
 pub enum Origin<'a> {
-    /// A thin device that is not active.
+    /// A thin device that is not active. The kernel does not check that: a snapshot of one that is active can be
+    /// corrupt.
     Inactive(ThinId),
     /// An active one, suspended meanwhile: else the snapshot would be corrupt.
     Suspended(&'a SuspendedVolume<'a>),
@@ -223,6 +224,10 @@ impl ThinPool {
             }
             Err(error) => {
                 return match self.status() {
+                    Ok(PoolStatus::Usage(usage)) if usage.needs_check => Err(self.mode_error(
+                        usage.mode,
+                        "the message was refused; once it is deactivated, thin::tools::clear_needs_check may heal it",
+                    )),
                     Ok(status) if !status.mode().is_sound() => {
                         Err(self.mode_error(status.mode(), "the message was refused"))
                     }

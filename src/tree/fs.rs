@@ -93,12 +93,35 @@ fn run(program: &str, command: &mut Command, device: &Path) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned();
-    let tail: String = said.chars().rev().take(1000).collect::<Vec<_>>().into_iter().rev().collect();
     Err(Error::Mkfs {
         program: program.to_owned(),
         device: device.display().to_string(),
         status: output.status.to_string(),
-        output: tail,
+        output: shortened(&[output.stdout, output.stderr].concat()),
     })
+}
+
+/// Some programs say first what is wrong, and then how they are used; others end with it.
+fn shortened(said: &[u8]) -> String {
+    const HALF: usize = 500;
+    let said = said.trim_ascii();
+    if said.len() <= 2 * HALF {
+        return String::from_utf8_lossy(said).into_owned();
+    }
+    let (begin, end) = (&said[..HALF], &said[said.len() - HALF..]);
+    format!("{}\n…\n{}", String::from_utf8_lossy(begin), String::from_utf8_lossy(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn begin_and_end_of_a_long_output_are_kept() {
+        let usage = ["too small\n", &"-x ignored\n".repeat(1000), "and nothing was done\n"].concat();
+        let text = shortened(usage.as_bytes());
+        assert!(text.starts_with("too small\n-x") && text.ends_with("\nand nothing was done"), "{text}");
+        assert!(text.len() < 1010);
+        assert_eq!(shortened(b" all of it\n"), "all of it");
+    }
 }

@@ -1,9 +1,9 @@
 //! Who has a snapshot's device open: what to do about EBUSY.
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use serde::Serialize;
 
@@ -39,10 +39,22 @@ pub enum Holder {
     },
 }
 
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process { pid, command } => write!(f, "process {pid} ({command}) has it open"),
+            Self::Mount { pid, command, target } => {
+                write!(f, "mounted on {}, as process {pid} ({command}) sees it", target.display())
+            }
+            Self::Device { name } => write!(f, "device {name} stands on it"),
+        }
+    }
+}
+
 impl SnapshotTree {
     /// Who has the device of a snapshot open, as far as this process can see: for a message about
     /// [`Error::Busy`](crate::Error::Busy). All of `/proc` is read for it. Of a mount that many processes see, the
-    /// one with the lowest id is named.
+    /// one with the lowest id is named. Who has files open below the mount is not looked for (`fuser -m` does).
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot).
@@ -96,4 +108,20 @@ fn is_device(path: &Path, number: DeviceNumber) -> bool {
         let device = metadata.rdev().try_into().map(DeviceNumber::from_dev_t);
         metadata.file_type().is_block_device() && device.is_ok_and(|device| device == number)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_text() {
+        let command = "sleep".to_owned();
+        let holder = Holder::Process { pid: 7, command: command.clone() };
+        assert_eq!(holder.to_string(), "process 7 (sleep) has it open");
+        let holder = Holder::Mount { pid: 7, command, target: "/mnt".into() };
+        assert_eq!(holder.to_string(), "mounted on /mnt, as process 7 (sleep) sees it");
+        let holder = Holder::Device { name: "dm-3".into() };
+        assert_eq!(holder.to_string(), "device dm-3 stands on it");
+    }
 }

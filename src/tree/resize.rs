@@ -31,8 +31,8 @@ impl SnapshotTree {
     /// [`pool`](Self::pool).
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] for a size that no device has; [`Error::OptionConflict`] for one below what the
-    /// pool has, and for a pool that is not on loop files. Whatever fails, what has grown stays grown.
+    /// [`Error::InvalidOption`] for a size that no device has, and for a pool that is not on loop files;
+    /// [`Error::OptionConflict`] for a size below what the pool has. Whatever fails, what has grown stays grown.
     pub fn grow_pool(&self, size: Bytes) -> Result<()> {
         check_size("data size", size)?;
         let _growing = self.growing();
@@ -40,14 +40,13 @@ impl SnapshotTree {
         let (source, recorded, block_size) = self
             .store
             .read_state(|state| (state.pool.source.clone(), state.pool.data_size, state.pool.block_size));
-        let conflict =
-            |option, recorded: String, asked: String| Error::OptionConflict { option, recorded, asked };
         if source != PoolSource::LoopFiles {
-            let asked = format!("{:?}", PoolSource::LoopFiles);
-            return Err(conflict("pool source", format!("{source:?}"), asked));
+            let reason = "the pool is not on loop files, it grows with its devices";
+            return Err(Error::InvalidOption { option: "data size", value: size.to_string(), reason });
         }
         if size < recorded {
-            return Err(conflict("data size", recorded.to_string(), size.to_string()));
+            let (recorded, asked) = (recorded.to_string(), size.to_string());
+            return Err(Error::OptionConflict { option: "data size", recorded, asked });
         }
         let file = self.pool_file("data")?;
         file.extend(size.sectors())?;

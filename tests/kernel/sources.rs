@@ -63,6 +63,7 @@ fn two_devices_hold_a_pool() {
     let bench = Bench::new();
     wipe();
     let tree = SnapshotTree::open(bench.root(), devices()).unwrap();
+    assert!(matches!(tree.grow_pool(Bytes::gib(4)), Err(Error::InvalidOption { option: "data size", .. })));
     tree.add("image", Parent::Base).unwrap();
     tree.mount("image", bench.path().join("target")).unwrap();
     fs::write(bench.path().join("target/file"), "kept").unwrap();
@@ -248,5 +249,5 @@ fn another_base_than_the_recorded_one_is_refused() {
     tree.close().unwrap();
     drop(tree);
     let error = SnapshotTree::open(bench.root(), Options::new()).unwrap_err();
-    assert!(error.to_string().ends_with("none was asked for; it cannot be changed"), "{error}");
+    assert!(error.to_string().ends_with("none was asked for; it cannot be changed to that"), "{error}");
 }

@@ -50,7 +50,8 @@ fn read_only_is_noticed_by_the_very_call() {
     assert_eq!(mode_of(&error), PoolMode::ReadOnly);
     assert_eq!(&kernel.ioctls()[..2], ["DM_TARGET_MSG", "DM_TABLE_STATUS"], "the status only names it");
     let error = rig.pool().create_snap(id(21), &Origin::Inactive(id(0))).unwrap_err();
-    assert_eq!(error.to_string(), "pool dm-thin-pool is ro: the message was refused");
+    let hint = "once it is deactivated, thin::tools::clear_needs_check may heal it";
+    assert_eq!(error.to_string(), format!("pool dm-thin-pool is ro: the message was refused; {hint}"));
     assert!(rig.usage().needs_check);
 
     rig.metadata.heal();
