@@ -21,6 +21,8 @@ type Known = BTreeMap<String, String>;
 /// Seconds that a life lasts at least, and how many more it may.
 const LEAST: u64 = 4;
 const RANGE: u64 = 18;
+/// So many snapshots are looked at in a second, before there is new work.
+const LOOKS: u64 = 4;
 
 fn main() {
     let argument = std::env::args().nth(1);
@@ -40,7 +42,8 @@ fn main() {
     let mut operations = 0;
     for cut in 0..=cuts {
         // After the last cut the guest only looks.
-        let seconds = (cut < cuts).then(|| LEAST + RandomState::new().hash_one(cut) % RANGE);
+        let looking = known.len() as u64 / LOOKS;
+        let seconds = (cut < cuts).then(|| LEAST + looking + RandomState::new().hash_one(cut) % RANGE);
         operations += boot(disk, seconds, &mut known, &mut doubt);
         println!("boot {cut}: {} snapshots known, {operations} operations acknowledged so far", known.len());
     }
