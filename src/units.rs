@@ -26,8 +26,9 @@ macro_rules! amount {
 
         impl Add for $name {
             type Output = Self;
+            /// As the conversions, it stays at the largest amount there is.
             fn add(self, other: Self) -> Self {
-                Self(self.0 + other.0)
+                Self(self.0.saturating_add(other.0))
             }
         }
 

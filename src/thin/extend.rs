@@ -180,11 +180,9 @@ impl ExtendRule {
             return Ok(Extension::NotNeeded);
         }
         // What is not there below must not be promised above.
-        let below = backing.below()?.map(|below| {
-            let more = below.free.0.saturating_add(below.spare(used.bytes()).0);
-            used.0.saturating_add(Bytes(more).sectors().0)
-        });
-        let limit = backing.limit()?.0.min(below.unwrap_or(u64::MAX)).min(self.maximum.sectors().0);
+        let below = backing.below()?.map(|below| used + (below.free + below.spare(used.bytes())).sectors());
+        let below = below.unwrap_or(Sectors(u64::MAX));
+        let limit = backing.limit()?.min(below).min(self.maximum.sectors()).0;
         let possible = wanted.0.min(limit - limit % block.0);
         Ok(if possible > size.0 { Extension::To(Sectors(possible)) } else { Extension::Exhausted })
     }
@@ -198,7 +196,7 @@ impl ExtendRule {
         }
         // At the maximum already, and above the threshold: more is wanted, and will not be had.
         if wanted == size && used.0 >= percent_of(size.0, self.threshold) {
-            wanted = Sectors(size.0.saturating_add(block.0));
+            wanted = size + block;
         }
         wanted
     }

@@ -234,7 +234,7 @@ impl Watch {
             }
             let below = self.guard.backing.as_ref().map(|backing| backing.below()).transpose()?;
             if let Some(below) = below.flatten()
-                && let available = Bytes(below.free.0.saturating_add(known.spare.0))
+                && let available = below.free + known.spare
                 && available < needed.bytes(block)
             {
                 return low("space below the data device", available, needed.bytes(block));
