@@ -4,13 +4,13 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{METADATA_BLOCK_SIZE, TransactionId};
 use crate::kernel::DeviceNumber;
-use crate::units::{Blocks, Sectors};
+use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
 
 const PACKAGE: &str = "thin-provisioning-tools";
@@ -64,9 +64,13 @@ impl CheckPolicy {
 
 /// Whether it begins with 4 KiB of zeroes, which the kernel takes for metadata that is to be formatted.
 pub(crate) fn is_blank(metadata: &Path) -> Result<bool> {
-    let mut first = Vec::new();
     let file = File::open(metadata).map_err(Error::io("open", metadata))?;
-    file.take(METADATA_BLOCK_SIZE.0).read_to_end(&mut first).map_err(Error::io("read", metadata))?;
+    begins_with_zeroes(file, METADATA_BLOCK_SIZE).map_err(Error::io("read", metadata))
+}
+
+pub(crate) fn begins_with_zeroes(file: File, len: Bytes) -> io::Result<bool> {
+    let mut first = Vec::new();
+    file.take(len.0).read_to_end(&mut first)?;
     Ok(first.iter().all(|&byte| byte == 0))
 }
 
@@ -125,12 +129,16 @@ pub(super) fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) ->
     })
 }
 
-/// A program in PATH, or where such programs are when PATH is a user's.
 pub(super) fn find(program: &'static str) -> Result<PathBuf> {
+    in_path(program).ok_or(Error::ToolMissing { program, package: PACKAGE })
+}
+
+/// A program in PATH, or where such programs are when PATH is a user's.
+pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     let mut paths = directories.map(|directory| directory.join(program));
-    paths.find(|path| path.is_file()).ok_or(Error::ToolMissing { program, package: PACKAGE })
+    paths.find(|path| path.is_file())
 }
 
 /// The node of a block device, by the name that the kernel gave it.

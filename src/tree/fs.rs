@@ -6,6 +6,7 @@ use std::process::Command;
 use uuid::Uuid;
 
 use super::Filesystem;
+use crate::thin::tools::in_path;
 use crate::{Error, Result};
 
 impl Filesystem {
@@ -78,14 +79,8 @@ impl Filesystem {
     }
 }
 
-/// A program in PATH, or where such programs are when PATH is a user's.
 pub(super) fn find(program: &str, package: &'static str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    directories
-        .map(|directory| directory.join(program))
-        .find(|path| path.is_file())
-        .ok_or_else(|| Error::MkfsMissing { program: program.to_owned(), package })
+    in_path(program).ok_or_else(|| Error::MkfsMissing { program: program.to_owned(), package })
 }
 
 fn run(program: &str, command: &mut Command, device: &Path) -> Result<()> {
