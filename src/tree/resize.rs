@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 use serde::Serialize;
 
 use super::options::check_size;
-use super::{PoolSource, SnapshotTree};
+use super::{PoolSource, SnapshotTree, source};
 use crate::loopdev::LoopControl;
 use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX, PoolEvent};
 use crate::units::Bytes;
@@ -37,10 +37,10 @@ impl SnapshotTree {
         check_size("data size", size)?;
         let _growing = self.growing();
         self.check_open()?;
-        let (source, recorded, block_size) = self
+        let (on, recorded, block_size) = self
             .store
             .read_state(|state| (state.pool.source.clone(), state.pool.data_size, state.pool.block_size));
-        if source != PoolSource::LoopFiles {
+        if on != PoolSource::LoopFiles {
             let reason = "the pool is not on loop files, it grows with its devices";
             return Err(Error::InvalidOption { option: "data size", value: size.to_string(), reason });
         }
@@ -50,7 +50,7 @@ impl SnapshotTree {
         }
         let file = self.pool_file("data")?;
         file.extend(size.sectors())?;
-        self.pool.grow_data(Bytes(size.0 / block_size.0 * block_size.0).sectors())?;
+        self.pool.grow_data(source::whole_blocks(size, block_size))?;
         self.record_data_size(size)?;
         // The low water mark of a rule is a part of the size.
         self.extend().map(drop)

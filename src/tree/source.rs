@@ -1,7 +1,7 @@
 //! A pool from two sparse files on loop devices, from two given devices, or one that is there already.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::abi::block::{BLKFLSBUF, BLKGETSIZE64};
 use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
-use crate::thin::tools::{is_blank, node};
+use crate::thin::tools::{begins_with_zeroes, is_blank, node};
 use crate::thin::{
     METADATA_BLOCK_SIZE, Part, PoolMode, PoolStatus, PoolTable, SplitDevice, SplitOptions, ThinPool,
     TransactionId,
@@ -80,7 +80,7 @@ pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<Po
             let kernel = &*options.kernel;
             let (data, metadata) = (Device::open(kernel, data)?, Device::open(kernel, metadata)?);
             data.demand_blank(DATA_BLANK)?;
-            metadata.demand_blank(METADATA_BLANK)?;
+            metadata.demand_blank(METADATA_BLOCK_SIZE)?;
             (record.data_size, record.metadata_size) = (data.size, metadata.size);
             record.low_water_mark = options.new_low_water_mark(data.size, record.block_size);
             table(&record, metadata.number, data.number).check()?;
@@ -138,14 +138,14 @@ pub(super) fn activate(
         metadata.demand_formatted(options, pool)?;
         options.check_metadata.check(&metadata.path)?;
         let table = table(pool, metadata.number, data.number);
-        let size = whole_blocks(data.size, pool);
+        let size = whole_blocks(data.size, pool.block_size);
         return ThinPool::create(dm.clone(), name, uuid, &table, size).map_err(no_pool(&metadata.path));
     }
     if let Some(label) = pool.label {
         let device = labelled(dm, pool, label)?;
         let PoolTable { metadata, data, .. } = device.activate(name)?;
         let table = table(pool, metadata, data);
-        let size = whole_blocks(device.label().size(Part::Data).bytes(), pool);
+        let size = whole_blocks(device.label().size(Part::Data).bytes(), pool.block_size);
         let node = node(metadata);
         let checked = || {
             Device::open(&*options.kernel, node.clone())?.demand_formatted(options, pool)?;
@@ -167,7 +167,7 @@ pub(super) fn activate(
     options.check_metadata.check(&path)?;
     let table = table(pool, metadata.number(), data.number());
     // The devices are autoclear: from here on the pool keeps them open, and they end with it.
-    let size = whole_blocks(data.size()?, pool);
+    let size = whole_blocks(data.size()?, pool.block_size);
     ThinPool::create(dm.clone(), name, uuid, &table, size).map_err(no_pool(&path))
 }
 
@@ -260,16 +260,14 @@ fn table(pool: &PoolRecord, metadata: DeviceNumber, data: DeviceNumber) -> PoolT
 
 /// All of the data device, which may have grown since it was recorded: a pool that has taken that over cannot
 /// become smaller again. A device need not be a whole number of blocks; the pool does.
-fn whole_blocks(data: Bytes, pool: &PoolRecord) -> Sectors {
-    Bytes(data.0 / pool.block_size.0 * pool.block_size.0).sectors()
+pub(super) fn whole_blocks(data: Bytes, block_size: Bytes) -> Sectors {
+    Bytes(data.0 - data.0 % block_size.0).sectors()
 }
 
 pub(super) fn pool_mode(pool: &ThinPool, mode: PoolMode) -> Error {
     Error::PoolMode { pool: pool.name().to_string(), mode, consequence: "it cannot be used" }
 }
 
-/// What a new pool's metadata begins with: the kernel formats only that.
-const METADATA_BLANK: Bytes = Bytes::kib(4);
 /// Every label, partition table and superblock begins in here.
 const DATA_BLANK: Bytes = Bytes::kib(128);
 
@@ -299,12 +297,9 @@ impl Device {
     fn is_blank(&self, len: Bytes) -> Result<bool> {
         let read = || {
             let file = File::from(self.file.as_fd().try_clone_to_owned()?);
-            let mut bytes = Vec::new();
-            file.take(len.0).read_to_end(&mut bytes)?;
-            Ok(bytes)
+            begins_with_zeroes(file, len)
         };
-        let bytes = read().map_err(Error::io("read", &self.path))?;
-        Ok(bytes.iter().all(|&byte| byte == 0))
+        read().map_err(Error::io("read", &self.path))
     }
 
     fn demand_blank(&self, len: Bytes) -> Result<()> {
@@ -326,7 +321,7 @@ impl Device {
             path: self.path.clone(),
             source: errno.into(),
         })?;
-        if self.is_blank(METADATA_BLANK)? { Err(superblock_gone(self.path.clone())) } else { Ok(()) }
+        if self.is_blank(METADATA_BLOCK_SIZE)? { Err(superblock_gone(self.path.clone())) } else { Ok(()) }
     }
 }
 
