@@ -13,6 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::{Mode, SFlag, fstat, mknod, stat};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::fdatasync;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
@@ -163,13 +166,65 @@ pub enum Arg<'a> {
     Bytes(&'a mut [u8]),
 }
 
-/// Whether a device is opened for writing.
+/// How a device is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Access {
+pub struct Access {
+    write: bool,
+    direct: bool,
+    exclusive: bool,
+}
+
+impl Access {
     /// O_RDONLY.
-    Read,
+    pub const READ: Self = Self { write: false, direct: false, exclusive: false };
     /// O_RDWR.
-    ReadWrite,
+    pub const READ_WRITE: Self = Self { write: true, ..Self::READ };
+
+    /// Also O_DIRECT: reads and writes pass by the page cache. Offsets, lengths and buffers are whole
+    /// [`AlignedBlock`]s.
+    #[must_use]
+    pub const fn direct(self) -> Self {
+        Self { direct: true, ..self }
+    }
+
+    /// Also O_EXCL: claims the block device, EBUSY if a table, a mount or another exclusive opener has it.
+    #[must_use]
+    pub const fn exclusive(self) -> Self {
+        Self { exclusive: true, ..self }
+    }
+
+    /// Whether it is opened for writing.
+    pub const fn is_write(self) -> bool {
+        self.write
+    }
+
+    /// Whether it is opened with O_DIRECT.
+    pub const fn is_direct(self) -> bool {
+        self.direct
+    }
+
+    /// Whether it is opened with O_EXCL.
+    pub const fn is_exclusive(self) -> bool {
+        self.exclusive
+    }
+}
+
+/// A buffer that O_DIRECT accepts: 4 KiB, aligned to 4 KiB.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+pub struct AlignedBlock(pub [u8; 4096]);
+
+impl AlignedBlock {
+    /// `count` blocks of zeroes.
+    pub fn zeroed(count: usize) -> Vec<Self> {
+        vec![Self([0; 4096]); count]
+    }
+}
+
+impl fmt::Debug for AlignedBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AlignedBlock")
+    }
 }
 
 /// What this crate asks of the operating system below it.
@@ -183,6 +238,24 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
     /// `ioctl(2)` on an open device; the result is its non-negative return value.
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno>;
+
+    /// `pread(2)`: the number of bytes read, 0 at the end of the device. ENOSYS unless implemented.
+    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let _ = (file, offset, buffer);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `pwrite(2)`: the number of bytes written. ENOSYS unless implemented.
+    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        let _ = (file, offset, bytes);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `fdatasync(2)`: what was written to the device is durable. ENOSYS unless implemented.
+    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
+        let _ = file;
+        Err(Errno::ENOSYS)
+    }
 
     /// `stat(2)`: the number of the block device behind `path`; ENOTBLK if it is something else.
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno>;
@@ -225,17 +298,28 @@ pub struct RealKernel;
 
 impl Kernel for RealKernel {
     fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
-        let access = match access {
-            Access::Read => OFlag::O_RDONLY,
-            Access::ReadWrite => OFlag::O_RDWR,
-        };
         // O_NONBLOCK: something else than a device, such as a FIFO, must not hang the caller.
-        let fd = open(path, access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())?;
-        DeviceFile::new(fd)
+        let mut flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        flags |= if access.write { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        flags.set(OFlag::O_DIRECT, access.direct);
+        flags.set(OFlag::O_EXCL, access.exclusive);
+        DeviceFile::new(open(path, flags, Mode::empty())?)
     }
 
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         crate::sys::ioctl(file, request, argument)
+    }
+
+    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        pread(file, buffer, offset_of(offset)?)
+    }
+
+    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        pwrite(file, bytes, offset_of(offset)?)
+    }
+
+    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
+        fdatasync(file)
     }
 
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
@@ -287,6 +371,10 @@ impl Kernel for RealKernel {
     }
 }
 
+fn offset_of(offset: u64) -> Result<libc::off_t, Errno> {
+    libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)
+}
+
 fn names_in(directory: &str) -> Result<Vec<OsString>, Errno> {
     let entries = std::fs::read_dir(directory).map_err(errno)?;
     entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(errno)).collect()
@@ -324,7 +412,7 @@ mod tests {
     #[test]
     fn something_else_than_a_device_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(RealKernel.open(file.path(), Access::Read).unwrap_err(), Errno::ENOTBLK);
+        assert_eq!(RealKernel.open(file.path(), Access::READ).unwrap_err(), Errno::ENOTBLK);
         assert_eq!(RealKernel.block_device(Path::new("/dev/null")).unwrap_err(), Errno::ENOTBLK);
     }
 

@@ -49,7 +49,7 @@ impl DeviceMapper {
     /// The same with another [`Kernel`], and a choice about udev.
     pub fn with_kernel(kernel: Arc<dyn Kernel>, udev: UdevPolicy) -> Result<Self> {
         let path = Path::new("/dev/mapper/control");
-        let control = kernel.open(path, Access::ReadWrite).map_err(|errno| match errno {
+        let control = kernel.open(path, Access::READ_WRITE).map_err(|errno| match errno {
             Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::ENOTDIR => {
                 Error::NoDeviceMapper { path: path.into(), errno }
             }

@@ -284,7 +284,7 @@ impl DeviceMapper {
         let ioctl = DM_MPATH_PROBE_PATHS;
         self.needs(ioctl, 50)?;
         let path = self.ensure_node(name, self.status(name.into())?.number)?;
-        let device = match self.kernel().open(&path, Access::Read) {
+        let device = match self.kernel().open(&path, Access::READ) {
             Ok(device) => device,
             Err(errno) if is_permission(errno) => {
                 return Err(Error::NotPermitted { what: format!("open {}", path.display()) });

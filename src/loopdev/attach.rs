@@ -126,10 +126,10 @@ impl LoopControl {
     /// Open a loop device; where nobody makes nodes for new devices, make it.
     fn device_with_node(&self, index: LoopIndex) -> Result<LoopDevice, Errno> {
         let path = device_path(index);
-        let file = match self.kernel.open(&path, Access::ReadWrite) {
+        let file = match self.kernel.open(&path, Access::READ_WRITE) {
             Err(Errno::ENOENT) => {
                 self.kernel.make_node(&path, DeviceNumber { major: LOOP_MAJOR, minor: index.0 })?;
-                self.kernel.open(&path, Access::ReadWrite)?
+                self.kernel.open(&path, Access::READ_WRITE)?
             }
             result => result?,
         };

@@ -49,7 +49,7 @@ impl LoopControl {
 
     /// The same with another [`Kernel`].
     pub fn with_kernel(kernel: Arc<dyn Kernel>) -> Result<Self> {
-        let control = match kernel.open(PATH.as_ref(), Access::ReadWrite) {
+        let control = match kernel.open(PATH.as_ref(), Access::READ_WRITE) {
             Ok(control) => Some(control),
             Err(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => None,
             Err(errno) if is_permission(errno) => {
@@ -108,7 +108,7 @@ impl LoopControl {
         #[allow(clippy::useless_conversion)] // the types differ between architectures
         let device = DeviceNumber::from_dev_t(metadata.dev().try_into().unwrap_or_default());
         for index in self.indices()? {
-            let Ok(found) = self.device(index, Access::Read) else { continue };
+            let Ok(found) = self.device(index, Access::READ) else { continue };
             match found.status() {
                 Ok(status) if status.backing_device == device && status.backing_inode == metadata.ino() => {
                     return Ok(Some(found));
@@ -138,7 +138,7 @@ impl LoopControl {
             return Err(Error::NoLoopDevices);
         }
         let is_free = |&index: &LoopIndex| {
-            let device = self.device(index, Access::Read);
+            let device = self.device(index, Access::READ);
             matches!(device.and_then(|device| device.status()), Err(error) if error.errno() == Some(Errno::ENXIO))
         };
         let tried = u32::try_from(indices.len()).unwrap_or(u32::MAX);

@@ -72,7 +72,7 @@ fn a_device_that_is_free_has_no_status() {
     let (index, status) = (device.index(), device.status().unwrap());
     device.detach().unwrap();
 
-    let device = control.device(index, crate::kernel::Access::ReadWrite).unwrap();
+    let device = control.device(index, crate::kernel::Access::READ_WRITE).unwrap();
     let free = Err(Some(Errno::ENXIO));
     for result in [
         device.status().map(drop),

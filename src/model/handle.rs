@@ -45,7 +45,7 @@ impl Handle {
         };
         let (ours, theirs) = pair().map_err(|_| Errno::EMFILE)?;
         let file = DeviceFile::simulated(OwnedFd::from(theirs), kind, number);
-        let writable = access == Access::ReadWrite;
+        let writable = access.is_write();
         Ok((Self { fd: file.as_raw_fd(), kind, number, writable, ours, signalled: false }, file))
     }
 

@@ -55,6 +55,7 @@ mod contents;
 mod extend;
 mod guard;
 mod message;
+pub mod metadata;
 mod pool;
 mod reload;
 mod split;

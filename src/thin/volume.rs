@@ -130,7 +130,7 @@ impl ThinVolume {
     /// EOPNOTSUPP if the pool ignores discards, EPERM if the volume is read-only.
     #[doc(alias = "BLKDISCARD")]
     pub fn discard_all(&self) -> Result<()> {
-        let file = self.open(Access::ReadWrite)?;
+        let file = self.open(Access::READ_WRITE)?;
         let mut size = 0u64;
         self.block_ioctl(&file, BLKGETSIZE64, Arg::Bytes(size.as_mut_bytes()))?;
         let mut range = [0, Bytes(size).sectors().bytes().0];

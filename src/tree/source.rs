@@ -280,7 +280,7 @@ struct Device {
 
 impl Device {
     fn open(kernel: &dyn Kernel, path: PathBuf) -> Result<Self> {
-        let file = match kernel.open(&path, Access::Read) {
+        let file = match kernel.open(&path, Access::READ) {
             Ok(file) => file,
             Err(Errno::ENOTBLK) => {
                 return Err(Error::BackingFile { path, reason: "is not a block device" });

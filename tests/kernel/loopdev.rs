@@ -42,7 +42,7 @@ fn attach_find_grow_detach() {
     device.detach().unwrap();
     // udev may have it open a moment longer.
     let end = Instant::now() + Duration::from_secs(10);
-    let status = || control.device(index, Access::Read).unwrap().status();
+    let status = || control.device(index, Access::READ).unwrap().status();
     while status().is_ok() && Instant::now() < end {
         thread::sleep(Duration::from_millis(20));
     }

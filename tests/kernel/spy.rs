@@ -84,6 +84,18 @@ impl Kernel for Spy {
         }
     }
 
+    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        RealKernel.read_at(file, offset, buffer)
+    }
+
+    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        RealKernel.write_at(file, offset, bytes)
+    }
+
+    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
+        RealKernel.sync(file)
+    }
+
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
         RealKernel.block_device(path)
     }

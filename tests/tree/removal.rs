@@ -12,7 +12,7 @@ use dm_thin::tree::{Parent, Removal, RemoveOptions, SnapshotTree};
 use crate::rig::{Rig, crash_everywhere};
 
 fn hold(rig: &Rig, device: &Path) -> DeviceFile {
-    rig.kernel.open(device, Access::Read).unwrap()
+    rig.kernel.open(device, Access::READ).unwrap()
 }
 
 /// A process that another test is about to run has a copy of every file until its exec: the model, as any kernel,
@@ -151,7 +151,7 @@ fn a_deferred_deactivation_is_taken_back() {
             close(&rig, file);
         }
         // It is there to stay.
-        assert!(rig.kernel.open(&device, Access::Read).is_ok());
+        assert!(rig.kernel.open(&device, Access::READ).is_ok());
     }
     // The kernel was faster than whoever else needs it.
     let file = hold(&rig, &device);

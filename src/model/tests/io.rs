@@ -48,7 +48,7 @@ fn a_volume_maps_what_is_zeroed_and_unmaps_what_is_discarded() {
     assert_eq!(machine.send(&volume, BLKDISCARD, 1, 512), Err(Errno::EINVAL));
     assert_eq!(machine.blocks("v", BLKDISCARD, 0, 17), Err(Errno::EINVAL));
     assert_eq!(machine.send(&volume, BLKDISCARD, u64::MAX - 511, 512), Err(Errno::EINVAL));
-    let reader = machine.kernel.open(Path::new("/dev/mapper/v"), Access::Read).unwrap();
+    let reader = machine.kernel.open(Path::new("/dev/mapper/v"), Access::READ).unwrap();
     assert_eq!(machine.send(&reader, BLKDISCARD, 0, BYTES), Err(Errno::EBADF));
 }
 
@@ -124,7 +124,7 @@ fn which_complaint_comes_first() {
         [(47, Errno::EBADF, Errno::EINVAL), (48, Errno::EOPNOTSUPP, Errno::EPERM)]
     {
         let machine = Machine::with_volume(interface_minor, "1 ignore_discard");
-        let reader = machine.kernel.open(Path::new("/dev/mapper/v"), Access::Read).unwrap();
+        let reader = machine.kernel.open(Path::new("/dev/mapper/v"), Access::READ).unwrap();
         assert_eq!(machine.send(&reader, BLKDISCARD, 0, 512), Err(bad_handle));
         machine.make("d");
         let line = TargetSpec {

@@ -58,7 +58,7 @@ fn control() {
 
     let options = ModelOptions { loop_control: false, loop_devices: 0, ..ModelOptions::default() };
     let kernel = ModelKernel::with_options(options);
-    let open = |path: &str| kernel.open(Path::new(path), Access::Read).map(drop);
+    let open = |path: &str| kernel.open(Path::new(path), Access::READ).map(drop);
     assert_eq!(open("/dev/loop-control"), Err(Errno::ENOENT));
     assert_eq!(open("/dev/loop0"), Err(Errno::ENOENT));
 }
@@ -220,7 +220,7 @@ fn direct_io_needs_whole_sectors() {
 fn an_exchanged_file_is_as_large_as_the_other_is_now() {
     let machine = Machine::bare();
     let (file, other) = (machine.file("file", 1 << 20), machine.file("other", 2 << 20));
-    let device = machine.kernel.open(Path::new("/dev/loop0"), Access::Read).unwrap();
+    let device = machine.kernel.open(Path::new("/dev/loop0"), Access::READ).unwrap();
     let bind = |request, file: &std::fs::File| machine.kernel.ioctl(&device, request, Arg::Fd(file.as_fd()));
     bind(loopdev::LOOP_SET_FD, &file).unwrap();
     assert_eq!(bind(loopdev::LOOP_CHANGE_FD, &other), Err(Errno::EINVAL));
@@ -306,7 +306,7 @@ fn nodes() {
     assert_eq!(machine.kernel.block_device(Path::new("/dev/dm-0")), Ok(number));
     assert_eq!(machine.kernel.make_node(&path, number), Err(Errno::EEXIST));
     machine.raw(dm::DM_DEV_REMOVE, &mut request("d", 312)).unwrap();
-    assert_eq!(machine.kernel.open(&path, Access::Read).unwrap_err(), Errno::ENXIO, "a node of nothing");
+    assert_eq!(machine.kernel.open(&path, Access::READ).unwrap_err(), Errno::ENXIO, "a node of nothing");
     assert_eq!(machine.kernel.remove_node(&path), Ok(()));
     assert_eq!(machine.kernel.remove_node(&path), Err(Errno::ENOENT));
     assert_eq!(machine.kernel.block_device(Path::new("/dev/mapper/control")), Err(Errno::ENOTBLK));

@@ -113,7 +113,7 @@ impl Machine {
     }
 
     fn open(&self, path: &str) -> DeviceFile {
-        self.kernel.open(Path::new(path), Access::ReadWrite).unwrap()
+        self.kernel.open(Path::new(path), Access::READ_WRITE).unwrap()
     }
 
     fn make(&self, device: &str) {

@@ -86,7 +86,7 @@ fn run(machine: &mut Machine, open: &mut Vec<DeviceFile>, step: Step) {
                 [Mode::Write, Mode::OutOfDataSpace, Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail];
             let _ = machine.kernel.set_mode("d0", modes[usize::from(mode)]);
         }
-        Step::Open(number) => open.extend(machine.kernel.open(&machine.node(&device(number)), Access::Read)),
+        Step::Open(number) => open.extend(machine.kernel.open(&machine.node(&device(number)), Access::READ)),
         Step::Close => open.clear(),
         Step::Garbage(command, bytes) => {
             let mut buffer = request("", 312 + bytes.len());

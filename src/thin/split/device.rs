@@ -65,7 +65,7 @@ impl SplitDevice {
 
     /// Write both copies of the label again: one may be missing after a crash.
     pub(crate) fn rewrite(&self) -> Result<()> {
-        write(&open(&self.path, Access::ReadWrite, 0)?, &self.path, &self.known())
+        write(&open(&self.path, Access::READ_WRITE, 0)?, &self.path, &self.known())
     }
 
     /// A device that is labelled.
@@ -76,7 +76,7 @@ impl SplitDevice {
     pub fn open(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let number = block_device(&dm, &path)?;
-        let mut file = open(&path, Access::Read, 0)?;
+        let mut file = open(&path, Access::READ, 0)?;
         let label = read(&file, &path)?.ok_or_else(|| Error::NoLabel { device: path.clone() })?;
         if size_of(&mut file, &path)? < label.end() {
             return Err(Error::BackingFile { path, reason: "is smaller than its label says" });
@@ -189,7 +189,7 @@ impl SplitDevice {
 
     /// What is left behind the last segment.
     pub fn free(&self) -> Result<Sectors> {
-        let size = size_of(&mut open(&self.path, Access::Read, 0)?, &self.path)?;
+        let size = size_of(&mut open(&self.path, Access::READ, 0)?, &self.path)?;
         Ok(Sectors(size.0.saturating_sub(self.known().end().0)))
     }
 
@@ -200,7 +200,7 @@ impl SplitDevice {
     /// # Errors
     /// [`Error::InvalidOption`] if not so much is free; [`Error::NoLabel`] if the label is another one now.
     pub fn extend(&self, part: Part, size: Sectors) -> Result<()> {
-        let file = Flock::lock(open(&self.path, Access::Read, 0)?, FlockArg::LockExclusive);
+        let file = Flock::lock(open(&self.path, Access::READ, 0)?, FlockArg::LockExclusive);
         let mut file = file.map_err(|(_, errno)| Error::io("lock", &self.path)(errno.into()))?;
         let same = read(&file, &self.path)?.filter(|label| label.uuid == self.known().uuid);
         let mut label = same.ok_or_else(|| Error::NoLabel { device: self.path.clone() })?;
@@ -214,7 +214,7 @@ impl SplitDevice {
         if more.0 > 0 {
             label.append(part, more)?;
             label.generation += 1;
-            write(&open(&self.path, Access::ReadWrite, 0)?, &self.path, &label)?;
+            write(&open(&self.path, Access::READ_WRITE, 0)?, &self.path, &label)?;
         }
         *self.known() = label;
         self.resize_active(part)
@@ -263,7 +263,7 @@ fn examine(dm: &DeviceMapper, path: &Path, options: &SplitOptions) -> Result<(Fi
     let number = block_device(dm, path)?;
     check_block_size(options.block_size)?;
     // O_EXCL on a block device: not if it is mounted or mapped.
-    let mut file = open(path, Access::ReadWrite, libc::O_EXCL)?;
+    let mut file = open(path, Access::READ_WRITE, libc::O_EXCL)?;
     let size = size_of(&mut file, path)?;
     if !options.force
         && let Some(found) = carries(&file, size, path)?
@@ -303,7 +303,7 @@ fn block_device(dm: &DeviceMapper, path: &Path) -> Result<DeviceNumber> {
 /// Open for writing only to write: closing it makes udev look at the device again.
 fn open(path: &Path, access: Access, flags: i32) -> Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(access == Access::ReadWrite).custom_flags(flags | libc::O_NONBLOCK);
+    options.read(true).write(access.is_write()).custom_flags(flags | libc::O_NONBLOCK);
     options.open(path).map_err(Error::io("open", path))
 }
 

@@ -33,7 +33,7 @@ pub fn uuid(n: usize) -> String {
 }
 
 pub fn access(write: bool) -> Access {
-    if write { Access::ReadWrite } else { Access::Read }
+    if write { Access::READ_WRITE } else { Access::READ }
 }
 
 /// What a call gave, in words that do not depend on the machine.
@@ -75,7 +75,7 @@ impl<'a> Machine<'a> {
         for (n, size) in SIZES.into_iter().enumerate() {
             File::create(directory.join(n.to_string())).unwrap().set_len(size).unwrap();
         }
-        let control = kernel.open(Path::new("/dev/mapper/control"), Access::ReadWrite).unwrap();
+        let control = kernel.open(Path::new("/dev/mapper/control"), Access::READ_WRITE).unwrap();
         let mut machine = Self {
             kernel,
             control,
@@ -150,7 +150,7 @@ impl<'a> Machine<'a> {
     }
 
     fn loop_control(&self, request: Ioctl, value: i32) -> Result<u32, Errno> {
-        let control = self.kernel.open(Path::new("/dev/loop-control"), Access::ReadWrite)?;
+        let control = self.kernel.open(Path::new("/dev/loop-control"), Access::READ_WRITE)?;
         self.kernel.ioctl(&control, request, Arg::Value(value))
     }
 
