@@ -3,7 +3,9 @@
 //! Everything above is the same whether a [`RealKernel`] or a model answers. What crosses the seam is
 //! what the kernel itself would see: an open device, a request code and a buffer.
 
-use std::ffi::OsString;
+mod directory;
+
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -12,16 +14,19 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
-use nix::sys::stat::{Mode, SFlag, fstat, mknod, stat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
-use nix::unistd::fdatasync;
+use nix::unistd::{UnlinkatFlags, fdatasync, unlinkat};
+use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 
+pub use self::directory::{Directory, MountId};
+
 /// A block device's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DeviceNumber {
     /// Which driver.
     pub major: u32,
@@ -290,6 +295,30 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
     /// The text of `/proc/self/mountinfo`.
     fn mount_table(&self) -> Result<Vec<u8>, Errno>;
+
+    /// Opens a directory as a place for mounts: see [`Directory::open`]. ENOSYS unless implemented.
+    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
+        let _ = path;
+        Err(Errno::ENOSYS)
+    }
+
+    /// Opens the directory `name` in another one: see [`Directory::enter`]. ENOSYS unless implemented.
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `mkdirat(2)` with mode 0755. ENOSYS unless implemented.
+    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `unlinkat(2)` with AT_REMOVEDIR. ENOSYS unless implemented.
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
 }
 
 /// The kernel that this process runs on.
@@ -368,6 +397,22 @@ impl Kernel for RealKernel {
 
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         std::fs::read("/proc/self/mountinfo").map_err(errno)
+    }
+
+    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
+        Directory::open(path)
+    }
+
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        above.enter(name)
+    }
+
+    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        mkdirat(above, name, Mode::from_bits_truncate(0o755))
+    }
+
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        unlinkat(above, name, UnlinkatFlags::RemoveDir)
     }
 }
 

@@ -57,6 +57,35 @@ fn by_pointer(file: &DeviceFile, request: Ioctl, bytes: &mut [u8]) -> Result<u32
     Errno::result(result).map(i32::unsigned_abs)
 }
 
+// <linux/stat.h>
+const STATX_MNT_ID: u32 = 0x1000;
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+/// `struct statx` has 256 bytes; stx_mask is at 0, stx_mnt_id at 144.
+const STATX_WORDS: usize = 32;
+
+/// `statx(2)` of an open file: the plain id of its mount (since 5.8), and the unique one (since 6.8).
+pub(crate) fn mount_ids(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
+    let ask = |mask: u32| {
+        let mut answer = [0u64; STATX_WORDS];
+        #[allow(clippy::disallowed_methods)]
+        // SAFETY: the path is a NUL-terminated constant, and the kernel writes `struct statx`, 256 bytes, into
+        // `answer`, which is that large, aligned to 8, and lives until after the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_statx,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH,
+                mask,
+                answer.as_mut_ptr(),
+            )
+        };
+        let [a, b, c, d, ..] = answer[0].to_ne_bytes();
+        (result == 0 && u32::from_ne_bytes([a, b, c, d]) & mask != 0).then_some(answer[18])
+    };
+    (ask(STATX_MNT_ID), ask(STATX_MNT_ID_UNIQUE))
+}
+
 /// A System V semaphore set of one semaphore, as udev's completion protocol uses it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Semaphore(libc::c_int);

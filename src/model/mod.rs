@@ -61,7 +61,7 @@ mod world;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -75,7 +75,7 @@ pub use self::pool::Mode;
 use self::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::abi::{Argument, Ioctl, dm};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel};
 
 /// What kind of kernel it is.
 #[derive(Debug, Clone)]
@@ -350,5 +350,27 @@ impl Kernel for ModelKernel {
 
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         self.call("mountinfo", "/proc/self/mountinfo", |world| Ok(world.mount_table()))
+    }
+
+    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
+        self.call("opendir", path.display(), |world| Directory::open(path).map(|it| world.mounted(it)))
+    }
+
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        let path = above.path().join(name);
+        self.call("opendir", path.display(), |world| above.enter(name).map(|it| world.mounted(it)))
+    }
+
+    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        let path = above.path().join(name);
+        self.call("mkdir", path.display(), |_| RealKernel.make_directory(above, name))
+    }
+
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        let path = above.path().join(name);
+        self.call("rmdir", path.display(), |world| match world.mounted_on(&path) {
+            Some(_) => Err(Errno::EBUSY),
+            None => RealKernel.remove_directory(above, name),
+        })
     }
 }

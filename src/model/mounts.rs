@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use super::table::Kind;
 use super::world::{DM_MAJOR, World};
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, Directory, MountId};
+
+const ROOT_DEVICE: DeviceNumber = DeviceNumber { major: 8, minor: 1 };
 
 /// A mount of a block device, or the root of everything.
 #[derive(Debug)]
@@ -117,11 +119,24 @@ impl World {
         Ok(())
     }
 
+    /// The mount on top of a directory.
+    pub(super) fn mounted_on(&self, path: &Path) -> Option<&Mount> {
+        self.mounts.iter().rfind(|mount| mount.target == path)
+    }
+
+    /// A directory of the host, in the mount that is on it or above it here.
+    pub(super) fn mounted(&self, directory: Directory) -> Directory {
+        let mount = directory.path().ancestors().find_map(|path| self.mounted_on(path));
+        let (id, number) = mount.map_or((1, None), |mount| (u64::from(mount.id), mount.number));
+        let device = number.unwrap_or(ROOT_DEVICE);
+        directory.with_mount(MountId { id, unique: Some(id), device })
+    }
+
     /// The text of mountinfo.
     pub(super) fn mount_table(&self) -> Vec<u8> {
         let mut table = String::new();
         for mount in &self.mounts {
-            let number = mount.number.unwrap_or(DeviceNumber { major: 8, minor: 1 });
+            let number = mount.number.unwrap_or(ROOT_DEVICE);
             let access = if mount.flags.contains(MountFlags::RDONLY) { "ro" } else { "rw" };
             let words = [
                 (MountFlags::NOSUID, ",nosuid"),

@@ -1,6 +1,6 @@
 //! The real kernel, watched, or as if it were older.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +8,7 @@ use dm_thin::Errno;
 use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
-use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel, RealKernel};
+use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel};
 
 /// Passes everything on, except what it is told to refuse, and remembers the ioctls.
 #[derive(Debug)]
@@ -137,6 +137,22 @@ impl Kernel for Spy {
 
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         RealKernel.mount_table()
+    }
+
+    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
+        RealKernel.open_directory(path)
+    }
+
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        RealKernel.enter_directory(above, name)
+    }
+
+    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        RealKernel.make_directory(above, name)
+    }
+
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        RealKernel.remove_directory(above, name)
     }
 }
 
