@@ -364,6 +364,14 @@ pub enum Error {
         target: PathBuf,
     },
 
+    /// Another file system is mounted over a snapshot, or somebody moved its mount: unmounting `target` would take
+    /// down that one.
+    #[error("another file system is mounted over {target}, or the snapshot's mount was moved", target = target.display())]
+    Covered {
+        /// Where the snapshot was mounted.
+        target: PathBuf,
+    },
+
     /// The snapshot is not mounted.
     #[error("snapshot {id:?} is not mounted")]
     NotMounted {
@@ -464,7 +472,8 @@ impl Error {
 
     /// Somebody holds it: EBUSY.
     pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Mounted { .. }) || self.errno() == Some(Errno::EBUSY)
+        matches!(self, Self::Busy { .. } | Self::Mounted { .. } | Self::Covered { .. })
+            || self.errno() == Some(Errno::EBUSY)
     }
 
     /// It is not there: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.

@@ -3,8 +3,6 @@
 //! Every snapshot in use has a slot; a call that activates, mounts, or takes down holds its lock to the
 //! end, so that unmount and deactivate are one step for all others. Only one slot is held at a time.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::graph::{FsState, Record, Snapshot};
-use super::{SnapshotId, SnapshotTree, mount, unknown};
+use super::mount::{Mounted, Where};
+use super::{SnapshotId, SnapshotTree, unknown};
 use crate::dm::{DmName, Removal};
 use crate::thin::{ThinId, ThinVolume};
 use crate::units::Bytes;
@@ -28,15 +27,6 @@ pub(super) struct Slot {
     /// Somebody asked for it to be active, mounted or not.
     pub(super) held: bool,
     pub(super) mounted: Option<Mounted>,
-}
-
-/// A mount, and how often it was asked for.
-#[derive(Debug)]
-pub(super) struct Mounted {
-    pub(super) target: PathBuf,
-    pub(super) count: u32,
-    /// This tree made the directory, and removes it.
-    pub(super) made: bool,
 }
 
 impl SnapshotTree {
@@ -73,27 +63,32 @@ impl SnapshotTree {
     /// Activate a snapshot and mount it. The directory is made if it is not there; the one above it must be.
     /// Mounted on the same directory already, it is counted: it takes as many [`unmount`](Self::unmount)s.
     ///
+    /// A symbolic link at the end of `target` is not followed; one before it only if it belongs to root or to this
+    /// process's user.
+    ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`] if it is mounted elsewhere, or another snapshot is mounted there;
-    /// [`Error::Mount`] with the whole call. What was not active before is not active after an error.
+    /// [`Error::InvalidOption`] if `target` is no directory; [`Error::Mount`] with the whole call. What was not active
+    /// before is not active after an error.
     pub fn mount(&self, id: &str, target: impl AsRef<Path>) -> Result<()> {
         let target = target.as_ref();
         self.with_slot(id, |slot, snapshot| {
+            self.drop_unmounted(slot, snapshot)?;
             if let Some(mounted) = &mut slot.mounted {
-                if !is_same(&mounted.target, target) {
+                if !self.is_mounted_on(mounted, target)? {
                     return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
                 }
                 mounted.count += 1;
                 return Ok(());
             }
-            self.check_target(target)?;
-            let device = self.activate_slot(slot, id, snapshot)?;
-            let mounted = self.mount_on(&device, target).and_then(|mounted| {
-                let number = slot.volume.as_ref().map(ThinVolume::number);
-                match number.map_or(Ok(()), |number| self.prepare(id, snapshot, number, &mounted.target)) {
+            self.activate_slot(slot, id, snapshot)?;
+            let Some(volume) = &slot.volume else { return Err(Error::Closed) };
+            let mounted = self.mount_volume(volume, target, false).and_then(|mounted| {
+                match self.prepare(id, snapshot, volume.number(), &mounted.path()) {
                     Ok(()) => Ok(mounted),
                     Err(error) => {
-                        let _ = self.unmount_from(&mounted);
+                        // The error of the preparation is returned; a mount that stays is taken over by the next open.
+                        let _ = self.unmount_volume(snapshot.thin_id, &mounted);
                         Err(error)
                     }
                 }
@@ -118,17 +113,18 @@ impl SnapshotTree {
     /// step for every other caller.
     ///
     /// # Errors
-    /// [`Error::NotMounted`]; [`Error::Mount`] with EBUSY if files on it are open: it stays mounted.
+    /// [`Error::NotMounted`]; [`Error::Mount`] with EBUSY if files on it are open, [`Error::Covered`] if another file
+    /// system is mounted over it: it stays mounted.
     /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
     pub fn unmount(&self, id: &str) -> Result<()> {
-        self.with_slot(id, |slot, _| {
+        self.with_slot(id, |slot, snapshot| {
             let mounted = slot.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
             if mounted.count > 1 {
                 mounted.count -= 1;
                 return Ok(());
             }
-            self.unmount_from(mounted)?;
+            self.unmount_volume(snapshot.thin_id, mounted)?;
             slot.mounted = None;
             if slot.held {
                 Ok(())
@@ -325,9 +321,9 @@ impl SnapshotTree {
     /// Grow the file system of an active volume to the volume's size, through a mount of its own.
     pub(super) fn grow(&self, volume: &ThinVolume) -> Result<()> {
         let target = self.grow_target(volume.id());
-        let mounted = self.mount_on(&volume.path(), &target)?;
+        let mounted = self.mount_volume(volume, &target, true)?;
         let grown = self.filesystem.grow(&volume.path(), &target);
-        let unmounted = self.unmount_from(&mounted);
+        let unmounted = self.unmount_volume(volume.id(), &mounted);
         grown.and(unmounted)
     }
 
@@ -335,41 +331,13 @@ impl SnapshotTree {
         self.root.path.join(format!("grow-{id}"))
     }
 
-    /// Refuse to mount over another snapshot: unmounting that one would then unmount this one. A slot that is
-    /// locked is passed over, the caller's own among them.
-    fn check_target(&self, target: &Path) -> Result<()> {
-        let Ok(target) = target.canonicalize() else { return Ok(()) };
-        let slots = self.slots();
-        let other = slots.iter().find(|(_, slot)| {
-            let slot = slot.try_lock();
-            slot.is_ok_and(|slot| slot.mounted.as_ref().is_some_and(|mounted| mounted.target == target))
-        });
-        other.map_or(Ok(()), |(id, _)| Err(Error::Mounted { id: id.to_string(), target: target.clone() }))
-    }
-
-    fn mount_on(&self, device: &Path, target: &Path) -> Result<Mounted> {
-        let made = match DirBuilder::new().mode(0o755).create(target) {
-            Ok(()) => true,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(Error::io("create", target)(error)),
-        };
-        let remove_dir = |_: &Error| {
-            if made {
-                let _ = std::fs::remove_dir(target);
-            }
-        };
-        mount::mount(&self.options, self.filesystem, device, target).inspect_err(remove_dir)?;
-        // As the kernel will list it.
-        let target = target.canonicalize().unwrap_or_else(|_| target.into());
-        Ok(Mounted { target, count: 1, made })
-    }
-
-    fn unmount_from(&self, mounted: &Mounted) -> Result<()> {
-        mount::unmount(&*self.options.kernel, &mounted.target)?;
-        if mounted.made {
-            // This also ends copies of the mount in other namespaces. Somebody may have put something
-            // into the directory meanwhile: then it stays.
-            let _ = std::fs::remove_dir(&mounted.target);
+    /// Forgets a mount that somebody else took down.
+    fn drop_unmounted(&self, slot: &mut Slot, snapshot: &Snapshot) -> Result<()> {
+        if let Some(mounted) = &slot.mounted
+            && self.where_is(mounted)? == Where::Gone
+        {
+            self.forget_mounted(snapshot.thin_id, mounted);
+            slot.mounted = None;
         }
         Ok(())
     }
@@ -380,10 +348,6 @@ fn check_unmounted(slot: &Slot, id: &str) -> Result<()> {
         Some(mounted) => Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() }),
         None => Ok(()),
     }
-}
-
-fn is_same(mounted: &Path, target: &Path) -> bool {
-    mounted == target || target.canonicalize().is_ok_and(|target| mounted == target)
 }
 
 pub(super) fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {

@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::PathBuf;
 
 use super::active::lock;
 use super::graph::Snapshot;
 use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount};
 use crate::dm::{DeviceStatus, TableKind};
-use crate::kernel::DeviceNumber;
 use crate::loopdev::LoopControl;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable, TransactionId};
 use crate::{Error, Result};
@@ -103,17 +101,25 @@ impl SnapshotTree {
             }
         }
         let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
-        let mut mounted: BTreeMap<SnapshotId, PathBuf> = BTreeMap::new();
+        let mut own = vec![false; mounts.len()];
         for (id, slot) in slots {
             let slot = lock(&slot);
             if slot.volume.is_some() && !slot.leaving && !active.contains_key(&id) {
                 findings.push(Finding::DeviceGone { id: id.clone() });
             }
-            if let Some(mount) = &slot.mounted {
-                mounted.insert(id, mount.target.clone());
+            if let Some(mounted) = &slot.mounted {
+                match mounts.iter().position(|line| mounted.is_line(line)) {
+                    Some(at) => own[at] = true,
+                    None => findings.push(Finding::NotMounted { id, target: mounted.target.clone() }),
+                }
             }
         }
-        findings.extend(compare_mounts(&mounts, &active, &mounted));
+        for (id, number) in active {
+            let others = mounts.iter().zip(&own).filter(|(line, own)| line.device == number && !**own);
+            findings.extend(
+                others.map(|(line, _)| Finding::AlsoMounted { id: id.clone(), target: line.target.clone() }),
+            );
+        }
         Ok(())
     }
 
@@ -170,26 +176,4 @@ impl SnapshotTree {
         }
         Ok(())
     }
-}
-
-fn compare_mounts(
-    mounts: &[(DeviceNumber, PathBuf)],
-    active: &BTreeMap<SnapshotId, DeviceNumber>,
-    mounted: &BTreeMap<SnapshotId, PathBuf>,
-) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (id, target) in mounted {
-        let is_there =
-            |(number, at): &(DeviceNumber, PathBuf)| Some(number) == active.get(id) && at == target;
-        if !mounts.iter().any(is_there) {
-            findings.push(Finding::NotMounted { id: id.clone(), target: target.clone() });
-        }
-    }
-    for (id, number) in active {
-        let others = mounts.iter().filter(|(at, target)| at == number && Some(target) != mounted.get(id));
-        findings.extend(
-            others.map(|(_, target)| Finding::AlsoMounted { id: id.clone(), target: target.clone() }),
-        );
-    }
-    findings
 }

@@ -86,8 +86,8 @@ fn holders(number: DeviceNumber) -> Vec<Holder> {
         }
         namespaces.push(namespace);
         let table = fs::read(proc.join("mountinfo")).unwrap_or_default();
-        for (_, target) in mount::parse_table(&table).into_iter().filter(|(at, _)| *at == number) {
-            holders.push(Holder::Mount { pid, command: command.clone(), target });
+        for line in mount::parse_table(&table).into_iter().filter(|line| line.device == number) {
+            holders.push(Holder::Mount { pid, command: command.clone(), target: line.target });
         }
     }
     let above = names(Path::new(&format!("/sys/dev/block/{number}/holders")))

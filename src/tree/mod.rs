@@ -80,6 +80,7 @@ pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use usage::SnapshotUsage;
 
 use active::Slot;
+use mount::Mounts;
 use root::Root;
 use store::Store;
 
@@ -99,6 +100,8 @@ pub struct SnapshotTree {
     transaction_id: Mutex<TransactionId>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
     slots: Mutex<HashMap<SnapshotId, Arc<Mutex<Slot>>>>,
+    /// What this tree has mounted.
+    mounts: Mounts,
     /// Held by who makes the pool larger, or takes it down. Before any slot.
     growing: Mutex<()>,
     closed: AtomicBool,

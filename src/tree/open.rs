@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::files::{RealDir, StateDir};
 use super::graph::{FsState, Graph};
 use super::journal::{FORMAT, PoolRecord, Position, State};
+use super::mount::Mounts;
 use super::pool_source::PoolSource;
 use super::root::Root;
 use super::store::Store;
@@ -86,6 +87,7 @@ impl SnapshotTree {
             Ok(pool) => pool,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
+        let mounts = Mounts::load(store.dir());
         let this = Self {
             options,
             root,
@@ -95,6 +97,7 @@ impl SnapshotTree {
             pool,
             transaction_id: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
+            mounts,
             growing: Mutex::new(()),
             closed: AtomicBool::new(false),
         };

@@ -1,13 +1,14 @@
 //! State, pool, and what is active in the kernel, brought to agree after whatever happened.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
-use super::active::{Mounted, Slot};
-use super::{SnapshotId, SnapshotTree, mount, source, volume_name};
+use super::active::Slot;
+use super::mount::Mounted;
+use super::{SnapshotId, SnapshotTree, source, volume_name};
 use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
 use crate::thin::{PoolStatus, ThinId, TransactionId};
 use crate::{Error, Result};
@@ -16,8 +17,9 @@ impl SnapshotTree {
     /// Put right what a crash or a restart left; `activated` if the pool was not active before.
     pub(super) fn agree(&self, activated: bool) -> Result<()> {
         self.check_generation(activated)?;
+        let mounts = self.take_over_mounts()?;
         if !activated {
-            self.take_over()?;
+            self.take_over(mounts)?;
         }
         self.sweep_nodes()?;
         self.reap_closed()?;
@@ -55,9 +57,8 @@ impl SnapshotTree {
     }
 
     /// Devices of this tree that a manager before this one left active.
-    fn take_over(&self) -> Result<()> {
+    fn take_over(&self, mut mounts: BTreeMap<ThinId, Mounted>) -> Result<()> {
         let dm = self.pool.device_mapper();
-        let mounts = mount::mounts(&*self.options.kernel)?;
         let names: HashMap<ThinId, SnapshotId> = self.store.read(|graph| {
             let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
             visible.map(|(id, snapshot)| (snapshot.thin_id, id.clone())).collect()
@@ -67,14 +68,6 @@ impl SnapshotTree {
             deleting.map(|snapshot| snapshot.thin_id).collect()
         });
         for (status, thin_id) in self.active_devices()? {
-            let targets = mounts.iter().filter(|(number, _)| *number == status.number);
-            let mut targets: Vec<_> = targets.map(|(_, target)| target.clone()).collect();
-            if let Some(own) = targets.iter().position(|target| *target == self.grow_target(thin_id)) {
-                // A growing that was interrupted.
-                let target = targets.remove(own);
-                mount::unmount(&*self.options.kernel, &target)?;
-                let _ = std::fs::remove_dir(&target);
-            }
             let known = names.get(&thin_id).filter(|_| status.has_live_table());
             let Some(id) = known else {
                 // Not recorded, or never finished: the same as never made. What is to be deleted may be open.
@@ -97,7 +90,7 @@ impl SnapshotTree {
                 // A rename was interrupted, or the root has moved. Under a foreign name it works as well.
                 let _ = volume.rename(&name);
             }
-            let mounted = targets.into_iter().next().map(|target| Mounted { target, count: 1, made: false });
+            let mounted = mounts.remove(&thin_id);
             let slot = Slot {
                 volume: Some(volume),
                 leaving: status.flags.contains(DmFlags::DEFERRED_REMOVE),

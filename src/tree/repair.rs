@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::active::Slot;
+use super::mount::Where;
 use super::{DeviceProblem, Finding, SnapshotTree};
 use crate::Result;
 
@@ -70,8 +71,11 @@ impl SnapshotTree {
                 }
                 Ok(())
             }),
-            Finding::NotMounted { id, target } => self.with_slot(id.as_str(), |slot, _| {
-                if slot.mounted.as_ref().is_some_and(|mounted| mounted.target == *target) {
+            Finding::NotMounted { id, .. } => self.with_slot(id.as_str(), |slot, snapshot| {
+                if let Some(mounted) = &slot.mounted
+                    && self.where_is(mounted)? == Where::Gone
+                {
+                    self.forget_mounted(snapshot.thin_id, mounted);
                     slot.mounted = None;
                     slot.held = true;
                 }

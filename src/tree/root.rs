@@ -71,7 +71,7 @@ impl Root {
         {
             return;
         }
-        for name in ["state.json.tmp", "journal.jsonl"] {
+        for name in ["state.json.tmp", "journal.jsonl", "mounts.json", "mounts.json.tmp"] {
             let _ = dir.remove(name);
         }
         for name in ["pool/data", "pool/metadata"] {

@@ -140,6 +140,11 @@ impl Store {
         Self { root, tree, dir, journal, mark, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
+    /// The files of the root.
+    pub(super) fn dir(&self) -> Arc<dyn StateDir> {
+        self.dir.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // The state is changed in steps that do not panic half-way.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

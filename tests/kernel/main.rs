@@ -11,6 +11,7 @@ mod differential;
 mod dm;
 mod filesystems;
 mod loopdev;
+mod mounts;
 mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
