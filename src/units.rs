@@ -34,8 +34,9 @@ macro_rules! amount {
 
         impl Sub for $name {
             type Output = Self;
+            /// As the sum, it stays in range: at the least there is zero.
             fn sub(self, other: Self) -> Self {
-                Self(self.0 - other.0)
+                Self(self.0.saturating_sub(other.0))
             }
         }
     };
@@ -139,6 +140,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn sums_and_differences_saturate() {
+        assert_eq!(Bytes(u64::MAX) + Bytes(1), Bytes(u64::MAX));
+        assert_eq!(Bytes(1) - Bytes(2), Bytes(0));
+        assert_eq!(Sectors(1) - Sectors(2), Sectors(0));
+        assert_eq!(Blocks(3) - Blocks(2), Blocks(1));
+    }
 
     #[test]
     fn sizes_as_docker_writes_them() {
