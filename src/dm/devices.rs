@@ -217,13 +217,21 @@ impl DeviceMapper {
         }
     }
 
-    /// Resume a device; an inactive table becomes the live one.
+    /// Resume a device; an inactive table becomes the live one. A resume that swaps tables suspends first; a
+    /// signal that interrupts that does not end it.
     ///
     /// # Errors
     /// If the table cannot be put to use it is dropped.
     #[doc(alias = "DM_DEV_SUSPEND")]
     pub fn resume(&self, name: &DmName) -> Result<()> {
-        self.with_udev(Request::on(Command::DEV_SUSPEND, name.into())).map(drop)
+        let request = Request::on(Command::DEV_SUSPEND, name.into());
+        loop {
+            // The kernel keeps the inactive table when its suspend is interrupted.
+            match self.with_udev(request) {
+                Err(error) if error.errno() == Some(Errno::EINTR) => {}
+                result => return result.map(drop),
+            }
+        }
     }
 
     /// The state of a device.

@@ -266,3 +266,17 @@ fn paths_are_probed_through_the_device_itself() {
     let old = Fake::new(49, |_, _| Ok(0)).mapper().probe_paths(&name("mp"));
     assert!(matches!(old, Err(Error::TooOld { needed: 50, .. })));
 }
+
+#[test]
+fn an_interrupted_resume_is_sent_again() {
+    let mut interruptions = 2;
+    let fake = Fake::new(47, move |_, _| match interruptions {
+        0 => Ok(0),
+        _ => {
+            interruptions -= 1;
+            Err(Errno::EINTR)
+        }
+    });
+    fake.mapper().resume(&name("volume")).unwrap();
+    assert_eq!(fake.log(), ["DM_DEV_SUSPEND"; 3]);
+}
