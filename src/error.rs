@@ -341,6 +341,10 @@ pub enum Error {
         asked: String,
     },
 
+    /// A send stream cannot be written or read.
+    #[error(transparent)]
+    Stream(#[from] crate::tree::stream::StreamError),
+
     /// No snapshot of that id.
     #[error("no snapshot {id:?}")]
     UnknownSnapshot {

@@ -15,6 +15,7 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Bytes::*", "the numbers that amounts are made of"),
     ("Command::minor", "the interface's minor version; the major one is always 4"),
     ("CorruptByte::*", "numbers of dm-flakey that mean nothing to another target"),
+    ("Counts::*", "counts"),
     ("DeviceNumber::*", "the numbers that it is made of, and its encoding"),
     ("DeviceStatus::open_count", "a count"),
     ("DeviceStatus::target_count", "a count"),
@@ -43,6 +44,8 @@ const NUMBERS: &[(&str, &str)] = &[
     ("RootProblem::WrongOwner::uid", "std::os::unix::fs::MetadataExt::uid()"),
     ("SpaceGuard::max_messages", "a count"),
     ("StateFile::*", "offsets and lengths as std::fs::File takes them"),
+    ("StreamError::*", "numbers of records, and values that are unknown"),
+    ("StreamSummary::volumes", "a count"),
     ("ThinId::*", "the number that it is made of"),
 ];
 

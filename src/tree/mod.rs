@@ -51,6 +51,7 @@ mod status;
 mod status_display;
 mod storage_opts;
 mod store;
+pub mod stream;
 mod usage;
 
 use std::collections::HashMap;
