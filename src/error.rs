@@ -229,6 +229,26 @@ pub enum Error {
         pool: String,
     },
 
+    /// The metadata snapshot that was just reserved is gone: another program released it.
+    #[error("the metadata snapshot of pool {pool} was released by another program")]
+    MetadataSnapGone {
+        /// The pool's name.
+        pool: String,
+    },
+
+    /// The pool's metadata cannot be read as what the kernel wrote.
+    #[error(transparent)]
+    Metadata(#[from] crate::thin::metadata::MetadataError),
+
+    /// The metadata of a pool that is not active is damaged.
+    #[error("{path}: {source}; thin_repair may save what is left", path = path.display())]
+    DamagedMetadata {
+        /// The metadata device or file.
+        path: PathBuf,
+        /// What is wrong.
+        source: crate::thin::metadata::MetadataError,
+    },
+
     /// A device that is to be labelled carries something already.
     #[error("{device} carries {found}; it is taken only by force", device = device.display())]
     DeviceInUse {

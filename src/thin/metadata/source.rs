@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::format::BLOCK_SIZE;
 use crate::abi::block::BLKGETSIZE64;
-use crate::kernel::{Access, AlignedBlock, Arg, DeviceFile, Kernel};
+use crate::kernel::{Access, AlignedBlock, Arg, DeviceFile, DeviceNumber, Kernel};
 
 /// Gives the 4 KiB blocks of a metadata device.
 pub trait BlockSource: fmt::Debug + Send + Sync {
@@ -53,6 +53,11 @@ impl DeviceBlocks {
         let access = if exclusive { Access::READ.direct().exclusive() } else { Access::READ.direct() };
         let file = kernel.open(path, access)?;
         Ok(Self { kernel, file })
+    }
+
+    /// The device's number.
+    pub fn number(&self) -> DeviceNumber {
+        self.file.number()
     }
 }
 

@@ -1,0 +1,128 @@
+//! Reading blocks: verified, sorted, coalesced, counted.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::BlockSource;
+use super::btree::Node;
+use super::error::{Damage, MetadataError};
+use super::format::{Block, BlockKind};
+use crate::kernel::AlignedBlock;
+
+/// Blocks read at once: 1 MiB.
+pub(super) const BATCH: usize = 256;
+/// Internal nodes that are kept: 4 MiB.
+const CACHED: usize = 1024;
+
+/// Reads metadata blocks and verifies each one's checksum and number.
+#[derive(Debug)]
+pub(super) struct BlockReader {
+    source: Arc<dyn BlockSource>,
+    len: u64,
+    read: AtomicU64,
+    internal: Mutex<HashMap<u64, Arc<Node>>>,
+}
+
+impl BlockReader {
+    pub(super) fn new(source: Arc<dyn BlockSource>) -> Result<Self, MetadataError> {
+        let len = source.len().map_err(|source| MetadataError::Io { block: 0, source })?;
+        Ok(Self { source, len, read: AtomicU64::new(0), internal: Mutex::default() })
+    }
+
+    /// Blocks read so far.
+    pub(super) fn blocks_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// One block.
+    pub(super) fn block(&self, kind: BlockKind, block: u64) -> Result<Box<AlignedBlock>, MetadataError> {
+        let mut buffer = Box::new(AlignedBlock([0; 4096]));
+        self.fill(block, std::slice::from_mut(&mut *buffer))?;
+        verify(kind, block, &buffer.0)?;
+        Ok(buffer)
+    }
+
+    /// Up to [`BATCH`] blocks, in the order asked for: read in the order of the device, adjacent ones at once.
+    pub(super) fn blocks(&self, kind: BlockKind, blocks: &[u64]) -> Result<Vec<AlignedBlock>, MetadataError> {
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_unstable_by_key(|&index| blocks[index]);
+        let mut sorted = AlignedBlock::zeroed(blocks.len());
+        let mut at = 0;
+        while at < order.len() {
+            let first = blocks[order[at]];
+            let adjacent = order[at..].iter().zip(first..);
+            let run = adjacent.take_while(|&(&index, expected)| blocks[index] == expected).count().max(1);
+            self.fill(first, &mut sorted[at..at + run])?;
+            at += run;
+        }
+        for (&index, bytes) in order.iter().zip(&sorted) {
+            verify(kind, blocks[index], &bytes.0)?;
+        }
+        if order.is_sorted() {
+            return Ok(sorted);
+        }
+        let mut result = AlignedBlock::zeroed(blocks.len());
+        for (&index, bytes) in order.iter().zip(&sorted) {
+            result[index] = *bytes;
+        }
+        Ok(result)
+    }
+
+    /// An internal node, or a node that may be one, from the cache if it is there.
+    pub(super) fn node(&self, block: u64) -> Result<Arc<Node>, MetadataError> {
+        if let Some(node) = self.cache().get(&block) {
+            return Ok(node.clone());
+        }
+        self.check_child(block, block)?;
+        let node = Arc::new(Node::parse(block, self.block(BlockKind::Node, block)?)?);
+        if node.is_internal() {
+            let mut cache = self.cache();
+            if cache.len() >= CACHED {
+                cache.clear();
+            }
+            cache.insert(block, node.clone());
+        }
+        Ok(node)
+    }
+
+    /// Nodes in the order asked for, at most [`BATCH`] in memory.
+    pub(super) fn nodes(&self, blocks: &[u64]) -> Result<Vec<Node>, MetadataError> {
+        let raw = self.blocks(BlockKind::Node, blocks)?;
+        blocks.iter().zip(raw).map(|(&block, raw)| Node::parse(block, Box::new(raw))).collect()
+    }
+
+    /// Checks that `child`, named in `block`, can be a block of the metadata.
+    pub(super) fn check_child(&self, block: u64, child: u64) -> Result<(), MetadataError> {
+        if child == 0 || child >= self.len {
+            return Err(MetadataError::Damaged { block, damage: Damage::Child { child } });
+        }
+        Ok(())
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Node>>> {
+        self.internal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fill(&self, first: u64, buffer: &mut [AlignedBlock]) -> Result<(), MetadataError> {
+        self.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.source.read(first, buffer).map_err(|source| MetadataError::Io { block: first, source })
+    }
+}
+
+/// Checks a block's number and checksum.
+pub(super) fn verify(kind: BlockKind, block: u64, bytes: &Block) -> Result<(), MetadataError> {
+    let stored = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let computed = kind.checksum(bytes);
+    let damaged = |damage| Err(MetadataError::Damaged { block, damage });
+    if stored != computed {
+        return damaged(Damage::Checksum { stored, computed });
+    }
+    // Each kind has its own number at byte 8.
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[8..16]);
+    match u64::from_le_bytes(number) {
+        found if found != block => damaged(Damage::Misplaced { found }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,290 @@
+//! B-trees: their nodes, and walks over their leaves.
+
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+use super::blocks::{BATCH, BlockReader};
+use super::error::{Damage, MetadataError};
+use super::format::{BLOCK_SIZE, INTERNAL_NODE, LEAF_NODE, node_header};
+use crate::kernel::AlignedBlock;
+
+/// No tree of the kernel's is deeper.
+pub(super) const DEPTH_MAX: usize = 16;
+
+const HEADER: usize = size_of::<node_header>();
+
+/// A node whose header and keys are sound.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) block: u64,
+    bytes: Box<AlignedBlock>,
+    internal: bool,
+    entries: usize,
+    capacity: usize,
+    value_size: usize,
+}
+
+impl Node {
+    pub(super) fn parse(block: u64, bytes: Box<AlignedBlock>) -> Result<Self, MetadataError> {
+        let damaged = |damage| Err(MetadataError::Damaged { block, damage });
+        // The block is longer than the header.
+        let Ok((header, _)) = node_header::read_from_prefix(&bytes.0) else { return damaged(Damage::Depth) };
+        let (entries, capacity) = (header.nr_entries.get(), header.max_entries.get());
+        let internal = match header.flags.get() {
+            INTERNAL_NODE => true,
+            LEAF_NODE => false,
+            flags => return damaged(Damage::Kind { flags, expected: "internal node or leaf" }),
+        };
+        let value_size = header.value_size.get();
+        let needed = u64::from(capacity) * (8 + u64::from(value_size)) + HEADER as u64;
+        if entries > capacity || needed > BLOCK_SIZE as u64 || (internal && entries == 0) {
+            return damaged(Damage::Entries { entries, capacity });
+        }
+        if internal && value_size != 8 {
+            return damaged(Damage::ValueSize { found: value_size, expected: 8 });
+        }
+        let (entries, capacity, value_size) = (entries as usize, capacity as usize, value_size as usize);
+        let node = Self { block, bytes, internal, entries, capacity, value_size };
+        match node.keys().windows(2).find(|pair| pair[0].get() >= pair[1].get()) {
+            Some(pair) => damaged(Damage::Key { key: pair[1].get() }),
+            None => Ok(node),
+        }
+    }
+
+    pub(super) fn is_internal(&self) -> bool {
+        self.internal
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries
+    }
+
+    fn keys(&self) -> &[U64] {
+        let bytes = &self.bytes.0[HEADER..HEADER + 8 * self.entries];
+        <[U64]>::ref_from_bytes(bytes).unwrap_or_default()
+    }
+
+    pub(super) fn key(&self, index: usize) -> u64 {
+        self.keys()[index].get()
+    }
+
+    /// The bytes of a value.
+    pub(super) fn value(&self, index: usize) -> &[u8] {
+        let start = HEADER + 8 * self.capacity + index * self.value_size;
+        &self.bytes.0[start..start + self.value_size]
+    }
+
+    pub(super) fn value_u64(&self, index: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.value(index)[..8]);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// The index of the last entry whose key is at most `key`.
+    fn floor(&self, key: u64) -> Option<usize> {
+        self.keys().partition_point(|it| it.get() <= key).checked_sub(1)
+    }
+
+    pub(super) fn damaged(&self, damage: Damage) -> MetadataError {
+        MetadataError::Damaged { block: self.block, damage }
+    }
+
+    /// Checks that it is a leaf of a tree with values of that size, or an internal node of any.
+    pub(super) fn check(&self, leaf: bool, value_size: usize) -> Result<(), MetadataError> {
+        if leaf == self.internal {
+            let (flags, expected) =
+                if self.internal { (INTERNAL_NODE, "leaf") } else { (LEAF_NODE, "internal node") };
+            return Err(self.damaged(Damage::Kind { flags, expected }));
+        }
+        if leaf && self.value_size != value_size {
+            #[allow(clippy::cast_possible_truncation)] // both are below 4096
+            let (found, expected) = (self.value_size as u32, value_size as u32);
+            return Err(self.damaged(Damage::ValueSize { found, expected }));
+        }
+        Ok(())
+    }
+}
+
+/// A subtree by what its parent says of it: it has the keys from `first` up to but not including `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Subtree {
+    pub(super) block: u64,
+    pub(super) first: u64,
+    /// `None`: no bound.
+    pub(super) end: Option<u64>,
+}
+
+impl Subtree {
+    pub(super) fn root(block: u64) -> Self {
+        Self { block, first: 0, end: None }
+    }
+
+    /// Checks that a node's keys are where its parent says.
+    pub(super) fn check_keys(&self, node: &Node) -> Result<(), MetadataError> {
+        let Some(last) = node.len().checked_sub(1) else {
+            // Only a whole tree can be empty.
+            let is_root = self.first == 0 && self.end.is_none();
+            let damage = Damage::Entries { entries: 0, capacity: 0 };
+            return if is_root { Ok(()) } else { Err(node.damaged(damage)) };
+        };
+        if node.key(0) < self.first {
+            return Err(node.damaged(Damage::Key { key: node.key(0) }));
+        }
+        if self.end.is_some_and(|end| node.key(last) >= end) {
+            return Err(node.damaged(Damage::Key { key: node.key(last) }));
+        }
+        Ok(())
+    }
+
+    /// The subtrees of an internal node that have keys from `from` on.
+    pub(super) fn children(
+        &self,
+        reader: &BlockReader,
+        node: &Node,
+        from: u64,
+    ) -> Result<Vec<Self>, MetadataError> {
+        let start = node.floor(from).unwrap_or(0);
+        let mut children = Vec::with_capacity(node.len() - start);
+        for index in start..node.len() {
+            let block = node.value_u64(index);
+            reader.check_child(node.block, block)?;
+            let end = if index + 1 < node.len() { Some(node.key(index + 1)) } else { self.end };
+            children.push(Self { block, first: node.key(index), end });
+        }
+        Ok(children)
+    }
+}
+
+/// The number of levels above the leaves.
+pub(super) fn height(reader: &BlockReader, root: u64) -> Result<usize, MetadataError> {
+    let mut block = root;
+    for height in 0..DEPTH_MAX {
+        let node = reader.node(block)?;
+        if !node.is_internal() {
+            return Ok(height);
+        }
+        block = node.value_u64(0);
+        reader.check_child(node.block, block)?;
+    }
+    Err(MetadataError::Damaged { block: root, damage: Damage::Depth })
+}
+
+/// The value of a key, as the bytes of it.
+pub(super) fn lookup(
+    reader: &BlockReader,
+    root: u64,
+    key: u64,
+    value_size: usize,
+) -> Result<Option<Vec<u8>>, MetadataError> {
+    let mut subtree = Subtree::root(root);
+    for level in (0..=height(reader, root)?).rev() {
+        let node = reader.node(subtree.block)?;
+        node.check(level == 0, value_size)?;
+        subtree.check_keys(&node)?;
+        let Some(index) = node.floor(key) else { return Ok(None) };
+        if level == 0 {
+            return Ok((node.key(index) == key).then(|| node.value(index).to_vec()));
+        }
+        let child = subtree.children(reader, &node, key)?.into_iter().next();
+        subtree = child.ok_or_else(|| node.damaged(Damage::Depth))?;
+    }
+    Ok(None)
+}
+
+/// The leaves of a tree in the order of their keys, from the one on that can have `from`.
+#[derive(Debug)]
+pub(super) struct Leaves<'a> {
+    reader: &'a BlockReader,
+    value_size: usize,
+    from: u64,
+    /// What is still to be visited, the next one last, each with its level.
+    stack: Vec<(Subtree, usize)>,
+    /// Leaves that were read already, the next one last.
+    ready: Vec<Node>,
+}
+
+impl<'a> Leaves<'a> {
+    pub(super) fn new(
+        reader: &'a BlockReader,
+        root: u64,
+        from: u64,
+        value_size: usize,
+    ) -> Result<Self, MetadataError> {
+        let stack = vec![(Subtree::root(root), height(reader, root)?)];
+        Ok(Self { reader, value_size, from, stack, ready: Vec::new() })
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Node>, MetadataError> {
+        loop {
+            if let Some(node) = self.ready.pop() {
+                return Ok(Some(node));
+            }
+            match self.stack.last() {
+                None => return Ok(None),
+                Some((_, 0)) => self.read_leaves()?,
+                Some(_) => self.expand()?,
+            }
+        }
+    }
+
+    /// Reads as many adjacent leaves of the stack as fit into a batch.
+    fn read_leaves(&mut self) -> Result<(), MetadataError> {
+        let leaves = self.stack.iter().rev().take(BATCH).take_while(|(_, level)| *level == 0).count();
+        let leaves: Vec<Subtree> =
+            self.stack.drain(self.stack.len() - leaves..).rev().map(|(leaf, _)| leaf).collect();
+        self.ready = read_leaves(self.reader, &leaves, self.value_size)?;
+        self.ready.reverse();
+        Ok(())
+    }
+
+    fn expand(&mut self) -> Result<(), MetadataError> {
+        let Some((subtree, level)) = self.stack.pop() else { return Ok(()) };
+        let node = self.reader.node(subtree.block)?;
+        let children = expand(self.reader, &subtree, &node, self.from)?;
+        self.stack.extend(children.into_iter().rev().map(|child| (child, level - 1)));
+        Ok(())
+    }
+}
+
+/// The children of a subtree that is not a leaf.
+pub(super) fn expand(
+    reader: &BlockReader,
+    subtree: &Subtree,
+    node: &Node,
+    from: u64,
+) -> Result<Vec<Subtree>, MetadataError> {
+    node.check(false, 8)?;
+    subtree.check_keys(node)?;
+    subtree.children(reader, node, from)
+}
+
+/// Reads leaves, at most [`BATCH`].
+pub(super) fn read_leaves(
+    reader: &BlockReader,
+    leaves: &[Subtree],
+    value_size: usize,
+) -> Result<Vec<Node>, MetadataError> {
+    let blocks: Vec<u64> = leaves.iter().map(|leaf| leaf.block).collect();
+    let nodes = reader.nodes(&blocks)?;
+    for (leaf, node) in leaves.iter().zip(&nodes) {
+        node.check(true, value_size)?;
+        leaf.check_keys(node)?;
+    }
+    Ok(nodes)
+}
+
+/// Reads internal nodes in the order asked for, in batches.
+pub(super) fn read_internal(
+    reader: &BlockReader,
+    subtrees: &[Subtree],
+    from: u64,
+) -> Result<Vec<Subtree>, MetadataError> {
+    let mut children = Vec::new();
+    for batch in subtrees.chunks(BATCH) {
+        let blocks: Vec<u64> = batch.iter().map(|subtree| subtree.block).collect();
+        for (subtree, node) in batch.iter().zip(reader.nodes(&blocks)?) {
+            children.extend(expand(reader, subtree, &node, from)?);
+        }
+    }
+    Ok(children)
+}
