@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::dm::{DmVersion, TargetType};
+use crate::kernel::DeviceNumber;
 use crate::units::Bytes;
 
 /// The result of almost everything here.
@@ -194,6 +195,17 @@ pub enum Error {
         found: String,
         /// The type that was expected.
         expected: &'static str,
+    },
+
+    /// A device is not the one that was opened: that one is gone, and its name or number is another one's.
+    #[error("{device} is another device now: {found} instead of {expected}")]
+    Replaced {
+        /// The device's name.
+        device: String,
+        /// The number of the one that was opened.
+        expected: DeviceNumber,
+        /// The number that was found.
+        found: DeviceNumber,
     },
 
     /// The pool cannot do what was asked in the mode it is in.
@@ -502,7 +514,7 @@ impl Error {
 
     /// It is not there: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::UnknownSnapshot { .. })
+        matches!(self, Self::UnknownSnapshot { .. } | Self::Replaced { .. })
             || matches!(self.errno(), Some(Errno::ENXIO | Errno::ENODATA | Errno::ENODEV | Errno::ENOENT))
     }
 

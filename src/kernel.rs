@@ -142,6 +142,11 @@ impl DeviceFile {
         self.number
     }
 
+    /// Whether the running kernel opened it.
+    pub(crate) fn is_real(&self) -> bool {
+        self.real
+    }
+
     pub(crate) fn answers(&self, request: Ioctl) -> bool {
         let loop_as_block = self.kind == DeviceKind::Loop && request.device() == DeviceKind::Block;
         self.real && (self.kind == request.device() || loop_as_block)

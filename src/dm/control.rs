@@ -8,12 +8,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use zeroize::Zeroize;
 
-use super::DmFlags;
 use super::udev::{Cookie, UdevFlags, UdevPolicy};
 use super::wire::{Command, DmVersion, EncodeError, EventNr, Request, Response};
+use super::{DmFlags, exclusive};
 use crate::abi::Ioctl;
 use crate::error::{IoctlError, is_permission};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel};
+use crate::kernel::{Access, Arg, DeviceFile, Kernel, RealKernel};
 use crate::{Error, Result};
 
 /// Room for a request and its answer on the stack: enough for every message and table of this crate,
@@ -56,6 +56,7 @@ impl DeviceMapper {
             errno if is_permission(errno) => Error::NotPermitted { what: format!("open {}", path.display()) },
             errno => Error::Open { path: path.into(), errno },
         })?;
+        exclusive::reserve();
         let version = DmVersion { major: crate::abi::dm::DM_VERSION_MAJOR, minor: 0, patch: 0 };
         let mut dm = Self { kernel, control, version, udev };
         dm.version = dm.transact(&Request::new(Command::VERSION), |answer| Ok(answer.version()))?;
@@ -65,6 +66,11 @@ impl DeviceMapper {
     /// The kernel behind it.
     pub fn kernel(&self) -> &Arc<dyn Kernel> {
         &self.kernel
+    }
+
+    /// Whether the running kernel answers, through whatever stands before it.
+    pub(super) fn is_real(&self) -> bool {
+        self.control.is_real()
     }
 
     /// The kernel's interface version, asked once when this was opened.
@@ -90,21 +96,24 @@ impl DeviceMapper {
         }
     }
 
-    /// Send a request that makes the kernel tell udev, and wait until udev has done its part.
-    pub(super) fn with_udev(&self, request: Request<'_>) -> Result<(DmFlags, DeviceNumber)> {
+    /// Sends a request that makes the kernel tell udev, and waits until udev has done its part.
+    pub(super) fn with_udev<T>(
+        &self,
+        request: Request<'_>,
+        decode: impl FnOnce(&Response<'_>) -> Result<T>,
+    ) -> Result<T> {
         // Without a semaphore (none left in the system, or not allowed) it goes on without udev.
         let cookie = if self.waits_for_udev() { Cookie::new().ok() } else { None };
         let event_nr =
             cookie.as_ref().map_or_else(EventNr::default, |cookie| cookie.event_nr(UdevFlags::NODE_ONLY));
-        let (flags, number) =
-            self.transact(&request.event_nr(event_nr), |answer| Ok((answer.flags(), answer.number())))?;
-        if let Some(cookie) = cookie
-            && flags.contains(DmFlags::UEVENT_GENERATED)
-        {
+        let (announced, decoded) = self.transact(&request.event_nr(event_nr), |answer| {
+            Ok((answer.flags().contains(DmFlags::UEVENT_GENERATED), decode(&answer)?))
+        })?;
+        if let Some(cookie) = cookie.filter(|_| announced) {
             // If udev does not come, the caller's look at the node mends what it left.
             cookie.wait();
         }
-        Ok((flags, number))
+        Ok(decoded)
     }
 
     /// Send a request; a query grows its buffer until the answer fits.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use super::wire::{Command, DeviceStatus, EventNr, Geometry, ListedDevice, Payload, Request};
-use super::{DeviceMapper, DmFlags, DmId, DmName, DmUuid, TargetLine, TargetSpec, node};
+use super::{Claim, DeviceMapper, DmFlags, DmId, DmName, DmUuid, Exclusive, TargetLine, TargetSpec, node};
 use crate::abi::dm::DM_MPATH_PROBE_PATHS;
 use crate::error::{IoctlError, is_permission};
 use crate::kernel::{Access, Arg, DeviceNumber};
@@ -64,11 +64,23 @@ impl DeviceMapper {
         uuid: Option<&DmUuid>,
         number: Option<DeviceNumber>,
     ) -> Result<DeviceStatus> {
+        let held = self.exclusive(Claim::from(name).with_uuid(uuid))?;
+        self.create_held(&held, name, uuid, number)
+    }
+
+    fn create_held(
+        &self,
+        held: &Exclusive,
+        name: &DmName,
+        uuid: Option<&DmUuid>,
+        number: Option<DeviceNumber>,
+    ) -> Result<DeviceStatus> {
         let status = self.transact(&Request::create(name, uuid, number), |answer| answer.device())?;
         if !self.waits_for_udev()
             && let Err(error) = node::ensure(&**self.kernel(), name, status.number)
         {
-            let _ = self.remove(name);
+            // The device has no table and no other user; the first error is the one to tell.
+            let _ = self.remove_held(held, name.into(), Some(status.number), DmFlags::empty());
             return Err(error);
         }
         Ok(status)
@@ -84,16 +96,30 @@ impl DeviceMapper {
         table: &[TargetSpec<'_>],
         flags: DmFlags,
     ) -> Result<DeviceStatus> {
-        let status = self.create(name, Some(uuid))?;
+        self.create_active_if(name, uuid, table, flags, || Ok(()))
+    }
+
+    /// The same if what the loaded table refers to passes `check`: from the load on it stays what it is.
+    pub(crate) fn create_active_if(
+        &self,
+        name: &DmName,
+        uuid: &DmUuid,
+        table: &[TargetSpec<'_>],
+        flags: DmFlags,
+        check: impl FnOnce() -> Result<()>,
+    ) -> Result<DeviceStatus> {
+        let held = self.exclusive(Claim::from(name).with_uuid(Some(uuid)))?;
+        let status = self.create_held(&held, name, Some(uuid), None)?;
         let active = self
-            .load_table(status.number.into(), table, flags)
-            .and_then(|()| self.resume(name))
-            .and_then(|_| self.ensure_node(name, status.number));
+            .load_held(&held, uuid.into(), table, flags)
+            .and_then(|()| check())
+            .and_then(|()| self.resume_held(&held, uuid.into()))
+            .and_then(|()| self.ensure_node(name, status.number));
         match active {
             Ok(_) => Ok(status),
             Err(error) => {
-                // What failed is the news; a device that cannot be removed either has its own.
-                let _ = self.remove(name);
+                // The first error is the one to tell; a device that cannot be removed is found by its uuid.
+                let _ = self.remove_held(&held, uuid.into(), Some(status.number), DmFlags::empty());
                 Err(error)
             }
         }
@@ -104,37 +130,60 @@ impl DeviceMapper {
     /// # Errors
     /// EBUSY if it is open ([`Error::is_busy`]), ENXIO if it is not there ([`Error::is_not_found`]).
     #[doc(alias = "DM_DEV_REMOVE")]
-    pub fn remove(&self, name: &DmName) -> Result<()> {
-        self.remove_with(name, DmFlags::empty()).map(drop)
+    pub fn remove<'a>(&self, id: impl Into<DmId<'a>>) -> Result<()> {
+        self.remove_with(id.into(), DmFlags::empty()).map(drop)
     }
 
     /// Remove a device now if it is closed, else when it is closed for the last time.
     ///
     /// A device waiting for that can still be used, until [`cancel_deferred_remove`](Self::cancel_deferred_remove)
-    /// or its end. Where udev does not run its node is left then: [`remove`](Self::remove), which says that the device
-    /// is gone, takes it away. Since interface 4.27.
+    /// or its end, by whoever has it open. Where udev does not run, its node goes at once: nobody would remove it
+    /// later, and its number is soon another device's. Since interface 4.27.
     #[doc(alias = "DM_DEFERRED_REMOVE")]
-    pub fn remove_deferred(&self, name: &DmName) -> Result<Removal> {
-        self.remove_with(name, DmFlags::DEFERRED_REMOVE)
+    pub fn remove_deferred<'a>(&self, id: impl Into<DmId<'a>>) -> Result<Removal> {
+        self.remove_with(id.into(), DmFlags::DEFERRED_REMOVE)
     }
 
-    fn remove_with(&self, name: &DmName, flags: DmFlags) -> Result<Removal> {
+    fn remove_with(&self, id: DmId<'_>, flags: DmFlags) -> Result<Removal> {
+        let held = self.exclusive(id)?;
+        let number = match id {
+            DmId::Number(number) => Some(number),
+            // The node of a device that is there carries its number, or is stale.
+            DmId::Name(name) => node::number(&**self.kernel(), name),
+            DmId::Uuid(_) => self.find(id)?.map(|device| device.number),
+        };
+        self.remove_held(&held, id, number, flags)
+    }
+
+    /// Removes a device, and its node if that carries `number`.
+    pub(crate) fn remove_held(
+        &self,
+        _held: &Exclusive,
+        id: DmId<'_>,
+        number: Option<DeviceNumber>,
+        flags: DmFlags,
+    ) -> Result<Removal> {
         let minor = if flags.contains(DmFlags::DEFERRED_REMOVE) { 27 } else { 0 };
-        let request = Request::on(Command::DEV_REMOVE, name.into()).flags(flags).since(minor);
-        match self.with_udev(request) {
-            Ok((flags, _)) if flags.contains(DmFlags::DEFERRED_REMOVE) => return Ok(Removal::Deferred),
+        let request = Request::on(Command::DEV_REMOVE, id).flags(flags).since(minor);
+        let (flags, name) = match self.with_udev(request, |answer| Ok((answer.flags(), answer.name()))) {
+            Ok(answer) => answer,
             Err(error) => {
                 // Gone all the same: then the node goes, too.
-                let refused = matches!(error, Error::Ioctl(_)) && !error.is_busy();
-                if refused && matches!(self.find(name.into()), Ok(None)) {
-                    node::remove(&**self.kernel(), name)?;
+                if let (true, DmId::Name(name), Some(number)) = (error.is_not_found(), id, number)
+                    && matches!(self.find(id), Ok(None))
+                {
+                    node::remove(&**self.kernel(), name, number)?;
                 }
                 return Err(error);
             }
-            Ok(_) => {}
+        };
+        let deferred = flags.contains(DmFlags::DEFERRED_REMOVE);
+        if let (Some(name), Some(number)) = (name, number)
+            && !(deferred && self.waits_for_udev())
+        {
+            node::remove(&**self.kernel(), &name, number)?;
         }
-        node::remove(&**self.kernel(), name)?;
-        Ok(Removal::Removed)
+        Ok(if deferred { Removal::Deferred } else { Removal::Removed })
     }
 
     /// Remove every device of the system that is not open, whoever made it; the ones left are
@@ -150,30 +199,77 @@ impl DeviceMapper {
         self.transact(&Request::new(Command::REMOVE_ALL).flags(flags).since(minor), |_| Ok(()))?;
         let left = self.list()?;
         for device in before.iter().filter(|device| left.iter().all(|other| other.name != device.name)) {
-            node::remove(&**self.kernel(), &device.name)?;
+            node::remove(&**self.kernel(), &device.name, device.number)?;
         }
         Ok(left)
     }
 
-    /// Take back a deferred removal.
+    /// Cancels a deferred removal (`@cancel_deferred_remove`). Where udev does not run, the node is made again.
     ///
     /// # Errors
     /// ENXIO if the device is gone, EBUSY if it is going right now. That none is pending is no error.
     #[doc(alias = "@cancel_deferred_remove")]
     pub fn cancel_deferred_remove(&self, id: DmId<'_>) -> Result<()> {
-        self.message(id, Sectors(0), &"@cancel_deferred_remove").map(drop)
+        let _held = self.exclusive(id)?;
+        self.message(id, Sectors(0), &"@cancel_deferred_remove")?;
+        if !self.waits_for_udev() {
+            let device = self.status(id)?;
+            self.ensure_node(&device.name, device.number)?;
+        }
+        Ok(())
     }
 
-    /// Give a device another name; its node moves along. Not after [`clear_table`](Self::clear_table): see there.
+    /// Renames the device and its node (`DM_DEV_RENAME`). Open file descriptors stay valid.
+    ///
+    /// The kernel renames by name alone: the name of a device that is addressed otherwise is asked for first. That
+    /// the node cannot follow, as on a read-only `/dev`, is no error: [`ensure_node`](Self::ensure_node) tells.
     ///
     /// # Errors
-    /// EBUSY if the new name is taken, ENXIO if there is no device of the old one.
+    /// EBUSY if the new name is taken, ENXIO if there is no such device; EEXIST if something else than a block
+    /// device is where the new node belongs.
     #[doc(alias = "DM_DEV_RENAME")]
-    pub fn rename(&self, from: &DmName, to: &DmName) -> Result<()> {
-        let request = Request::on(Command::DEV_RENAME, from.into()).payload(Payload::NewName(to));
-        let (_, number) = self.with_udev(request)?;
-        node::remove(&**self.kernel(), from)?;
-        self.ensure_node(to, number).map(drop)
+    pub fn rename<'a>(&self, from: impl Into<DmId<'a>>, to: &DmName) -> Result<()> {
+        let from = from.into();
+        let held = self.exclusive(Claim::from(from).with_name(to))?;
+        let known = match from {
+            DmId::Name(_) => None,
+            id => Some(self.status(id)?),
+        };
+        match (from, known) {
+            (DmId::Name(name), _) => self.rename_held(&held, name, to, None),
+            (_, Some(device)) => self.rename_held(&held, &device.name, to, Some(device.number)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Renames a device; undone if it was not the one with `number`.
+    fn rename_held(
+        &self,
+        _held: &Exclusive,
+        from: &DmName,
+        to: &DmName,
+        number: Option<DeviceNumber>,
+    ) -> Result<()> {
+        if node::is_foreign(&**self.kernel(), to) {
+            let source = Errno::EEXIST.into();
+            return Err(Error::Io { action: "make node", path: node::path(to), source });
+        }
+        let rename = |from: &DmName, to: &DmName| {
+            let request = Request::on(Command::DEV_RENAME, from.into()).payload(Payload::NewName(to));
+            self.with_udev(request, |answer| Ok(answer.number()))
+        };
+        let found = rename(from, to)?;
+        if let Some(expected) = number
+            && expected != found
+        {
+            // Another process gave the name to another device in between.
+            rename(to, from)?;
+            return Err(Error::Replaced { device: from.to_string(), expected, found });
+        }
+        // The device has its new name, whatever becomes of the nodes.
+        let _ = node::remove(&**self.kernel(), from, found);
+        let _ = self.ensure_node(to, found);
+        Ok(())
     }
 
     /// Give a device that has none a uuid, which cannot be changed after. Since interface 4.19.
@@ -186,7 +282,8 @@ impl DeviceMapper {
             .since(19)
             .flags(DmFlags::UUID)
             .payload(Payload::NewUuid(uuid));
-        self.with_udev(request).map(drop)
+        let _held = self.exclusive(Claim::from(name).with_uuid(Some(uuid)))?;
+        self.with_udev(request, |_| Ok(()))
     }
 
     /// Set what HDIO_GETGEO answers; it is forgotten when the device's size changes. Since interface
@@ -207,6 +304,16 @@ impl DeviceMapper {
     /// signal that interrupts the wait does not end it.
     #[doc(alias = "DM_DEV_SUSPEND")]
     pub fn suspend(&self, id: DmId<'_>, flags: DmFlags) -> Result<DeviceStatus> {
+        let held = self.exclusive(id)?;
+        self.suspend_held(&held, id, flags)
+    }
+
+    pub(crate) fn suspend_held(
+        &self,
+        _held: &Exclusive,
+        id: DmId<'_>,
+        flags: DmFlags,
+    ) -> Result<DeviceStatus> {
         let flags = flags & (DmFlags::SKIP_LOCKFS | DmFlags::NOFLUSH) | DmFlags::SUSPEND;
         let request = Request::on(Command::DEV_SUSPEND, id).flags(flags);
         loop {
@@ -223,13 +330,19 @@ impl DeviceMapper {
     /// # Errors
     /// If the table cannot be put to use it is dropped.
     #[doc(alias = "DM_DEV_SUSPEND")]
-    pub fn resume(&self, name: &DmName) -> Result<()> {
-        let request = Request::on(Command::DEV_SUSPEND, name.into());
+    pub fn resume<'a>(&self, id: impl Into<DmId<'a>>) -> Result<()> {
+        let id = id.into();
+        let held = self.exclusive(id)?;
+        self.resume_held(&held, id)
+    }
+
+    pub(crate) fn resume_held(&self, _held: &Exclusive, id: DmId<'_>) -> Result<()> {
+        let request = Request::on(Command::DEV_SUSPEND, id);
         loop {
             // The kernel keeps the inactive table when its suspend is interrupted.
-            match self.with_udev(request) {
+            match self.with_udev(request, |_| Ok(())) {
                 Err(error) if error.errno() == Some(Errno::EINTR) => {}
-                result => return result.map(drop),
+                result => return result,
             }
         }
     }
@@ -311,12 +424,21 @@ impl DeviceMapper {
         node::path(name)
     }
 
-    /// Remove the node of a device that is gone.
+    /// Removes the node of a device that is gone, or one that carries another number than the device of that
+    /// name. What is no block device is left alone.
     pub fn remove_node(&self, name: &DmName) -> Result<()> {
-        node::remove(&**self.kernel(), name)
+        let _held = self.exclusive(name)?;
+        let Some(number) = node::number(&**self.kernel(), name) else { return Ok(()) };
+        match self.find(name.into())? {
+            Some(device) if device.number == number => Ok(()),
+            _ => node::remove(&**self.kernel(), name, number),
+        }
     }
 
-    /// See to it that the node of an active device is there and means that device.
+    /// Ensures that `/dev/mapper/<name>` exists and carries `number`.
+    ///
+    /// # Errors
+    /// EEXIST if something else than a block device is there.
     pub fn ensure_node(&self, name: &DmName, number: DeviceNumber) -> Result<PathBuf> {
         node::ensure(&**self.kernel(), name, number)
     }

@@ -3,10 +3,13 @@
 mod control;
 mod devices;
 mod event;
+mod exclusive;
 #[cfg(test)]
 mod fake;
 mod id;
 mod node;
+#[cfg(all(test, feature = "model"))]
+mod node_tests;
 mod table;
 mod tables;
 pub mod targets;
@@ -18,6 +21,7 @@ pub mod wire;
 pub use control::DeviceMapper;
 pub use devices::Removal;
 pub use event::{DeviceEvent, DeviceEvents};
+pub(crate) use exclusive::{Claim, Exclusive};
 pub use id::{DmId, DmName, DmUuid, TargetType};
 pub use table::{TargetLine, TargetSpec};
 pub use tables::TableKind;

@@ -15,7 +15,7 @@ pub(super) fn path(name: &DmName) -> PathBuf {
     Path::new("/dev/mapper").join(OsStr::from_bytes(name.as_bytes()))
 }
 
-/// See to it that the node is there and means `number`.
+/// Ensures that the node is there and carries `number`. A stale node is replaced; what is no block device is not.
 pub(super) fn ensure(kernel: &dyn Kernel, name: &DmName, number: DeviceNumber) -> Result<PathBuf> {
     let path = path(name);
     if name.is_reserved() {
@@ -24,28 +24,46 @@ pub(super) fn ensure(kernel: &dyn Kernel, name: &DmName, number: DeviceNumber) -
     }
     // Twice: udev may make the node between the look and the mknod.
     for _ in 0..2 {
-        if kernel.block_device(&path) == Ok(number) {
-            return Ok(path);
+        match kernel.block_device(&path) {
+            Ok(found) if found == number => return Ok(path),
+            Ok(_) => unlink(kernel, &path)?,
+            Err(_) => {}
         }
-        // Absent, dangling, or left over from an earlier device.
-        remove(kernel, name)?;
         match kernel.make_node(&path, number) {
             Ok(()) => return Ok(path),
+            // A link that leads nowhere.
+            Err(Errno::EEXIST) if kernel.block_device(&path) == Err(Errno::ENOENT) => unlink(kernel, &path)?,
             Err(Errno::EEXIST) => {}
             Err(errno) => return Err(Error::Io { action: "make node", path, source: errno.into() }),
         }
     }
-    Err(Error::Io { action: "make node", path, source: Errno::EEXIST.into() })
+    match kernel.block_device(&path) {
+        Ok(found) if found == number => Ok(path),
+        _ => Err(Error::Io { action: "make node", path, source: Errno::EEXIST.into() }),
+    }
 }
 
-/// See to it that there is none. What a reserved name stands for is not the device's.
-pub(super) fn remove(kernel: &dyn Kernel, name: &DmName) -> Result<()> {
-    if name.is_reserved() {
-        return Ok(());
+/// The number that the node carries, if it is a block device's.
+pub(super) fn number(kernel: &dyn Kernel, name: &DmName) -> Option<DeviceNumber> {
+    kernel.block_device(&path(name)).ok().filter(|_| !name.is_reserved())
+}
+
+/// Whether something is there that is no block device: nothing for this crate to touch.
+pub(super) fn is_foreign(kernel: &dyn Kernel, name: &DmName) -> bool {
+    kernel.block_device(&path(name)) == Err(Errno::ENOTBLK)
+}
+
+/// Removes the node if it still carries `number`.
+pub(super) fn remove(kernel: &dyn Kernel, name: &DmName, number: DeviceNumber) -> Result<()> {
+    match self::number(kernel, name) {
+        Some(found) if found == number => unlink(kernel, &path(name)),
+        _ => Ok(()),
     }
-    let path = path(name);
-    match kernel.remove_node(&path) {
+}
+
+fn unlink(kernel: &dyn Kernel, path: &Path) -> Result<()> {
+    match kernel.remove_node(path) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(Error::Io { action: "remove node", path, source: errno.into() }),
+        Err(errno) => Err(Error::Io { action: "remove node", path: path.into(), source: errno.into() }),
     }
 }

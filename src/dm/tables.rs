@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::control::{LARGEST, SMALL};
 use super::wire::{Command, DeviceStatus, EventNr, Payload, Request, Response, TargetVersion};
-use super::{DeviceMapper, DmFlags, DmId, TargetLine, TargetSpec, TargetType};
+use super::{DeviceMapper, DmFlags, DmId, Exclusive, TargetLine, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 use crate::{Error, Result};
@@ -29,6 +29,17 @@ impl DeviceMapper {
     /// EINVAL for parameters that the target does not take: the kernel log says why.
     #[doc(alias = "DM_TABLE_LOAD")]
     pub fn load_table(&self, id: DmId<'_>, table: &[TargetSpec<'_>], flags: DmFlags) -> Result<()> {
+        let held = self.exclusive(id)?;
+        self.load_held(&held, id, table, flags)
+    }
+
+    pub(crate) fn load_held(
+        &self,
+        _held: &Exclusive,
+        id: DmId<'_>,
+        table: &[TargetSpec<'_>],
+        flags: DmFlags,
+    ) -> Result<()> {
         let minor = if flags.contains(DmFlags::SECURE_DATA) { 20 } else { 0 };
         let request = Request::on(Command::TABLE_LOAD, id)
             .since(minor)
@@ -43,6 +54,11 @@ impl DeviceMapper {
     /// kernels with IMA (`CONFIG_IMA`, 5.15 to 6.12 at least) when it is removed: dm-ima.c frees its name twice.
     #[doc(alias = "DM_TABLE_CLEAR")]
     pub fn clear_table(&self, id: DmId<'_>) -> Result<()> {
+        let held = self.exclusive(id)?;
+        self.clear_held(&held, id)
+    }
+
+    pub(crate) fn clear_held(&self, _held: &Exclusive, id: DmId<'_>) -> Result<()> {
         self.transact(&Request::on(Command::TABLE_CLEAR, id), |_| Ok(()))
     }
 

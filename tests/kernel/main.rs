@@ -10,6 +10,7 @@ mod commands;
 mod differential;
 mod dm;
 mod filesystems;
+mod identity;
 mod loopdev;
 mod mounts;
 mod pains;

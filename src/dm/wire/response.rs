@@ -151,6 +151,12 @@ impl<'a> Response<'a> {
         DeviceNumber::from_huge(self.header.dev)
     }
 
+    /// The device's name; none in an answer without one.
+    pub(in crate::dm) fn name(&self) -> Option<DmName> {
+        let (name, _) = until_nul("device name", &self.header.name).ok()?;
+        DmName::of_kernel(name)
+    }
+
     /// The state of the device that the request was about.
     pub fn device(&self) -> Result<DeviceStatus> {
         let (name, _) = until_nul("device name", &self.header.name)?;

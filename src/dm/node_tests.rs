@@ -1,0 +1,156 @@
+//! Nodes and names on the model, where udev does not run.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use nix::errno::Errno;
+
+use super::targets::{Target, Zero};
+use super::*;
+use crate::kernel::{DeviceNumber, Kernel};
+use crate::model::ModelKernel;
+use crate::units::Sectors;
+use crate::{Error, Result};
+
+fn name(text: &str) -> DmName {
+    DmName::new(text).unwrap()
+}
+
+fn uuid(text: &str) -> DmUuid {
+    DmUuid::new(text).unwrap()
+}
+
+fn model() -> (Arc<ModelKernel>, DeviceMapper) {
+    let kernel = Arc::new(ModelKernel::new());
+    let dm = DeviceMapper::with_kernel(kernel.clone(), UdevPolicy::None).unwrap();
+    (kernel, dm)
+}
+
+fn zero(dm: &DeviceMapper, device: &str) -> Result<DeviceStatus> {
+    dm.create_active(&name(device), &uuid(device), &[Zero.over(Sectors(0), Sectors(8))], DmFlags::empty())
+}
+
+fn node(device: &str) -> PathBuf {
+    Path::new("/dev/mapper").join(device)
+}
+
+#[test]
+fn a_removal_leaves_the_node_of_the_next_device_of_that_name() {
+    let (kernel, dm) = model();
+    for round in 0..300 {
+        let number = zero(&dm, "a").unwrap().number;
+        thread::scope(|scope| {
+            scope.spawn(|| dm.remove(&name("a")).unwrap());
+            while zero(&dm, "a").is_err() {}
+        });
+        assert_eq!(kernel.block_device(&node("a")), Ok(number), "round {round}");
+        dm.remove(&name("a")).unwrap();
+    }
+    assert!(kernel.is_clean());
+}
+
+#[test]
+fn a_node_with_another_number_is_not_removed() {
+    let (kernel, dm) = model();
+    let number = zero(&dm, "a").unwrap().number;
+    let other = DeviceNumber { major: number.major, minor: 77 };
+    // Another process, which has the name as soon as the device is gone.
+    kernel.remove_node(&node("a")).unwrap();
+    kernel.make_node(&node("a"), other).unwrap();
+    dm.remove(number).unwrap();
+    assert_eq!(kernel.block_device(&node("a")), Ok(other));
+    // Now it is nobody's.
+    dm.remove_node(&name("a")).unwrap();
+    assert!(kernel.is_clean());
+}
+
+#[test]
+fn the_node_of_a_device_that_is_there_is_not_removed() {
+    let (kernel, dm) = model();
+    zero(&dm, "a").unwrap();
+    dm.remove_node(&name("a")).unwrap();
+    assert!(kernel.block_device(&node("a")).is_ok());
+}
+
+#[test]
+fn a_device_is_renamed_and_removed_by_its_uuid() {
+    let (kernel, dm) = model();
+    let number = zero(&dm, "a").unwrap().number;
+    dm.rename(&uuid("a"), &name("b")).unwrap();
+    assert_eq!(kernel.block_device(&node("b")), Ok(number));
+    assert_eq!(kernel.block_device(&node("a")), Err(Errno::ENOENT));
+    dm.resume(&uuid("a")).unwrap();
+    dm.remove(&uuid("a")).unwrap();
+    assert!(kernel.is_clean());
+    assert_eq!(dm.remove(&uuid("a")).unwrap_err().errno(), Some(Errno::ENXIO));
+}
+
+#[test]
+fn a_deferred_removal_leaves_no_node_and_its_cancellation_makes_it_again() {
+    let (kernel, dm) = model();
+    let number = zero(&dm, "a").unwrap().number;
+    let open = kernel.open(&node("a"), crate::kernel::Access::READ).unwrap();
+    assert_eq!(dm.remove_deferred(&name("a")).unwrap(), Removal::Deferred);
+    assert_eq!(kernel.block_device(&node("a")), Err(Errno::ENOENT));
+    dm.cancel_deferred_remove((&uuid("a")).into()).unwrap();
+    assert_eq!(kernel.block_device(&node("a")), Ok(number));
+    assert_eq!(dm.remove_deferred(&name("a")).unwrap(), Removal::Deferred);
+    drop(open);
+    // The number is another device's now: nothing of that name leads there.
+    assert_eq!(zero(&dm, "b").unwrap().number, number);
+    assert_eq!(kernel.block_device(&node("a")), Err(Errno::ENOENT));
+    dm.remove(&name("b")).unwrap();
+    assert!(kernel.is_clean());
+}
+
+#[test]
+fn operations_on_one_device_do_not_meet_however_it_is_addressed() {
+    let (_, dm) = model();
+    let status = zero(&dm, "a").unwrap();
+    let table = [Zero.over(Sectors(0), Sectors(8))];
+    // Loaded and resumed under one claim, by uuid; nobody renames it in between, by name.
+    let held = dm.exclusive(&uuid("a")).unwrap();
+    let (sent, renamed) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            dm.rename(&name("a"), &name("b")).unwrap();
+            sent.send(()).unwrap();
+        });
+        dm.load_held(&held, status.number.into(), &table, DmFlags::empty()).unwrap();
+        assert!(renamed.recv_timeout(std::time::Duration::from_millis(50)).is_err(), "renamed meanwhile");
+        dm.resume_held(&held, status.number.into()).unwrap();
+        drop(held);
+        renamed.recv().unwrap();
+    });
+    assert_eq!(dm.status((&uuid("a")).into()).unwrap().name, name("b"));
+    // Another device is not waited for.
+    let held = dm.exclusive(&uuid("a")).unwrap();
+    zero(&dm, "c").unwrap();
+    dm.rename(&name("c"), &name("d")).unwrap();
+    drop(held);
+}
+
+#[test]
+fn a_rename_is_done_when_its_nodes_cannot_be_changed() {
+    let (kernel, dm) = model();
+    zero(&dm, "a").unwrap();
+    // A look at the new path, the ioctl; then whatever is tried on a read-only /dev.
+    (3..9).for_each(|call| kernel.fail_at(call, Errno::EROFS));
+    dm.rename(&name("a"), &name("b")).unwrap();
+    kernel.heal();
+    assert_eq!(dm.status((&uuid("a")).into()).unwrap().name, name("b"));
+    assert!(dm.rename(&name("a"), &name("c")).unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_foreign_file_is_named_and_left_alone() {
+    let (_, dm) = model();
+    zero(&dm, "a").unwrap();
+    // What the model has at that path is no block device.
+    let control = DmName::of_kernel(b"control").unwrap();
+    assert!(node::is_foreign(&**dm.kernel(), &control));
+    let renamed = dm.rename(&name("a"), &control);
+    assert!(matches!(renamed, Err(Error::Io { .. })), "{renamed:?}");
+    assert!(dm.find((&name("a")).into()).unwrap().is_some());
+}
