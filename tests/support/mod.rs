@@ -14,6 +14,7 @@ pub mod reader;
 pub mod sequences;
 #[cfg(feature = "model")]
 pub mod state;
+pub mod stream;
 pub mod tables;
 
 /// Checks one input.
@@ -25,6 +26,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("decode", decode::fuzz),
     ("names", names::fuzz),
     ("tables", tables::fuzz),
+    ("stream", stream::fuzz),
     #[cfg(feature = "model")]
     ("state", state::fuzz),
     #[cfg(feature = "model")]
