@@ -333,6 +333,18 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// The tree's pool is active, and its name says that another root activated it: the root is a copy of that one.
+    #[error(
+        "{path} is a copy of the root that {pool} belongs to; nothing was changed; see Options::take_over_pool",
+        path = path.display()
+    )]
+    OtherRoot {
+        /// The root that was to be opened.
+        path: PathBuf,
+        /// The pool's name.
+        pool: String,
+    },
+
     /// The state cannot be read as what was written.
     #[error("{path}{line}: {reason}", path = path.display(), line = line.map(|line| format!(":{line}")).unwrap_or_default())]
     Corrupt {
@@ -444,6 +456,13 @@ pub enum Error {
         status: String,
         /// The begin and the end of what it said.
         output: String,
+    },
+
+    /// A child of the process that opened the tree used it.
+    #[error("the tree was opened by process {pid}; a child of fork cannot use it")]
+    Forked {
+        /// The process that opened it.
+        pid: u32,
     },
 
     /// The tree was closed.

@@ -22,6 +22,7 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Directory::inode", "std::os::unix::fs::MetadataExt::ino()"),
     ("DmVersion::*", "the numbers that it is made of"),
     ("Error::Busy::open_count", "a count"),
+    ("Error::Forked::pid", "std::process::id()"),
     ("Error::NoFreeLoopDevice::tried", "a count"),
     ("Error::TooOld::needed", "the interface's minor version"),
     ("ExtendRule::step", "percent"),

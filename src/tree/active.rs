@@ -328,7 +328,7 @@ impl SnapshotTree {
     }
 
     pub(super) fn grow_target(&self, id: ThinId) -> PathBuf {
-        self.root.path.join(format!("grow-{id}"))
+        self.root.current_path().join(format!("grow-{id}"))
     }
 
     /// Forgets a mount that somebody else took down.

@@ -1,13 +1,15 @@
 //! The seam between the state and the disk, small enough to fail at every call.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat, renameat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// The directory that holds a tree's state.
 pub trait StateDir: fmt::Debug + Send + Sync {
@@ -43,35 +45,37 @@ pub trait StateFile: fmt::Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A directory of the file system.
+/// A directory of the file system. It stays the same one when somebody renames it.
 #[derive(Debug)]
 pub struct RealDir {
-    path: PathBuf,
     dir: File,
 }
 
 impl RealDir {
     /// Open the directory at `path`.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
-        let path = path.into();
-        let dir = File::open(&path)?;
-        Ok(Self { path, dir })
+        File::open(path.into()).map(Self::new)
+    }
+
+    pub(super) fn new(dir: File) -> Self {
+        Self { dir }
     }
 }
 
 impl StateDir for RealDir {
     fn open(&self, name: &str, create: bool) -> io::Result<Box<dyn StateFile>> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(create).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        Ok(Box::new(options.open(self.path.join(name))?))
+        let mut flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        flags.set(OFlag::O_CREAT, create);
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        Ok(Box::new(File::from(openat(&self.dir, name, flags, mode)?)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::rename(self.path.join(from), self.path.join(to))
+        Ok(renameat(&self.dir, from, &self.dir, to)?)
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        std::fs::remove_file(self.path.join(name))
+        Ok(unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir)?)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -87,6 +87,9 @@ use store::Store;
 
 /// A tree of snapshots. All methods can be called from any thread at any time.
 ///
+/// It belongs to the process that opened it: in a child of `fork(2)` its methods answer [`Error::Forked`], though the
+/// child keeps the root locked as long as it has not executed another program or ended.
+///
 /// Dropping it changes nothing: volumes stay active, mounts stay mounted, and opening the tree again, in
 /// this process or another one, finds them. [`close`](Self::close) takes everything down.
 #[derive(Debug)]
@@ -109,7 +112,7 @@ pub struct SnapshotTree {
 }
 
 impl SnapshotTree {
-    /// The tree's root directory.
+    /// The tree's root directory, where it was when the tree was opened.
     pub fn root(&self) -> &std::path::Path {
         &self.root.path
     }
@@ -170,7 +173,10 @@ impl SnapshotTree {
         parts.iter().try_for_each(|part| self.patiently(part, || self.pool.device_mapper().remove(part)))
     }
 
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::Forked`] in a child of the process that opened the tree.
     fn check_open(&self) -> Result<()> {
+        self.root.check_process()?;
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
@@ -215,7 +221,7 @@ impl SnapshotTree {
 
 /// `<prefix>-<major>:<minor>-<inode of the root>-<what>`.
 fn volume_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
-    DmName::format(format_args!("{prefix}-{}-{}-{what}", root.device, root.inode))
+    DmName::format(format_args!("{prefix}{}", root.suffix(what)))
 }
 
 fn pool_uuid(tree: Uuid) -> Result<DmUuid> {

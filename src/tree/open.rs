@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use super::files::{RealDir, StateDir};
+use super::files::StateDir;
 use super::graph::{FsState, Graph};
 use super::journal::{FORMAT, PoolRecord, Position, State};
 use super::mount::Mounts;
@@ -15,7 +15,7 @@ use super::pool_source::PoolSource;
 use super::root::Root;
 use super::store::Store;
 use super::{Options, SnapshotTree, pool_uuid, source, volume_name};
-use crate::dm::DeviceMapper;
+use crate::dm::{DeviceMapper, DmName};
 use crate::thin::ThinPool;
 use crate::{Error, Result};
 
@@ -29,7 +29,7 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
     /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::GenerationMismatch`] for
-    /// what is wrong at `root`; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
+    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
     /// found, if [`Options::check_metadata`] asks for it. After an error everything is as
     /// it was before: nothing is attached, active or mounted, and no file is made.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
@@ -38,7 +38,7 @@ impl SnapshotTree {
         let root = Root::open(root.as_ref())?;
         let dir: Arc<dyn StateDir> = match &options.state_dir {
             Some(dir) => dir.clone(),
-            None => Arc::new(RealDir::open(&root.path).map_err(Error::io("open", &root.path))?),
+            None => Arc::new(root.files()?),
         };
         if let Some(store) = Store::load(root.path.clone(), dir.clone())? {
             store.read_state(|state| options.check_against(state))?;
@@ -136,6 +136,15 @@ fn refuse_orphans(root: &Root, dir: &dyn StateDir) -> Result<()> {
     Err(Error::BackingFile { path, reason: "is there, but state.json is not: it was lost or moved away" })
 }
 
+/// A pool's name carries the root that activated it. Another root's pool is in use by that one: this root is a copy.
+fn check_name(options: &Options, root: &Root, name: &DmName) -> Result<()> {
+    let own = root.suffix("pool");
+    if options.take_over_pool || name.as_bytes().ends_with(own.as_bytes()) {
+        return Ok(());
+    }
+    Err(Error::OtherRoot { path: root.path.clone(), pool: name.to_string() })
+}
+
 /// From here on the pool refuses to allocate when it has too little space.
 fn guard(pool: ThinPool, activated: bool, options: &Options, store: &Store) -> Result<(ThinPool, bool)> {
     let (dm, name) = (pool.device_mapper().clone(), *pool.name());
@@ -162,6 +171,7 @@ fn open_pool(
     let uuid = pool_uuid(tree)?;
     if let Some(status) = dm.find((&uuid).into())? {
         if status.has_live_table() {
+            check_name(options, root, &status.name)?;
             if status.is_suspended() {
                 dm.resume(&status.name)?;
             }

@@ -40,6 +40,7 @@ pub enum Filesystem {
 pub struct Options {
     pub(super) pool_source: Option<PoolSource>,
     pub(super) force_device: bool,
+    pub(super) take_over_pool: bool,
     data_size: Option<Bytes>,
     metadata_size: Option<Bytes>,
     base_size: Option<Bytes>,
@@ -75,6 +76,7 @@ impl Default for Options {
         Self {
             pool_source: None,
             force_device: false,
+            take_over_pool: false,
             data_size: None,
             metadata_size: None,
             base_size: None,
@@ -130,6 +132,10 @@ impl Options {
         /// Take the device of [`PoolSource::Device`] whatever it carries, when the tree is made. What it carries is
         /// lost. Default false.
         force_device: bool => force_device;
+        /// Take over the tree's pool though another root activated it, whose device and inode numbers its name carries:
+        /// for a root that was copied to another place while its pool stayed active. Nobody may use the old root any
+        /// more. Default false: [`Error::OtherRoot`].
+        take_over_pool: bool => take_over_pool;
         /// Size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large; a smaller size is
         /// refused.
         data_size: Bytes => Some(data_size);

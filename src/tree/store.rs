@@ -42,6 +42,8 @@ pub(super) struct Store {
     mark: Box<dyn StateFile>,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Of the process that opened it: a child of fork writes nothing.
+    pid: u32,
 }
 
 #[derive(Debug)]
@@ -137,7 +139,12 @@ impl Store {
             pending_names: HashSet::new(),
             state,
         };
-        Self { root, tree, dir, journal, mark, inner: Mutex::new(inner), changed: Condvar::new() }
+        let (inner, changed, pid) = (Mutex::new(inner), Condvar::new(), std::process::id());
+        Self { root, tree, dir, journal, mark, inner, changed, pid }
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked { pid: self.pid }) }
     }
 
     /// The files of the root.
@@ -186,6 +193,7 @@ impl Store {
 
     fn append_locked(&self, inner: &mut Inner, record: &Record) -> Result<u64> {
         let path = || self.root.join(JOURNAL);
+        self.check_process()?;
         if inner.failed {
             return Err(Error::StateUnknown);
         }
@@ -265,6 +273,7 @@ impl Store {
     /// Write a checkpoint of the next generation, then let `settle` carry the generation into the pool.
     /// Done by one caller at a time; another one returns at once.
     pub(super) fn checkpoint(&self, settle: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+        self.check_process()?;
         let mut inner = self.lock();
         if inner.failed {
             return Err(Error::StateUnknown);

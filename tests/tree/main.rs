@@ -7,5 +7,6 @@ mod family;
 mod growth;
 mod removal;
 mod rig;
+mod root;
 mod space;
 mod status;
