@@ -33,8 +33,8 @@ pub enum Filesystem {
 /// Options of a [`SnapshotTree`](super::SnapshotTree).
 ///
 /// What is not set takes its default when the tree is made, and what the tree was made with when it is
-/// opened again. Of an existing tree, a value that it does not have is refused, except for larger sizes of the data and
-/// of the base: it grows.
+/// opened again. Of an existing tree, a value that it does not have is refused. Sizes are minima: an existing tree's
+/// data and base grow to them, and what is larger already stays so.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
@@ -136,10 +136,10 @@ impl Options {
         /// for a root that was copied to another place while its pool stayed active. Nobody may use the old root any
         /// more. Default false: [`Error::OtherRoot`].
         take_over_pool: bool => take_over_pool;
-        /// Size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large; a smaller size is
-        /// refused.
+        /// Least size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large.
         data_size: Bytes => Some(data_size);
-        /// Size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB.
+        /// Least size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB. More than an existing tree was
+        /// made with is refused.
         metadata_size: Bytes => Some(metadata_size);
         /// Size of the base volume and, if nothing else is said, of every snapshot. Default 10 GiB.
         base_size: Bytes => Some(base_size);
@@ -183,8 +183,7 @@ impl Options {
         /// whoever iterates over [`watch`](super::SnapshotTree::watch). No more is promised than the file system below
         /// has left.
         ///
-        /// The threshold is the pool's low water mark then, and the size that the tree was made with is no longer
-        /// demanded when it is opened.
+        /// The threshold is the pool's low water mark then.
         auto_extend: ExtendRule => Some(auto_extend);
         /// Data space that must be free in the pool before a snapshot is made. Default 10 percent; 0 is none.
         ///
@@ -348,24 +347,19 @@ impl Options {
             let asked = format!("{:?}", PoolSource::LoopFiles);
             return Err(conflicting("pool", format!("{:?}", pool.source), asked));
         }
-        // What extends itself is larger than it was made.
-        if self.auto_extend.is_none() && self.data_size.is_some_and(|asked| asked < pool.data_size) {
-            conflict("data size", self.data_size, pool.data_size)?;
-        }
-        conflict("metadata size", self.metadata_size, pool.metadata_size)?;
+        // Sizes are minima; the data and the base grow to them.
+        conflict(
+            "metadata size",
+            self.metadata_size.filter(|asked| *asked > pool.metadata_size),
+            pool.metadata_size,
+        )?;
         conflict("block size", self.block_size, pool.block_size)?;
         conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
         self.check_features(pool.features)?;
         if let Some(asked) = self.filesystem.filter(|asked| *asked != state.filesystem) {
             return Err(conflicting("file system", format!("{:?}", state.filesystem), format!("{asked:?}")));
         }
-        let base = state.graph.base.as_ref();
-        match (self.base_size, base) {
-            (Some(asked), Some(base)) if asked < base.size => {
-                Err(conflicting("base size", base.size.to_string(), asked.to_string()))
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// The data size that the pool of an existing tree should grow to.

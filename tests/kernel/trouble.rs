@@ -274,17 +274,18 @@ fn what_the_tree_was_made_with_stays() {
     tree.close().unwrap();
     drop(tree);
     for (options, option) in [
-        (Options::new().base_size(Bytes::mib(32)), "base size"),
         (Options::new().block_size(Bytes::kib(128)), "block size"),
-        (Options::new().data_size(Bytes::mib(512)), "data size"),
+        (Options::new().metadata_size(Bytes::mib(64)), "metadata size"),
         (Options::new().filesystem(Filesystem::Xfs), "file system"),
         (Options::new().low_water_mark(Blocks(1)), "low water mark"),
     ] {
         let error = open(&bench, options);
         assert!(matches!(error, Error::OptionConflict { option: named, .. } if named == option), "{error}");
     }
-    // Nothing said: everything as it was made.
-    let tree = SnapshotTree::open(bench.root(), Options::new()).unwrap();
+    // Nothing said, or less: everything as it was made.
+    let less =
+        Options::new().base_size(Bytes::mib(32)).data_size(Bytes::mib(512)).metadata_size(Bytes::mib(4));
+    let tree = SnapshotTree::open(bench.root(), less).unwrap();
     assert_eq!(tree.status().unwrap().base_size, Bytes::mib(64));
     tree.close().unwrap();
 }

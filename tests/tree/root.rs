@@ -28,6 +28,7 @@ fn a_tree_goes_with_its_root_when_that_is_renamed() {
     fs::rename(rig.root(), &moved).unwrap();
     fs::create_dir(rig.root()).unwrap();
     tree.add("b", Parent::Base).unwrap();
+    tree.grow_pool(dm_thin::units::Bytes::mib(128)).unwrap();
     tree.close().unwrap();
     drop(tree);
     assert_eq!(fs::read_dir(rig.root()).unwrap().count(), 0);
