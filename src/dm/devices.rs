@@ -149,7 +149,7 @@ impl DeviceMapper {
         let number = match id {
             DmId::Number(number) => Some(number),
             // The node of a device that is there carries its number, or is stale.
-            DmId::Name(name) => node::number(&**self.kernel(), name),
+            DmId::Name(name) => node::number(&**self.kernel(), name)?,
             DmId::Uuid(_) => self.find(id)?.map(|device| device.number),
         };
         self.remove_held(&held, id, number, flags)
@@ -428,7 +428,7 @@ impl DeviceMapper {
     /// name. What is no block device is left alone.
     pub fn remove_node(&self, name: &DmName) -> Result<()> {
         let _held = self.exclusive(name)?;
-        let Some(number) = node::number(&**self.kernel(), name) else { return Ok(()) };
+        let Some(number) = node::number(&**self.kernel(), name)? else { return Ok(()) };
         match self.find(name.into())? {
             Some(device) if device.number == number => Ok(()),
             _ => node::remove(&**self.kernel(), name, number),

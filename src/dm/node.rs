@@ -43,9 +43,13 @@ pub(super) fn ensure(kernel: &dyn Kernel, name: &DmName, number: DeviceNumber) -
     }
 }
 
-/// The number that the node carries, if it is a block device's.
-pub(super) fn number(kernel: &dyn Kernel, name: &DmName) -> Option<DeviceNumber> {
-    kernel.block_device(&path(name)).ok().filter(|_| !name.is_reserved())
+/// The number that the node carries, if there is one and it is a block device's.
+pub(super) fn number(kernel: &dyn Kernel, name: &DmName) -> Result<Option<DeviceNumber>> {
+    match kernel.block_device(&path(name)) {
+        Ok(number) => Ok(Some(number).filter(|_| !name.is_reserved())),
+        Err(Errno::ENOENT | Errno::ENOTBLK | Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(Error::Io { action: "look at node", path: path(name), source: errno.into() }),
+    }
 }
 
 /// Whether something is there that is no block device: nothing for this crate to touch.
@@ -55,7 +59,7 @@ pub(super) fn is_foreign(kernel: &dyn Kernel, name: &DmName) -> bool {
 
 /// Removes the node if it still carries `number`.
 pub(super) fn remove(kernel: &dyn Kernel, name: &DmName, number: DeviceNumber) -> Result<()> {
-    match self::number(kernel, name) {
+    match self::number(kernel, name)? {
         Some(found) if found == number => unlink(kernel, &path(name)),
         _ => Ok(()),
     }
