@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -270,6 +270,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// `stat(2)`: the number of the block device behind `path`; ENOTBLK if it is something else.
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno>;
 
+    /// The node that the kernel itself gives a block device, such as `/dev/dm-3`. ENOSYS unless implemented.
+    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        let _ = number;
+        Err(Errno::ENOSYS)
+    }
+
     /// `mknod(2)`: make a block device node, mode 0600.
     fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno>;
 
@@ -362,6 +368,11 @@ impl Kernel for RealKernel {
             return Err(Errno::ENOTBLK);
         }
         Ok(DeviceNumber::from_dev_t(stat.st_rdev))
+    }
+
+    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        let link = std::fs::read_link(format!("/sys/dev/block/{number}")).map_err(errno)?;
+        Ok(Path::new("/dev").join(link.file_name().ok_or(Errno::ENOENT)?))
     }
 
     fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {

@@ -67,7 +67,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -325,6 +325,10 @@ impl Kernel for ModelKernel {
 
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
         self.call("stat", path.display(), |world| world.block_device(path))
+    }
+
+    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        self.call("readlink", number, |world| world.device_node(number))
     }
 
     fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {

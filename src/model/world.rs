@@ -135,6 +135,19 @@ impl World {
         }
     }
 
+    /// The node that the kernel itself gives a device.
+    pub(super) fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        if !self.exists(number) {
+            return Err(Errno::ENOENT);
+        }
+        let node = match number.major {
+            DM_MAJOR => format!("/dev/dm-{}", number.minor).into(),
+            LOOP_MAJOR => format!("/dev/loop{}", number.minor).into(),
+            _ => self.disks.get(&number).ok_or(Errno::ENOENT)?.path.clone(),
+        };
+        Ok(node)
+    }
+
     fn control_device(&self, path: &Path) -> Option<(DeviceKind, DeviceNumber)> {
         match path.to_str()? {
             "/dev/mapper/control" => Some((DeviceKind::MapperControl, MAPPER_CONTROL)),

@@ -4,13 +4,13 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{METADATA_BLOCK_SIZE, TransactionId};
-use crate::kernel::DeviceNumber;
-use crate::units::{Blocks, Bytes, Sectors};
+use super::TransactionId;
+use super::metadata::{MetadataError, Superblock};
+use crate::kernel::{DeviceNumber, Kernel};
+use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
 const PACKAGE: &str = "thin-provisioning-tools";
@@ -52,7 +52,7 @@ impl CheckPolicy {
     /// # Errors
     /// As [`thin_check`].
     pub fn check(self, metadata: &Path) -> Result<()> {
-        if self == Self::Never || is_blank(metadata)? {
+        if self == Self::Never || is_unformatted(metadata)? {
             return Ok(());
         }
         match thin_check(metadata) {
@@ -62,16 +62,14 @@ impl CheckPolicy {
     }
 }
 
-/// Whether it begins with 4 KiB of zeroes, which the kernel takes for metadata that is to be formatted.
-pub(crate) fn is_blank(metadata: &Path) -> Result<bool> {
+/// Whether the metadata was never formatted: its superblock is zeroes. A damaged one is thin_check's to report.
+fn is_unformatted(metadata: &Path) -> Result<bool> {
     let file = File::open(metadata).map_err(Error::io("open", metadata))?;
-    begins_with_zeroes(file, METADATA_BLOCK_SIZE).map_err(Error::io("read", metadata))
-}
-
-pub(crate) fn begins_with_zeroes(file: File, len: Bytes) -> io::Result<bool> {
-    let mut first = Vec::new();
-    file.take(len.0).read_to_end(&mut first)?;
-    Ok(first.iter().all(|&byte| byte == 0))
+    match Superblock::read(&file) {
+        Ok(superblock) => Ok(superblock.is_none()),
+        Err(error @ MetadataError::Io { .. }) => Err(error.into()),
+        Err(_) => Ok(false),
+    }
 }
 
 /// What only the superblock tells, for a repair where that is lost.
@@ -142,8 +140,6 @@ pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
 }
 
 /// The node of a block device, by the name that the kernel gave it.
-pub(crate) fn node(number: DeviceNumber) -> PathBuf {
-    let link = std::fs::read_link(format!("/sys/dev/block/{number}"));
-    let name = link.ok().and_then(|link| link.file_name().map(OsStr::to_owned));
-    Path::new("/dev").join(name.unwrap_or_else(|| format!("block/{number}").into()))
+pub(crate) fn node(kernel: &dyn Kernel, number: DeviceNumber) -> PathBuf {
+    kernel.device_node(number).unwrap_or_else(|_| format!("/dev/block/{number}").into())
 }

@@ -1,22 +1,26 @@
 //! The base volume: made with its file system, and grown.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use super::graph::{Base, FsState, Record};
 use super::{Filesystem, SnapshotTree};
 use crate::Result;
-use crate::thin::ThinVolume;
+use crate::thin::{ThinId, ThinVolume};
 use crate::units::Bytes;
 
 /// The base's name among the volumes; no snapshot can have it.
 const BASE: &str = "base";
 
 impl SnapshotTree {
-    pub(super) fn make_base(&self) -> Result<()> {
+    pub(super) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
         match self.store.read(|graph| graph.base.clone()) {
             Some(base) if base.fs != FsState::Making => return Ok(()),
-            Some(half_made) => self.delete_id(half_made.thin_id)?,
-            None => {}
+            Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
+                self.delete_id(half_made.thin_id)?;
+            }
+            _ => {}
         }
         let mut reservation = self.store.reserve(None)?;
         loop {

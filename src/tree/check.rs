@@ -14,8 +14,8 @@ use crate::{Error, Result};
 impl SnapshotTree {
     /// Compare the state with the system, and explain each difference. An empty list means that all is well.
     ///
-    /// What other calls are doing meanwhile can look like a difference. A pool that is read-only or has failed is one,
-    /// and which volumes it has is not looked for then.
+    /// What other calls are doing meanwhile can look like a difference. While another program holds the pool's metadata
+    /// snapshot, which is a finding, the pool's volumes are not compared.
     ///
     /// # Errors
     /// Only what keeps it from looking.
@@ -24,8 +24,8 @@ impl SnapshotTree {
         let mut findings = Vec::new();
         self.check_pool(&mut findings)?;
         match self.check_volumes(&mut findings) {
-            // A broken pool, which is the first finding, does not tell of its volumes.
-            Err(Error::PoolMode { .. }) if !findings.is_empty() => {}
+            // Each is a finding already.
+            Err(Error::PoolMode { .. } | Error::MetadataSnapHeld { .. }) if !findings.is_empty() => {}
             result => result?,
         }
         self.check_devices(&mut findings)?;

@@ -21,12 +21,14 @@
 mod active;
 mod base;
 mod base_check;
+mod changed;
 mod check;
 mod contents;
 pub mod files;
 mod finding;
 mod fs;
 mod graph;
+mod hold;
 mod holders;
 mod id;
 mod init_layer;
@@ -65,6 +67,8 @@ use crate::thin::{ThinId, ThinPool, TransactionId};
 use crate::{Error, Result};
 
 pub use crate::dm::Removal;
+pub use crate::thin::metadata::ChangeKind;
+pub use changed::{Changed, ChangedRange, Since};
 pub use finding::{DeviceProblem, Finding};
 pub use holders::Holder;
 pub use id::SnapshotId;
@@ -81,6 +85,7 @@ pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use usage::SnapshotUsage;
 
 use active::Slot;
+use hold::HoldNote;
 use mount::Mounts;
 use root::Root;
 use store::Store;
@@ -99,6 +104,7 @@ pub struct SnapshotTree {
     tree: Uuid,
     filesystem: Filesystem,
     store: Store,
+    hold: HoldNote,
     pool: ThinPool,
     /// The pool's transaction id.
     transaction_id: Mutex<TransactionId>,

@@ -1,6 +1,6 @@
 //! Opening a tree, or making it: everything, or nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -9,14 +9,15 @@ use uuid::Uuid;
 
 use super::files::StateDir;
 use super::graph::{FsState, Graph};
+use super::hold::HoldNote;
 use super::journal::{FORMAT, PoolRecord, Position, State};
 use super::mount::Mounts;
 use super::pool_source::PoolSource;
 use super::root::Root;
 use super::store::Store;
 use super::{Options, SnapshotTree, pool_uuid, source, volume_name};
-use crate::dm::{DeviceMapper, DmName};
-use crate::thin::ThinPool;
+use crate::dm::{DeviceMapper, DmName, DmUuid};
+use crate::thin::{ThinId, ThinPool};
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -81,19 +82,23 @@ impl SnapshotTree {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let pool = if ready { Ok(()) } else { filesystem.check_maker() }
-            .and_then(|()| open_pool(&options, &root, &mut store, &dm))
-            .and_then(|(pool, activated)| guard(pool, activated, &options, &store));
-        let (pool, activated) = match pool {
+            .and_then(|()| {
+                Ok((HoldNote::open(&root.path, &*store.dir())?, open_pool(&options, &root, &mut store, &dm)?))
+            })
+            .and_then(|(hold, opened)| Ok((hold, guard(opened, &options, &store)?)));
+        let (hold, opened) = match pool {
             Ok(pool) => pool,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
         let mounts = Mounts::load(store.dir());
+        let OpenedPool { pool, activated, volumes } = opened;
         let this = Self {
             options,
             root,
             tree,
             filesystem,
             store,
+            hold,
             pool,
             transaction_id: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
@@ -101,7 +106,7 @@ impl SnapshotTree {
             growing: Mutex::new(()),
             closed: AtomicBool::new(false),
         };
-        match this.agree(activated) {
+        match this.agree(activated, volumes) {
             Ok(()) => Ok(this),
             Err(error) => {
                 let down = !activated || this.take_down().is_ok();
@@ -145,28 +150,39 @@ fn check_name(options: &Options, root: &Root, name: &DmName) -> Result<()> {
     Err(Error::OtherRoot { path: root.path.clone(), pool: name.to_string() })
 }
 
+/// The tree's pool.
+struct OpenedPool {
+    pool: ThinPool,
+    /// This call activated it.
+    activated: bool,
+    /// The thin devices that it had before that.
+    volumes: Option<BTreeSet<ThinId>>,
+}
+
 /// From here on the pool refuses to allocate when it has too little space.
-fn guard(pool: ThinPool, activated: bool, options: &Options, store: &Store) -> Result<(ThinPool, bool)> {
+fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedPool> {
+    let OpenedPool { pool, activated, volumes } = opened;
     let (dm, name) = (pool.device_mapper().clone(), *pool.name());
     let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
         if activated {
             let record = store.read_state(|state| state.pool.clone());
+            // Best effort: return the original error.
             let _ = source::deactivate(&dm, &name, &record);
         }
     });
-    Ok((guarded?, activated))
+    Ok(OpenedPool { pool: guarded?, activated, volumes })
 }
 
-/// The tree's pool, and whether this call activated it.
 fn open_pool(
     options: &Options,
     root: &Root,
     store: &mut Store,
     dm: &Arc<DeviceMapper>,
-) -> Result<(ThinPool, bool)> {
+) -> Result<OpenedPool> {
     let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
+    let active = |pool| OpenedPool { pool, activated: false, volumes: None };
     if let PoolSource::Pool { name } = &record.source {
-        return Ok((source::adopted(dm, name, &record)?, false));
+        return source::adopted(dm, name, &record).map(active);
     }
     let uuid = pool_uuid(tree)?;
     if let Some(status) = dm.find((&uuid).into())? {
@@ -181,22 +197,43 @@ fn open_pool(
             if !record.made {
                 store.set_made()?;
             }
-            return Ok((pool, false));
+            return Ok(active(pool));
         }
         // Left without a table by a process that died while it activated the pool.
         dm.remove(&status.name)?;
     }
+    activate_pool(options, root, store, dm, &record, &uuid)
+}
+
+fn activate_pool(
+    options: &Options,
+    root: &Root,
+    store: &mut Store,
+    dm: &Arc<DeviceMapper>,
+    record: &PoolRecord,
+    uuid: &DmUuid,
+) -> Result<OpenedPool> {
     let dir = root.pool_dir();
     if !record.made {
-        source::make(options, dm, &dir, &record)?;
+        source::make(options, dm, &dir, record)?;
     }
     let name = volume_name(&options.name_prefix, root, "pool")?;
-    let pool = source::activate(options, dm, &dir, &record, (&name, &uuid))?;
+    let inactive = source::set_up(options, dm, &dir, record, &name)?;
+    let volumes = match inactive.superblock()? {
+        None if record.made => return Err(inactive.superblock_gone()),
+        None => BTreeSet::new(),
+        Some(_) => {
+            options.check_metadata.check(inactive.metadata_node())?;
+            inactive.device_ids()?.into_iter().collect()
+        }
+    };
+    let pool = inactive.activate(&name, uuid)?;
     if !record.made
         && let Err(error) = store.set_made()
     {
-        let _ = source::deactivate(dm, &name, &record);
+        // Best effort: return the original error.
+        let _ = source::deactivate(dm, &name, record);
         return Err(error);
     }
-    Ok((pool, true))
+    Ok(OpenedPool { pool, activated: true, volumes: Some(volumes) })
 }

@@ -1,12 +1,13 @@
 //! State, pool, and what is active in the kernel, brought to agree after whatever happened.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
 use super::active::Slot;
+use super::graph::Record;
 use super::mount::Mounted;
 use super::{SnapshotId, SnapshotTree, source, volume_name};
 use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
@@ -14,17 +15,28 @@ use crate::thin::{PoolStatus, ThinId, TransactionId};
 use crate::{Error, Result};
 
 impl SnapshotTree {
-    /// Put right what a crash or a restart left; `activated` if the pool was not active before.
-    pub(super) fn agree(&self, activated: bool) -> Result<()> {
-        self.check_generation(activated)?;
+    /// Puts right what a crash or a restart left. `activated` if the pool was not active before; `volumes` it had then.
+    pub(super) fn agree(&self, activated: bool, volumes: Option<BTreeSet<ThinId>>) -> Result<()> {
+        self.check_generation()?;
         let mounts = self.take_over_mounts()?;
         if !activated {
             self.take_over(mounts)?;
         }
         self.sweep_nodes()?;
+        let volumes = match volumes.map_or_else(|| self.volumes_in_pool(), Ok) {
+            Ok(volumes) => Some(volumes),
+            // The next open, or a repair, deletes what is left.
+            Err(Error::MetadataSnapHeld { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(volumes) = &volumes {
+            self.record_deleted(volumes)?;
+        }
         self.reap_closed()?;
-        self.sweep_ids()?;
-        self.make_base()?;
+        if let Some(volumes) = &volumes {
+            self.sweep_ids(volumes)?;
+        }
+        self.make_base(volumes.as_ref())?;
         self.check_base()?;
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {
             Some(size) => self.grow_pool(size)?,
@@ -35,14 +47,16 @@ impl SnapshotTree {
 
     /// The pool's transaction id is the state's generation, or one less: then the power went between the
     /// checkpoint and the message.
-    fn check_generation(&self, activated: bool) -> Result<()> {
+    fn check_generation(&self) -> Result<()> {
         let usage = match self.pool.status()? {
             PoolStatus::Usage(usage) => usage,
             status => return Err(source::pool_mode(&self.pool, status.mode())),
         };
-        if activated && usage.held_metadata_root.is_some() {
-            // Whoever read it ended with the pool that was active then. All it does is take space.
-            let _ = self.pool.release_metadata_snap();
+        if self.hold.is_held()? {
+            if usage.held_metadata_root.is_some() {
+                self.pool.release_metadata_snap()?;
+            }
+            self.hold.clear()?;
         }
         if !self.store.read_state(|state| state.pool.follows_generation()) {
             return Ok(());
@@ -151,13 +165,26 @@ impl SnapshotTree {
         Ok(stale)
     }
 
-    /// Delete what the pool may have got without a record.
-    fn sweep_ids(&self) -> Result<()> {
+    /// Records removals that the pool has carried out: deleting once more would be an error in the kernel's log.
+    fn record_deleted(&self, volumes: &BTreeSet<ThinId>) -> Result<()> {
+        let deleted: Vec<_> = self.store.read(|graph| {
+            let deleting = graph.deleting().iter();
+            let gone =
+                |id: &&SnapshotId| graph.snapshots.get(*id).is_some_and(|s| !volumes.contains(&s.thin_id));
+            deleting.filter(gone).cloned().collect()
+        });
+        deleted.into_iter().try_for_each(|id| self.store.append(&Record::Deleted { id }).map(drop))
+    }
+
+    /// Deletes what the pool got without a record.
+    fn sweep_ids(&self, volumes: &BTreeSet<ThinId>) -> Result<()> {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());
         }
-        let unknown: Vec<_> =
-            self.store.read(|graph| graph.ids.ids().filter(|id| !graph.uses(*id)).collect());
+        let unknown: Vec<_> = self.store.read(|graph| {
+            let unknown = graph.ids.ids().filter(|id| volumes.contains(id) && !graph.uses(*id));
+            unknown.collect()
+        });
         unknown.into_iter().try_for_each(|id| self.delete_id(id))
     }
 

@@ -121,7 +121,9 @@ impl Root {
         {
             return;
         }
-        for name in ["lock", "state.json.tmp", "journal.jsonl", "mounts.json", "mounts.json.tmp"] {
+        for name in
+            ["lock", "state.json.tmp", "journal.jsonl", "mounts.json", "mounts.json.tmp", "metadata-snapshot"]
+        {
             let _ = dir.remove(name);
         }
         for name in ["pool/data", "pool/metadata"] {

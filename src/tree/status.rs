@@ -179,7 +179,7 @@ impl SnapshotTree {
             let free = Bytes(total.0.saturating_sub(used.0));
             let below = loop_file.as_deref().and_then(free_below);
             let available = below.map_or(free, |below| below.min(free));
-            SpaceStatus { device: node(device), loop_file, used, total, available }
+            SpaceStatus { device: node(&*self.options.kernel, device), loop_file, used, total, available }
         };
         let (data, metadata) = match &pool {
             PoolStatus::Usage(usage) => (

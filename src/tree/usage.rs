@@ -23,17 +23,16 @@ pub struct SnapshotUsage {
 }
 
 impl SnapshotTree {
-    /// What each snapshot has of the pool at this moment, alone and together with others, by their ids. `thin_ls`
-    /// (thin-provisioning-tools) reads every mapping of the pool for that. What was written to a mounted snapshot and
-    /// is still in the page cache is not there yet.
+    /// Returns what each snapshot has of the pool at this moment, alone and together with others, by their ids. Each
+    /// block of the pool's mapping trees is read once, however many snapshots share it. What was written to a mounted
+    /// snapshot and is still in the page cache is not there yet.
     ///
     /// # Errors
-    /// [`Error::ToolMissing`](crate::Error::ToolMissing), [`Error::Tool`](crate::Error::Tool);
-    /// [`Error::MetadataSnapHeld`](crate::Error::MetadataSnapHeld) if another program reads the pool's metadata, or was
-    /// killed when it did. What such a one left is let go of when the tree is opened after a restart.
+    /// [`Error::MetadataSnapHeld`](crate::Error::MetadataSnapHeld) if another program holds the pool's metadata snapshot;
+    /// [`Error::Metadata`](crate::Error::Metadata) for damage.
     pub fn usage(&self) -> Result<Vec<SnapshotUsage>> {
         self.check_open()?;
-        let devices = self.pool.thin_devices()?;
+        let devices = self.read_metadata(|metadata| Ok(metadata.usage()?))?;
         let devices: HashMap<_, _> = devices.into_iter().map(|device| (device.id, device)).collect();
         let block_size = self.store.read_state(|state| state.pool.block_size.sectors());
         let bytes = |blocks: Blocks| blocks.bytes(block_size);

@@ -12,6 +12,7 @@ mod dm;
 mod filesystems;
 mod identity;
 mod loopdev;
+mod metadata;
 mod mounts;
 mod pains;
 #[path = "../../examples/quickstart.rs"]

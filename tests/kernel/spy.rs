@@ -1,7 +1,7 @@
 //! The real kernel, watched, or as if it were older.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use dm_thin::Errno;
@@ -98,6 +98,10 @@ impl Kernel for Spy {
 
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
         RealKernel.block_device(path)
+    }
+
+    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        RealKernel.device_node(number)
     }
 
     fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {

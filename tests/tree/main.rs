@@ -5,6 +5,7 @@
 mod check;
 mod family;
 mod growth;
+mod metadata;
 mod removal;
 mod rig;
 mod root;

@@ -1,0 +1,150 @@
+//! Which parts of a snapshot differ from another one's.
+
+use serde::Serialize;
+
+use super::{SnapshotId, SnapshotTree, unknown};
+use crate::Result;
+use crate::thin::ThinId;
+use crate::thin::metadata::{Change, ChangeKind};
+use crate::units::Bytes;
+
+/// Ranges that one metadata snapshot is held for.
+const BATCH: usize = 16_384;
+
+/// What a snapshot is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Since<'a> {
+    /// Nothing: all that the snapshot has is reported.
+    Nothing,
+    /// The tree's base.
+    Base,
+    /// Another snapshot.
+    Snapshot(&'a str),
+}
+
+/// A part of a snapshot that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ChangedRange {
+    /// Where it begins.
+    pub offset: Bytes,
+    /// How long it is.
+    pub length: Bytes,
+    /// Whether there is data.
+    pub kind: ChangeKind,
+}
+
+/// An iterator of [`ChangedRange`]s, ascending and coalesced: see [`SnapshotTree::changed`].
+#[derive(Debug)]
+pub struct Changed<'a> {
+    tree: &'a SnapshotTree,
+    base: Option<Volume>,
+    target: Volume,
+    size: u64,
+    block_size: u64,
+    /// The next block to look at; none at the end.
+    next: Option<u64>,
+    batch: std::vec::IntoIter<Change>,
+}
+
+/// A volume, and the snapshot that it must still be.
+#[derive(Debug, Clone)]
+struct Volume {
+    id: Option<SnapshotId>,
+    thin_id: ThinId,
+}
+
+impl SnapshotTree {
+    /// Returns the parts of `target` that differ from what it is compared with: those that were written since, and
+    /// those that were discarded ([`ChangeKind::Hole`]). They are told by the pool's mappings, in whole blocks of the
+    /// pool: data that was overwritten with the same bytes is reported. Blocks of the metadata that both share are not
+    /// read, so the cost is that of what changed.
+    ///
+    /// The pool's metadata snapshot is held for a batch of ranges at a time. Both snapshots should be sealed: what is
+    /// written between two batches is reported or not, and what is still in the page cache is not.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot), also from the iterator, when one of the two was
+    /// removed meanwhile; [`Error::MetadataSnapHeld`](crate::Error::MetadataSnapHeld).
+    pub fn changed(&self, since: Since<'_>, target: &str) -> Result<Changed<'_>> {
+        self.check_open()?;
+        let (target, size) = self.volume(target)?;
+        let base = match since {
+            Since::Nothing => None,
+            Since::Base => self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id)),
+            Since::Snapshot(_) => None,
+        };
+        let base = match since {
+            Since::Snapshot(id) => Some(self.volume(id)?.0),
+            _ => base.map(|thin_id| Volume { id: None, thin_id }),
+        };
+        let block_size = self.store.read_state(|state| state.pool.block_size.0);
+        let batch = Vec::new().into_iter();
+        Ok(Changed { tree: self, base, target, size: size.0, block_size, next: Some(0), batch })
+    }
+
+    fn volume(&self, id: &str) -> Result<(Volume, Bytes)> {
+        let name = SnapshotId::new(id)?;
+        let found = self.store.read(|graph| graph.get(id).map(|found| (found.thin_id, found.size)));
+        let (thin_id, size) = found.ok_or_else(|| unknown(id))?;
+        Ok((Volume { id: Some(name), thin_id }, size))
+    }
+
+    /// The snapshot of that name is still the one that it was.
+    fn check_volume(&self, volume: &Volume) -> Result<()> {
+        let Some(id) = &volume.id else { return Ok(()) };
+        let now = self.store.read(|graph| graph.get(id.as_str()).map(|found| found.thin_id));
+        if now == Some(volume.thin_id) { Ok(()) } else { Err(unknown(id.as_str())) }
+    }
+}
+
+impl Changed<'_> {
+    /// Leaves out what is before `offset`: a comparison that was interrupted goes on there. The first range may
+    /// begin before it, at the block that contains it.
+    #[must_use]
+    pub fn from_offset(mut self, offset: Bytes) -> Self {
+        self.next = Some(offset.0 / self.block_size);
+        self.batch = Vec::new().into_iter();
+        self
+    }
+
+    fn fetch(&mut self, from: u64) -> Result<()> {
+        self.tree.check_open()?;
+        let base = self.base.as_ref().map(|base| base.thin_id);
+        let batch = self.tree.read_metadata(|metadata| {
+            // Under the snapshot: what is removed from now on stays readable.
+            self.base.iter().chain([&self.target]).try_for_each(|volume| self.tree.check_volume(volume))?;
+            let changes = metadata.changed(base, self.target.thin_id, from)?;
+            Ok(changes.take(BATCH).collect::<Result<Vec<_>, _>>()?)
+        })?;
+        self.next = batch.last().filter(|_| batch.len() == BATCH).map(|last| last.begin + last.length);
+        self.batch = batch.into_iter();
+        Ok(())
+    }
+
+    fn range(&self, change: Change) -> Option<ChangedRange> {
+        let offset = change.begin.saturating_mul(self.block_size);
+        let end = (change.begin + change.length).saturating_mul(self.block_size).min(self.size);
+        let length = Bytes(end.checked_sub(offset).filter(|length| *length > 0)?);
+        Some(ChangedRange { offset: Bytes(offset), length, kind: change.kind })
+    }
+}
+
+impl Iterator for Changed<'_> {
+    type Item = Result<ChangedRange>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            while let Some(change) = self.batch.next() {
+                // What is mapped beyond the end of the snapshot cannot be read there.
+                if let Some(range) = self.range(change) {
+                    return Some(Ok(range));
+                }
+            }
+            let from = self.next.take()?;
+            if let Err(error) = self.fetch(from) {
+                return Some(Err(error));
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Where a tree's pool comes from: loop files, two devices, one labelled device, or a pool that is there already.
+
+mod adopted;
+mod devices;
+mod labelled;
+mod loop_files;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use zerocopy::IntoBytes;
+
+use super::Options;
+use super::journal::PoolRecord;
+use super::pool_source::PoolSource;
+use crate::abi::block::BLKGETSIZE64;
+use crate::dm::{DeviceMapper, DmName, DmUuid};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
+use crate::loopdev::LoopDevice;
+use crate::thin::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
+use crate::thin::{PoolMode, PoolTable, SplitDevice, ThinId, ThinPool};
+use crate::units::{Bytes, Sectors};
+use crate::{Error, Result};
+
+pub(super) use adopted::{adopted, check_block_size};
+pub(super) use loop_files::has_files;
+
+/// The pool of a new tree. Devices are blank, a pool that is there is one.
+pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<PoolRecord> {
+    let record = options.new_pool();
+    match record.source.clone() {
+        PoolSource::LoopFiles => options.check_maximum(record.data_size).map(|()| record),
+        PoolSource::Devices { data, metadata } => devices::new_record(options, record, &data, &metadata),
+        PoolSource::Device { path } => labelled::new_record(options, dm, record, &path),
+        PoolSource::Pool { name } => adopted::new_record(options, dm, record, &name),
+    }
+}
+
+/// Makes what a pool is to be on, as the state says that it was not made yet. What an earlier attempt left is made
+/// again: nothing was ever in it.
+pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, dir: &Path, pool: &PoolRecord) -> Result<()> {
+    match &pool.source {
+        PoolSource::LoopFiles => loop_files::make(dir, pool),
+        PoolSource::Device { path } => labelled::make(options, dm, path, pool),
+        PoolSource::Devices { .. } | PoolSource::Pool { .. } => Ok(()),
+    }
+}
+
+/// Undoes [`make`]: a labelled device carries nothing again.
+pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
+    labelled::unmake(dm, pool);
+}
+
+/// Sets up the two devices of a pool that is not active, and claims them.
+///
+/// # Errors
+/// EBUSY ([`Error::is_busy`]) if somebody else uses one of them; [`Error::BackingFile`] if one is gone, or smaller than
+/// it was.
+pub(super) fn set_up(
+    options: &Options,
+    dm: &Arc<DeviceMapper>,
+    dir: &Path,
+    pool: &PoolRecord,
+    name: &DmName,
+) -> Result<InactivePool> {
+    match &pool.source {
+        PoolSource::LoopFiles => loop_files::set_up(options, dm, dir, pool),
+        PoolSource::Device { .. } => labelled::set_up(options, dm, pool, name),
+        PoolSource::Devices { data, metadata } => devices::set_up(options, dm, pool, data, metadata),
+        PoolSource::Pool { name } => Err(adopted::gone(name)),
+    }
+}
+
+/// The two devices of a pool that is not active. They are claimed, so nobody else uses them, and nothing was written to
+/// them.
+#[derive(Debug)]
+pub(super) struct InactivePool {
+    dm: Arc<DeviceMapper>,
+    table: PoolTable,
+    size: Sectors,
+    metadata: ClaimedDevice,
+    data: ClaimedDevice,
+    /// Autoclear: they end when the last one closes them, this or the pool.
+    loops: Vec<LoopDevice>,
+    sub_devices: Option<labelled::SubDevices>,
+}
+
+/// A device that is open with O_EXCL.
+#[derive(Debug)]
+struct ClaimedDevice {
+    node: PathBuf,
+    file: DeviceFile,
+    /// What errors name: the file below it, or the device.
+    origin: PathBuf,
+}
+
+impl ClaimedDevice {
+    fn claim(kernel: &dyn Kernel, node: PathBuf, origin: PathBuf) -> Result<Self> {
+        match kernel.open(&node, Access::READ.exclusive()) {
+            Ok(file) => Ok(Self { node, file, origin }),
+            Err(Errno::ENOTBLK) => Err(Error::BackingFile { path: node, reason: "is not a block device" }),
+            Err(errno) => Err(Error::Open { path: node, errno }),
+        }
+    }
+
+    fn number(&self) -> DeviceNumber {
+        self.file.number()
+    }
+
+    fn size(&self, kernel: &dyn Kernel) -> Result<Bytes> {
+        let mut size = 0u64;
+        match kernel.ioctl(&self.file, BLKGETSIZE64, Arg::Bytes(size.as_mut_bytes())) {
+            Ok(_) => Ok(Bytes(size)),
+            Err(errno) => Err(Error::io("get the size of", &self.origin)(errno.into())),
+        }
+    }
+}
+
+impl InactivePool {
+    /// The superblock; none if the metadata was never formatted.
+    pub(super) fn superblock(&self) -> Result<Option<Superblock>> {
+        Superblock::read(&self.blocks()?).map_err(self.damaged())
+    }
+
+    /// The thin devices that the pool has.
+    pub(super) fn device_ids(&self) -> Result<Vec<ThinId>> {
+        let blocks = Arc::new(self.blocks()?);
+        Metadata::open(blocks).and_then(|metadata| metadata.device_ids()).map_err(self.damaged())
+    }
+
+    /// The metadata device's node, for programs.
+    pub(super) fn metadata_node(&self) -> &Path {
+        &self.metadata.node
+    }
+
+    fn blocks(&self) -> Result<DeviceBlocks> {
+        let blocks = DeviceBlocks::open(self.dm.kernel().clone(), &self.metadata.node, false);
+        blocks.map_err(Error::io("open", &self.metadata.origin))
+    }
+
+    fn damaged(&self) -> impl Fn(MetadataError) -> Error {
+        |error| Error::DamagedMetadata { path: self.metadata.origin.clone(), source: error }
+    }
+
+    /// The pool has a superblock. Without one the kernel would format the metadata anew.
+    pub(super) fn superblock_gone(&self) -> Error {
+        let reason =
+            "begins with zeroes where the pool's superblock was; thin_repair can save what is behind them";
+        Error::BackingFile { path: self.metadata.origin.clone(), reason }
+    }
+
+    /// Activates the pool, which claims the devices in turn. Nothing stays behind if that fails.
+    pub(super) fn activate(self, name: &DmName, uuid: &DmUuid) -> Result<ThinPool> {
+        let Self { dm, table, size, metadata, data, loops, sub_devices } = self;
+        let ClaimedDevice { file, origin, .. } = metadata;
+        // A table cannot take a device that is claimed, not even from the same process.
+        drop((file, data));
+        let pool = ThinPool::create(dm, name, uuid, &table, size).map_err(no_pool(origin))?;
+        sub_devices.into_iter().for_each(labelled::SubDevices::keep);
+        drop(loops);
+        Ok(pool)
+    }
+}
+
+/// What the kernel's check of a metadata block means: another block's number, or a checksum.
+fn no_pool(metadata: PathBuf) -> impl FnOnce(Error) -> Error {
+    move |error| match error.errno() {
+        Some(Errno::ENOTBLK | Errno::EILSEQ) => {
+            let reason =
+                "is damaged, or no thin pool's metadata; thin_check tells more, thin_repair may save it";
+            Error::BackingFile { path: metadata, reason }
+        }
+        _ => error,
+    }
+}
+
+/// Removes a pool that was just activated, and the devices that do not end with it.
+pub(super) fn deactivate(dm: &DeviceMapper, name: &DmName, pool: &PoolRecord) -> Result<()> {
+    dm.remove(name)?;
+    parts(name, pool)?.iter().try_for_each(|part| dm.remove(part))
+}
+
+/// The devices that are to be removed after a pool: those that do not end with it.
+pub(super) fn parts(name: &DmName, pool: &PoolRecord) -> Result<Vec<DmName>> {
+    pool.label.map_or(Ok(Vec::new()), |_| SplitDevice::part_names(name).map(Vec::from))
+}
+
+fn table(pool: &PoolRecord, metadata: DeviceNumber, data: DeviceNumber) -> PoolTable {
+    let block_size = pool.block_size.sectors();
+    PoolTable { metadata, data, block_size, low_water_mark: pool.low_water_mark, features: pool.features }
+}
+
+/// All of the data device, which may have grown since it was recorded: a pool that has taken that over cannot
+/// become smaller again. A device need not be a whole number of blocks; the pool does.
+pub(super) fn whole_blocks(data: Bytes, block_size: Bytes) -> Sectors {
+    Bytes(data.0 - data.0 % block_size.0).sectors()
+}
+
+pub(super) fn pool_mode(pool: &ThinPool, mode: PoolMode) -> Error {
+    Error::PoolMode { pool: pool.name().to_string(), mode, consequence: "it cannot be used" }
+}

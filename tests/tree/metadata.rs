@@ -1,0 +1,101 @@
+//! What a tree reads of its pool's metadata.
+
+use dm_thin::Error;
+use dm_thin::tree::{ChangeKind, Finding, Parent, Since, SnapshotTree};
+use dm_thin::units::Bytes;
+
+use crate::rig::{Rig, crash_everywhere};
+
+/// Writes to blocks of 64 KiB of a snapshot.
+fn write(rig: &Rig, tree: &SnapshotTree, id: &str, blocks: std::ops::Range<u64>) {
+    let device = tree.activate(id).unwrap();
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), blocks).unwrap();
+    tree.deactivate(id).unwrap();
+}
+
+/// `begin..end` in blocks of 64 KiB, with a `-` before holes.
+fn changed(tree: &SnapshotTree, since: Since<'_>, target: &str) -> Vec<String> {
+    let ranges = tree.changed(since, target).unwrap().map(|range| {
+        let range = range.unwrap();
+        let sign = if range.kind == ChangeKind::Hole { "-" } else { "" };
+        format!("{sign}{}..{}", range.offset.0 >> 16, (range.offset.0 + range.length.0) >> 16)
+    });
+    ranges.collect()
+}
+
+#[test]
+fn usage_tells_what_is_exclusive_and_what_is_shared() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    write(&rig, &tree, "a", 0..10);
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    write(&rig, &tree, "b", 8..12);
+    let usage = tree.usage().unwrap();
+    let figures: Vec<_> = usage
+        .iter()
+        .map(|used| (used.id.as_str(), [used.mapped, used.exclusive, used.shared].map(|bytes| bytes.0 >> 16)))
+        .collect();
+    assert_eq!(figures, [("a", [10, 2, 8]), ("b", [12, 4, 8])]);
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn changed_reports_data_and_holes_in_order() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    write(&rig, &tree, "a", 0..10);
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    write(&rig, &tree, "b", 2..4);
+    write(&rig, &tree, "b", 20..21);
+    assert_eq!(changed(&tree, Since::Snapshot("a"), "b"), ["2..4", "20..21"]);
+    assert_eq!(changed(&tree, Since::Snapshot("b"), "a"), ["2..4", "-20..21"]);
+    assert_eq!(changed(&tree, Since::Nothing, "b"), ["0..10", "20..21"]);
+    assert_eq!(changed(&tree, Since::Base, "a"), ["0..10"]);
+    assert_eq!(changed(&tree, Since::Snapshot("a"), "a"), [""; 0]);
+    let later = tree.changed(Since::Nothing, "b").unwrap().from_offset(Bytes::kib(64 * 9));
+    assert_eq!(later.map(|range| range.unwrap().offset.0 >> 16).collect::<Vec<_>>(), [9, 20]);
+    tree.close().unwrap();
+}
+
+#[test]
+fn changed_fails_when_a_snapshot_was_removed_meanwhile() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let mut changed = tree.changed(Since::Nothing, "a").unwrap();
+    tree.remove("a").unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    assert!(matches!(changed.next(), Some(Err(Error::UnknownSnapshot { .. }))));
+    assert!(changed.next().is_none());
+    assert!(matches!(tree.changed(Since::Nothing, "b"), Err(Error::UnknownSnapshot { .. })));
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_crash_while_metadata_is_read_leaves_no_metadata_snapshot() {
+    crash_everywhere(
+        |tree| tree.add("a", Parent::Base).unwrap(),
+        |tree| tree.usage().map(drop),
+        |_, tree| assert_eq!(tree.check().unwrap(), []),
+    );
+}
+
+#[test]
+fn a_metadata_snapshot_of_another_program_is_kept() {
+    let mut rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.pool().reserve_metadata_snap().unwrap();
+    drop(tree);
+    for power in [false, true] {
+        if power {
+            rig.kernel = std::sync::Arc::new(rig.kernel.power_cut());
+        }
+        let tree = rig.tree();
+        assert!(matches!(tree.usage(), Err(Error::MetadataSnapHeld { .. })));
+        assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]);
+    }
+}
