@@ -150,14 +150,18 @@ impl World {
         if pool.mode >= Mode::OutOfMetadataSpace { Err(Errno::EIO) } else { Ok(()) }
     }
 
-    /// Commits flush the pools' data devices. The kernel does that before the superblock is written; here nothing
-    /// can come between.
+    /// Commits flush the pools' data devices, then write the superblock, whatever is in its place. The kernel does
+    /// that in this order; here nothing can come between.
     pub(super) fn flush_committed(&mut self) {
-        let flushed = |pool: &mut Pool| std::mem::take(&mut pool.flushes_data).then_some(pool.data_device);
-        let devices: Vec<DeviceNumber> = self.pools.values_mut().filter_map(flushed).collect();
-        for device in devices {
-            // A data device that cannot flush has nothing to make durable.
-            let _ = self.flush(device, 0);
+        let committed = |pool: &mut Pool| {
+            let devices = (pool.data_device, pool.metadata_device, pool.marker);
+            std::mem::take(&mut pool.flushes_data).then_some(devices)
+        };
+        let pools: Vec<_> = self.pools.values_mut().filter_map(committed).collect();
+        for (data, metadata, marker) in pools {
+            // A data device that cannot flush has nothing to make durable, and the result of a commit is nobody's.
+            let _ = self.flush(data, 0);
+            let _ = self.write_marker(metadata, marker);
         }
     }
 
@@ -324,13 +328,14 @@ impl World {
             // Only whole blocks are unmapped.
             return self.discard_blocks(volume, at.div_ceil(block_size)..end / block_size, block_size);
         }
+        let mut result = Ok(());
         for block in at / block_size..end.div_ceil(block_size) {
             let begin = block * block_size;
             let part = at.max(begin)..end.min(begin + block_size);
             let io = io.part(part.start - at..part.end - at);
-            self.transfer_block(volume, block, block_size, part.start - begin, io)?;
+            result = result.and(self.transfer_block(volume, block, block_size, part.start - begin, io));
         }
-        Ok(())
+        result
     }
 
     fn discard_blocks(&mut self, volume: &Volume, blocks: Range<u64>, block_size: u64) -> Result<(), Errno> {

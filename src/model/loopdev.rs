@@ -305,10 +305,14 @@ impl World {
         }
     }
 
-    /// Formatting ends in a commit: the marker is durable, and what was written to the device before.
+    /// Puts the marker where the superblock is. It is durable, as is what was written to the device before.
     pub(super) fn write_marker(&mut self, device: DeviceNumber, marker: u64) -> Result<(), Errno> {
         let (file, at) = self.backing(device, 0)?;
-        self.store.write(&file, at, &marker.to_le_bytes())?;
+        if self.read_marker(device) != Ok(Some(marker)) {
+            let mut block = [0; 4096];
+            block[..8].copy_from_slice(&marker.to_le_bytes());
+            self.store.write(&file, at, &block)?;
+        }
         self.store.sync(&file)
     }
 }
