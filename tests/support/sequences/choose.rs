@@ -3,6 +3,7 @@
 use dm_thin::abi::block::{BLKDISCARD, BLKFLSBUF, BLKGETSIZE64, BLKPBSZGET, BLKROGET, BLKSSZGET, BLKZEROOUT};
 use dm_thin::abi::loopdev as abi;
 use dm_thin::dm::DmFlags;
+use dm_thin::kernel::Access;
 
 use super::plan::*;
 use super::source::Source;
@@ -40,9 +41,13 @@ pub fn prelude(source: &mut Source<'_>) -> Vec<Op> {
 pub fn next(source: &mut Source<'_>) -> Op {
     match source.below(32) {
         0..22 => Op::Ask(Box::new(ask(source))),
-        22 | 23 => Op::Open(device(source), source.one_in(2)),
+        22 | 23 => {
+            let access = if source.one_in(2) { Access::READ_WRITE } else { Access::READ };
+            Op::Open(device(source), if source.one_in(3) { access.exclusive() } else { access })
+        }
         24 | 25 => Op::Close(source.below(8)),
-        26 | 27 => block(source),
+        26 => block(source),
+        27 => data(source),
         28..31 => loop_device(source),
         _ if source.one_in(4) => {
             Op::Resize(2 + source.below(3), source.pick(&[0, 700, 4096, 1 << 20, 3 << 19]))
@@ -79,6 +84,19 @@ fn block(source: &mut Source<'_>) -> Op {
     let start = source.pick(&[0, 0, 512, 1, block, 3 * block, 20 * block, 512 << 10, u64::MAX - 511]);
     let length = source.pick(&[512, 4096, block, 2 * block, 5 * block, block + 512, 0, 100]);
     Op::Block(device(source), !source.one_in(8), request, start, length)
+}
+
+fn data(source: &mut Source<'_>) -> Op {
+    let device = if source.one_in(2) { Device::Mapped(1) } else { device(source) };
+    let block = 1 << 16;
+    let at = source.pick(&[0, 0, 512, 4096, block - 512, block, 3 * block, 512 << 10, 1, u64::MAX - 511]);
+    let len = source.pick(&[512, 512, 4096, 1 << 16, (1 << 16) + 1024, 100, 0]);
+    if source.one_in(2) {
+        return Op::Read(device, at, len);
+    }
+    let access = if source.one_in(8) { Access::READ } else { Access::READ_WRITE }.direct();
+    let access = if source.one_in(8) { access.exclusive() } else { access };
+    Op::Write(device, access, at, len, source.pick(&[1, 2, 3, 0]))
 }
 
 fn loop_device(source: &mut Source<'_>) -> Op {

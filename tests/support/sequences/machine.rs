@@ -10,13 +10,14 @@ use dm_thin::abi::loopdev::{self as abi, loop_config, loop_info, loop_info64};
 use dm_thin::abi::{Ioctl, block as block_abi};
 use dm_thin::dm::DmFlags;
 use dm_thin::dm::wire::Command;
-use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
+use dm_thin::kernel::{Access, AlignedBlock, Arg, DeviceFile, DeviceNumber, Kernel};
+use zerocopy::IntoBytes;
 
 use super::answer;
 use super::encode::encode;
 use super::plan::{
-    Ask, Backing, CLEAR, CREATE, Device, Event, LIST, LOAD, LoopArg, Op, REMOVE, STATUS, Subject,
-    TABLE_STATUS,
+    Ask, Backing, CLEAR, CREATE, Device, Event, LIST, LOAD, LoopArg, Op, Payload, REMOVE, STATUS, Subject,
+    TABLE_STATUS, Word,
 };
 
 /// Metadata, data, and three for the other two loop devices: two of the same size, one of no whole sectors.
@@ -64,6 +65,8 @@ pub struct Machine<'a> {
     free: BTreeSet<DeviceNumber>,
     /// Those whose inactive table was cleared, and that were given no table since.
     pub cleared: BTreeSet<DeviceNumber>,
+    /// A pool was asked not to zero new blocks.
+    unzeroed: bool,
     handles: Vec<DeviceFile>,
     /// Loop devices that were added.
     added: Vec<i32>,
@@ -84,6 +87,7 @@ impl<'a> Machine<'a> {
             created: Vec::new(),
             free: BTreeSet::new(),
             cleared: BTreeSet::new(),
+            unzeroed: false,
             handles: Vec::new(),
             added: Vec::new(),
         };
@@ -163,7 +167,7 @@ impl<'a> Machine<'a> {
     pub fn run(&mut self, op: &Op) -> Outcome {
         match op {
             Op::Ask(ask) => self.ask(ask).1,
-            Op::Open(device, write) => match self.kernel.open(&self.path(*device), access(*write)) {
+            Op::Open(device, access) => match self.kernel.open(&self.path(*device), *access) {
                 Ok(file) => {
                     if self.handles.len() < HANDLES {
                         self.handles.push(file);
@@ -181,6 +185,8 @@ impl<'a> Machine<'a> {
             Op::Block(device, write, request, start, length) => {
                 self.block(*device, *write, *request, *start, *length)
             }
+            Op::Read(device, at, len) => self.read(*device, *at, *len),
+            Op::Write(device, access, at, len, byte) => self.write(*device, *access, *at, *len, *byte),
             Op::Loop(slot, write, request, argument) => self.loop_device(*slot, *write, *request, *argument),
             Op::LoopControl(request, index) => {
                 let result = self.loop_control(*request, *index);
@@ -209,6 +215,11 @@ impl<'a> Machine<'a> {
                 answer::header(&answer).event_nr
             }
         };
+        if let Payload::Table(lines) = &ask.payload {
+            let words = lines.iter().flat_map(|line| &line.words);
+            let skips = |word: &Word| matches!(word, Word::Text(text) if text.contains("skip_block_zeroing"));
+            self.unzeroed |= words.into_iter().any(skips);
+        }
         let request = encode(self, ask, current);
         let mut buffer = request.clone();
         let ioctl = Command::ALL[ask.command].ioctl;
@@ -242,6 +253,52 @@ impl<'a> Machine<'a> {
         let argument = if request == block_abi::BLKFLSBUF { Arg::Value(0) } else { Arg::Bytes(&mut bytes) };
         let result = self.kernel.ioctl(&file, request, argument);
         format!("{} {bytes:?}", outcome(result))
+    }
+
+    /// The bytes in words only where they are the same on every kernel: where a pool puts blocks is its own business.
+    fn read(&mut self, device: Device, at: u64, len: usize) -> Outcome {
+        let file = match self.kernel.open(&self.path(device), Access::READ.direct()) {
+            Ok(file) => file,
+            Err(errno) => return format!("open: {errno:?}"),
+        };
+        let mut blocks = AlignedBlock::zeroed(len.div_ceil(4096));
+        let bytes = &mut blocks.as_mut_bytes()[..len];
+        let read = match self.kernel.read_at(&file, at, bytes) {
+            Ok(read) => read,
+            Err(errno) => return format!("{errno:?}"),
+        };
+        if !self.is_thin(device) {
+            return format!("Ok({read})");
+        }
+        let runs = bytes[..read].chunk_by(|one, other| one == other);
+        format!("Ok {:?}", runs.map(|run| (run[0], run.len())).collect::<Vec<_>>())
+    }
+
+    /// Whether all of a device's bytes are those of zeroed thin volumes without an external origin.
+    fn is_thin(&mut self, device: Device) -> bool {
+        let subject = Subject { device: Some(device), ..Subject::default() };
+        let table = Ask { subject, flags: DmFlags::STATUS_TABLE, ..Ask::new(TABLE_STATUS) };
+        let words = self.ask(&table).1;
+        let lines: Vec<_> = words.split('[').skip(1).collect();
+        let thin = |line: &str| line.split(']').next().is_some_and(|line| line.split(' ').count() == 2);
+        let targets = words.matches(" thin [").count();
+        !self.unzeroed
+            && targets > 0
+            && words.matches(" [").count() == targets
+            && lines.iter().all(|line| thin(line))
+    }
+
+    fn write(&self, device: Device, access: Access, at: u64, len: usize, byte: u8) -> Outcome {
+        let file = match self.kernel.open(&self.path(device), access) {
+            Ok(file) => file,
+            Err(errno) => return format!("open: {errno:?}"),
+        };
+        let mut blocks = AlignedBlock::zeroed(len.div_ceil(4096));
+        blocks.as_mut_bytes().fill(byte);
+        match self.kernel.write_at(&file, at, &blocks.as_bytes()[..len]) {
+            Ok(written) => format!("Ok({written})"),
+            Err(errno) => format!("{errno:?}"),
+        }
     }
 
     fn loop_device(&self, slot: usize, write: bool, request: Ioctl, argument: LoopArg) -> Outcome {

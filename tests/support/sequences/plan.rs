@@ -3,6 +3,7 @@
 
 use dm_thin::abi::Ioctl;
 use dm_thin::dm::DmFlags;
+use dm_thin::kernel::Access;
 
 /// A block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +88,11 @@ pub struct Ask {
 #[derive(Clone)]
 pub enum Op {
     Ask(Box<Ask>),
-    Open(Device, bool),
+    Open(Device, Access),
+    /// Past the page cache: offset and length.
+    Read(Device, u64, usize),
+    /// The same, with the byte that is written.
+    Write(Device, Access, u64, usize, u8),
     Close(usize),
     /// To a block device that is opened for it (for writing?), with a range of bytes.
     Block(Device, bool, Ioctl, u64, u64),

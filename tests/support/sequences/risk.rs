@@ -21,6 +21,7 @@ const WRITTEN: i64 = 8;
 struct State {
     suspended: bool,
     pool: bool,
+    thin: bool,
     /// A pool that would queue writes, and has few blocks left.
     nearly_full: bool,
     uses: BTreeSet<DeviceNumber>,
@@ -41,6 +42,8 @@ fn states(machine: &mut Machine<'_>) -> States {
             let flags = DmFlags::from_bits_retain(answer::header(&table).flags);
             state.suspended |= flags.intersects(DmFlags::SUSPEND | DmFlags::INTERNAL_SUSPEND);
             state.pool |= table.windows(10).any(|bytes| bytes == b"thin-pool\0");
+            let has = |target: &[u8]| table.windows(target.len()).any(|bytes| bytes == target);
+            state.thin |= has(b"thin\0") && !has(b"linear\0");
             state.uses.extend(answer::dependencies(&machine.ask(&ask(DEPS)).0));
         }
         states.insert(number, state);
@@ -67,6 +70,27 @@ fn below(states: &States, number: DeviceNumber) -> BTreeSet<DeviceNumber> {
     found
 }
 
+/// Whether I/O might wait for ever.
+fn waits(states: &States) -> bool {
+    states.values().any(|state| state.suspended || state.nearly_full)
+}
+
+/// Whether what is written goes, past its volumes, to what is or may become a pool's device: the blocks there are not the
+/// same on two kernels.
+fn changes_a_pool(machine: &Machine<'_>, states: &States, device: Device) -> bool {
+    let (mut found, mut next) = (BTreeSet::new(), vec![machine.number(device)]);
+    while let Some(number) = next.pop() {
+        let state = states.get(&number);
+        if found.insert(number) && !state.is_some_and(|state| state.thin) {
+            next.extend(state.into_iter().flat_map(|state| &state.uses));
+        }
+    }
+    let loops = (0..3).map(|slot| machine.number(Device::Loop(slot)));
+    loops.into_iter().any(|number| found.contains(&number))
+        || found.contains(&machine.number(Device::Loop(3)))
+            && under_a_pool(states, machine.number(Device::Loop(3)))
+}
+
 /// Whether a pool stands on it: then it stays as it is, since a pool that cannot reach its metadata waits.
 fn under_a_pool(states: &States, number: DeviceNumber) -> bool {
     states
@@ -79,8 +103,14 @@ fn under_a_pool(states: &States, number: DeviceNumber) -> bool {
 /// Whether the real kernel is not asked this, as the model `machine` is now.
 pub fn is_risky(machine: &mut Machine<'_>, op: &Op) -> bool {
     match op {
-        Op::Block(_, _, request, ..) if [BLKZEROOUT, BLKDISCARD, BLKFLSBUF].contains(request) => {
-            states(machine).values().any(|state| state.suspended || state.nearly_full)
+        Op::Block(device, _, request, ..) if [BLKZEROOUT, BLKDISCARD, BLKFLSBUF].contains(request) => {
+            let states = states(machine);
+            waits(&states) || *request != BLKFLSBUF && changes_a_pool(machine, &states, *device)
+        }
+        Op::Read(..) => waits(&states(machine)),
+        Op::Write(device, ..) => {
+            let states = states(machine);
+            waits(&states) || changes_a_pool(machine, &states, *device)
         }
         Op::Loop(slot, _, request, _)
             if ![LOOP_SET_FD, LOOP_CONFIGURE, LOOP_GET_STATUS64, LOOP_GET_STATUS].contains(request) =>

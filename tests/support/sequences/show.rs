@@ -11,7 +11,11 @@ impl Debug for Op {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         match self {
             Self::Ask(ask) => ask.fmt(f),
-            Self::Open(device, write) => write!(f, "open {device:?}{}", if *write { " rw" } else { "" }),
+            Self::Open(device, access) => write!(f, "open {device:?} {access:?}"),
+            Self::Read(device, at, len) => write!(f, "read {device:?} {at}+{len}"),
+            Self::Write(device, access, at, len, byte) => {
+                write!(f, "write {device:?} {access:?} {at}+{len} {byte}")
+            }
             Self::Close(n) => write!(f, "close {n}"),
             Self::Block(device, write, request, start, length) => {
                 let write = if *write { " rw" } else { "" };
