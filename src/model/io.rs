@@ -414,7 +414,7 @@ impl World {
             let len = (block_size - at).min(buffer.len() as u64);
             let bytes = &mut buffer[..usize::try_from(len).unwrap_or(0)];
             read(self, at, bytes)?;
-            let empty = bytes.iter().all(|&byte| byte == 0);
+            let empty = bytes.chunks(BLOCK_SIZE).all(|chunk| *chunk == [0; BLOCK_SIZE][..chunk.len()]);
             let io = if empty { Io::Zero(len) } else { Io::Write(bytes) };
             self.transfer(device, to + at, io, depth)?;
             at += len;

@@ -298,7 +298,7 @@ impl World {
         let mut block = [0; 4096];
         store::read(&file, at, &mut block)?;
         let (marker, rest) = block.split_first_chunk::<8>().ok_or(Errno::EIO)?;
-        match (u64::from_le_bytes(*marker), rest.iter().all(|&byte| byte == 0)) {
+        match (u64::from_le_bytes(*marker), *rest == [0; 4088]) {
             (0, true) => Ok(None),
             (marker, true) => Ok(Some(marker)),
             (_, false) => Err(Errno::EILSEQ),

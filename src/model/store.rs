@@ -90,7 +90,7 @@ impl Store {
             if let std::collections::btree_map::Entry::Vacant(entry) = unsynced.before.entry(chunk) {
                 let mut before = Box::new([0; CHUNK_BYTES]);
                 read(file, chunk * CHUNK, &mut before[..])?;
-                entry.insert(before.iter().any(|&byte| byte != 0).then_some(before));
+                entry.insert((*before != [0; CHUNK_BYTES]).then_some(before));
             }
         }
         Ok(())
