@@ -39,16 +39,16 @@ pub fn prelude(source: &mut Source<'_>) -> Vec<Op> {
 
 /// The next thing to do.
 pub fn next(source: &mut Source<'_>) -> Op {
-    match source.below(32) {
+    match source.below(36) {
         0..22 => Op::Ask(Box::new(ask(source))),
         22 | 23 => {
             let access = if source.one_in(2) { Access::READ_WRITE } else { Access::READ };
             Op::Open(device(source), if source.one_in(3) { access.exclusive() } else { access })
         }
         24 | 25 => Op::Close(source.below(8)),
-        26 => block(source),
-        27 => data(source),
+        26 | 27 => block(source),
         28..31 => loop_device(source),
+        32.. => data(source),
         _ if source.one_in(4) => {
             Op::Resize(2 + source.below(3), source.pick(&[0, 700, 4096, 1 << 20, 3 << 19]))
         }
