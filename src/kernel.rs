@@ -285,6 +285,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The names in `/sys/block`, in no particular order.
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno>;
 
+    /// A text below `/sys/block/<device>`, such as `dm/uuid`, without the newline at its end. ENOSYS unless
+    /// implemented: whoever asks has another way to know.
+    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        let _ = (device, attribute);
+        Err(Errno::ENOSYS)
+    }
+
     /// The names in `/dev/mapper`, in no particular order.
     fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno>;
 
@@ -385,6 +392,12 @@ impl Kernel for RealKernel {
 
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
         names_in("/sys/block")
+    }
+
+    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        let mut text = std::fs::read(format!("/sys/block/{device}/{attribute}")).map_err(errno)?;
+        text.pop_if(|last| *last == b'\n');
+        Ok(text)
     }
 
     fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {

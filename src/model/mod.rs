@@ -349,6 +349,11 @@ impl Kernel for ModelKernel {
         self.call("readdir", "/sys/block", |world| Ok(world.block_device_names()))
     }
 
+    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        let subject = format!("/sys/block/{device}/{attribute}");
+        self.call("read", subject, |world| world.block_attribute(device, attribute))
+    }
+
     fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
         self.call("readdir", "/dev/mapper", |world| {
             let in_mapper = world.nodes.keys().filter_map(|path| path.strip_prefix("/dev/mapper").ok());

@@ -358,4 +358,19 @@ impl World {
         let disks = self.disks.values().filter_map(|disk| disk.path.file_name().map(OsString::from));
         loops.chain(mapped).chain(disks).collect()
     }
+
+    /// What sysfs tells of a block device.
+    pub(super) fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        let path = Path::new("/dev").join(device);
+        let number = self.block_device(&path)?;
+        let mapped = self.devices.get(&number.minor).filter(|_| number.major == DM_MAJOR);
+        match (attribute, mapped) {
+            ("dev", _) => Ok(number.to_string().into_bytes()),
+            ("size", _) => Ok(self.sectors(number).ok_or(Errno::ENOENT)?.to_string().into_bytes()),
+            ("dm/name", Some(device)) => Ok(device.name.clone()),
+            ("dm/uuid", Some(device)) => Ok(device.uuid.clone()),
+            ("dm/suspended", Some(device)) => Ok(vec![b'0' + u8::from(device.suspended)]),
+            _ => Err(Errno::ENOENT),
+        }
+    }
 }

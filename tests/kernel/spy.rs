@@ -116,6 +116,10 @@ impl Kernel for Spy {
         if self.without_loop { Ok(Vec::new()) } else { RealKernel.block_device_names() }
     }
 
+    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        RealKernel.block_attribute(device, attribute)
+    }
+
     fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
         RealKernel.mapper_node_names()
     }
