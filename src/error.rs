@@ -512,6 +512,14 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// The same, told of a device by its name, however the request addressed it.
+    pub(crate) fn of_device(mut self, name: &dyn fmt::Display) -> Self {
+        if let Self::Ioctl(refused) = &mut self {
+            refused.device = name.to_string();
+        }
+        self
+    }
+
     /// The kernel's errno, where there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {

@@ -64,7 +64,7 @@ impl DeviceMapper {
         uuid: Option<&DmUuid>,
         number: Option<DeviceNumber>,
     ) -> Result<DeviceStatus> {
-        let held = self.exclusive(Claim::from(name).with_uuid(uuid))?;
+        let held = self.exclusive(Claim::from(name).with_uuid(uuid));
         self.create_held(&held, name, uuid, number)
     }
 
@@ -80,7 +80,7 @@ impl DeviceMapper {
             && let Err(error) = node::ensure(&**self.kernel(), name, status.number)
         {
             // The device has no table and no other user; the first error is the one to tell.
-            let _ = self.remove_held(held, name.into(), Some(status.number), DmFlags::empty());
+            let _ = self.remove_held(held, name.into(), name, Some(status.number), DmFlags::empty());
             return Err(error);
         }
         Ok(status)
@@ -108,7 +108,7 @@ impl DeviceMapper {
         flags: DmFlags,
         check: impl FnOnce() -> Result<()>,
     ) -> Result<DeviceStatus> {
-        let held = self.exclusive(Claim::from(name).with_uuid(Some(uuid)))?;
+        let held = self.exclusive(Claim::from(name).with_uuid(Some(uuid)));
         let status = self.create_held(&held, name, Some(uuid), None)?;
         let active = self
             .load_held(&held, uuid.into(), table, flags)
@@ -119,8 +119,8 @@ impl DeviceMapper {
             Ok(_) => Ok(status),
             Err(error) => {
                 // The first error is the one to tell; a device that cannot be removed is found by its uuid.
-                let _ = self.remove_held(&held, uuid.into(), Some(status.number), DmFlags::empty());
-                Err(error)
+                let _ = self.remove_held(&held, uuid.into(), name, Some(status.number), DmFlags::empty());
+                Err(error.of_device(name))
             }
         }
     }
@@ -145,21 +145,22 @@ impl DeviceMapper {
     }
 
     fn remove_with(&self, id: DmId<'_>, flags: DmFlags) -> Result<Removal> {
-        let held = self.exclusive(id)?;
-        let number = match id {
-            DmId::Number(number) => Some(number),
+        let held = self.exclusive(id);
+        if let DmId::Name(name) = id {
             // The node of a device that is there carries its number, or is stale.
-            DmId::Name(name) => node::number(&**self.kernel(), name)?,
-            DmId::Uuid(_) => self.find(id)?.map(|device| device.number),
-        };
-        self.remove_held(&held, id, number, flags)
+            let number = node::number(&**self.kernel(), name)?;
+            return self.remove_held(&held, id, name, number, flags);
+        }
+        let device = self.status(id)?;
+        self.remove_held(&held, id, &device.name, Some(device.number), flags)
     }
 
-    /// Removes a device, and its node if that carries `number`.
+    /// Removes a device, and its node if that carries `number`. `name` is what it was called when last looked at.
     pub(crate) fn remove_held(
         &self,
         _held: &Exclusive,
         id: DmId<'_>,
+        name: &DmName,
         number: Option<DeviceNumber>,
         flags: DmFlags,
     ) -> Result<Removal> {
@@ -169,10 +170,8 @@ impl DeviceMapper {
             Ok(answer) => answer,
             Err(error) => {
                 // Gone all the same: then the node goes, too.
-                if let (true, DmId::Name(name), Some(number)) = (error.is_not_found(), id, number)
-                    && matches!(self.find(id), Ok(None))
-                {
-                    node::remove(&**self.kernel(), name, number)?;
+                if matches!(error, Error::Ioctl(_)) && !error.is_busy() {
+                    self.remove_stale_node(name)?;
                 }
                 return Err(error);
             }
@@ -210,7 +209,7 @@ impl DeviceMapper {
     /// ENXIO if the device is gone, EBUSY if it is going right now. That none is pending is no error.
     #[doc(alias = "@cancel_deferred_remove")]
     pub fn cancel_deferred_remove(&self, id: DmId<'_>) -> Result<()> {
-        let _held = self.exclusive(id)?;
+        let _held = self.exclusive(id);
         self.message(id, Sectors(0), &"@cancel_deferred_remove")?;
         if !self.waits_for_udev() {
             let device = self.status(id)?;
@@ -230,7 +229,7 @@ impl DeviceMapper {
     #[doc(alias = "DM_DEV_RENAME")]
     pub fn rename<'a>(&self, from: impl Into<DmId<'a>>, to: &DmName) -> Result<()> {
         let from = from.into();
-        let held = self.exclusive(Claim::from(from).with_name(to))?;
+        let held = self.exclusive(Claim::from(from).with_name(to));
         let known = match from {
             DmId::Name(_) => None,
             id => Some(self.status(id)?),
@@ -282,7 +281,7 @@ impl DeviceMapper {
             .since(19)
             .flags(DmFlags::UUID)
             .payload(Payload::NewUuid(uuid));
-        let _held = self.exclusive(Claim::from(name).with_uuid(Some(uuid)))?;
+        let _held = self.exclusive(Claim::from(name).with_uuid(Some(uuid)));
         self.with_udev(request, |_| Ok(()))
     }
 
@@ -304,7 +303,7 @@ impl DeviceMapper {
     /// signal that interrupts the wait does not end it.
     #[doc(alias = "DM_DEV_SUSPEND")]
     pub fn suspend(&self, id: DmId<'_>, flags: DmFlags) -> Result<DeviceStatus> {
-        let held = self.exclusive(id)?;
+        let held = self.exclusive(id);
         self.suspend_held(&held, id, flags)
     }
 
@@ -332,7 +331,7 @@ impl DeviceMapper {
     #[doc(alias = "DM_DEV_SUSPEND")]
     pub fn resume<'a>(&self, id: impl Into<DmId<'a>>) -> Result<()> {
         let id = id.into();
-        let held = self.exclusive(id)?;
+        let held = self.exclusive(id);
         self.resume_held(&held, id)
     }
 
@@ -427,7 +426,11 @@ impl DeviceMapper {
     /// Removes the node of a device that is gone, or one that carries another number than the device of that
     /// name. What is no block device is left alone.
     pub fn remove_node(&self, name: &DmName) -> Result<()> {
-        let _held = self.exclusive(name)?;
+        let _held = self.exclusive(name);
+        self.remove_stale_node(name)
+    }
+
+    fn remove_stale_node(&self, name: &DmName) -> Result<()> {
         let Some(number) = node::number(&**self.kernel(), name)? else { return Ok(()) };
         match self.find(name.into())? {
             Some(device) if device.number == number => Ok(()),

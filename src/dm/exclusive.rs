@@ -78,10 +78,12 @@ impl Claim {
     }
 }
 
-/// Operations under way.
+/// Operations under way, and how often devices are suspended.
 #[derive(Debug)]
 struct Table {
     operations: Vec<Operation>,
+    /// Devices that are suspended on behalf of this process, by the id under which that was asked for.
+    suspended: Vec<(Machine, Subject, u32)>,
     next_ticket: u64,
     /// Counts the ends of operations: what was asked before the last one may be wrong.
     ended: u64,
@@ -97,7 +99,26 @@ struct Operation {
 /// Which kernel: the running one, or one of a test by its address.
 type Machine = usize;
 
-static TABLE: Mutex<Table> = Mutex::new(Table { operations: Vec::new(), next_ticket: 0, ended: 0 });
+/// How a device that is suspended is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Name(DmName),
+    Uuid(DmUuid),
+    Number(DeviceNumber),
+}
+
+impl From<DmId<'_>> for Subject {
+    fn from(id: DmId<'_>) -> Self {
+        match id {
+            DmId::Name(name) => Self::Name(*name),
+            DmId::Uuid(uuid) => Self::Uuid(*uuid),
+            DmId::Number(number) => Self::Number(number),
+        }
+    }
+}
+
+static TABLE: Mutex<Table> =
+    Mutex::new(Table { operations: Vec::new(), suspended: Vec::new(), next_ticket: 0, ended: 0 });
 static ENDED: Condvar = Condvar::new();
 
 fn table() -> MutexGuard<'static, Table> {
@@ -108,14 +129,16 @@ fn table() -> MutexGuard<'static, Table> {
 pub(super) fn reserve() {
     const AT_ONCE: usize = 64;
     let mut table = table();
-    let operations = table.operations.len();
+    let (operations, suspended) = (table.operations.len(), table.suspended.len());
     table.operations.reserve(AT_ONCE.saturating_sub(operations));
+    table.suspended.reserve(AT_ONCE.saturating_sub(suspended));
 }
 
 /// No other operation on the device begins in this process as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Exclusive {
     ticket: u64,
+    machine: Machine,
 }
 
 impl DeviceMapper {
@@ -124,7 +147,7 @@ impl DeviceMapper {
     }
 
     /// Waits until no other operation on the device is under way.
-    pub(crate) fn exclusive(&self, claim: impl Into<Claim>) -> Result<Exclusive> {
+    pub(crate) fn exclusive(&self, claim: impl Into<Claim>) -> Exclusive {
         let (asked, machine) = (claim.into(), self.machine());
         let mut claim = asked;
         let mut table = table();
@@ -140,11 +163,17 @@ impl DeviceMapper {
                 }
                 let ended = table.ended;
                 drop(table);
-                claim = self.resolve(asked)?;
+                let resolved = self.resolve(asked);
                 table = self::table();
-                if table.ended != ended {
-                    claim = asked;
-                }
+                claim = match resolved {
+                    Ok(resolved) if table.ended == ended => resolved,
+                    Err(_) if table.ended == ended => {
+                        // It cannot be told: then all of the rivals have to end.
+                        table = ENDED.wait(table).unwrap_or_else(PoisonError::into_inner);
+                        asked
+                    }
+                    _ => asked,
+                };
             } else {
                 break;
             }
@@ -152,7 +181,7 @@ impl DeviceMapper {
         let ticket = table.next_ticket;
         table.next_ticket += 1;
         table.operations.push(Operation { ticket, machine, claim });
-        Ok(Exclusive { ticket })
+        Exclusive { ticket, machine }
     }
 
     fn resolve(&self, claim: Claim) -> Result<Claim> {
@@ -165,6 +194,41 @@ impl DeviceMapper {
             ..claim
         });
         Ok(Claim { resolved: true, ..resolved })
+    }
+}
+
+impl Exclusive {
+    /// How often the device is suspended on behalf of this process.
+    pub(crate) fn suspensions(&self, id: DmId<'_>) -> u32 {
+        let subject = Subject::from(id);
+        let table = table();
+        let mut known = table.suspended.iter().filter(|known| (known.0, known.1) == (self.machine, subject));
+        known.next().map_or(0, |known| known.2)
+    }
+
+    /// Counts one suspension more.
+    pub(crate) fn suspended(&self, id: DmId<'_>) {
+        let subject = Subject::from(id);
+        let mut table = table();
+        let known = table.suspended.iter_mut().find(|known| (known.0, known.1) == (self.machine, subject));
+        match known {
+            Some((.., count)) => *count += 1,
+            None => table.suspended.push((self.machine, subject, 1)),
+        }
+    }
+
+    /// Counts one suspension less; whether it was the last one.
+    pub(crate) fn released(&self, id: DmId<'_>) -> bool {
+        let subject = Subject::from(id);
+        let mut table = table();
+        let is_it = |known: &(Machine, Subject, u32)| (known.0, known.1) == (self.machine, subject);
+        let Some(at) = table.suspended.iter().position(is_it) else { return true };
+        table.suspended[at].2 -= 1;
+        let last = table.suspended[at].2 == 0;
+        if last {
+            table.suspended.swap_remove(at);
+        }
+        last
     }
 }
 

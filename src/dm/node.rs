@@ -43,12 +43,14 @@ pub(super) fn ensure(kernel: &dyn Kernel, name: &DmName, number: DeviceNumber) -
     }
 }
 
-/// The number that the node carries, if there is one and it is a block device's.
+/// The number that the node carries, if it is a block device's.
 pub(super) fn number(kernel: &dyn Kernel, name: &DmName) -> Result<Option<DeviceNumber>> {
-    match kernel.block_device(&path(name)) {
-        Ok(number) => Ok(Some(number).filter(|_| !name.is_reserved())),
-        Err(Errno::ENOENT | Errno::ENOTBLK | Errno::ENXIO) => Ok(None),
-        Err(errno) => Err(Error::Io { action: "look at node", path: path(name), source: errno.into() }),
+    let path = path(name);
+    match kernel.block_device(&path) {
+        Ok(_) if name.is_reserved() => Ok(None),
+        Ok(number) => Ok(Some(number)),
+        Err(Errno::ENOENT | Errno::ENOTBLK) => Ok(None),
+        Err(errno) => Err(Error::Io { action: "look at node", path, source: errno.into() }),
     }
 }
 

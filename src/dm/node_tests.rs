@@ -110,7 +110,7 @@ fn operations_on_one_device_do_not_meet_however_it_is_addressed() {
     let status = zero(&dm, "a").unwrap();
     let table = [Zero.over(Sectors(0), Sectors(8))];
     // Loaded and resumed under one claim, by uuid; nobody renames it in between, by name.
-    let held = dm.exclusive(&uuid("a")).unwrap();
+    let held = dm.exclusive(&uuid("a"));
     let (sent, renamed) = std::sync::mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -125,7 +125,7 @@ fn operations_on_one_device_do_not_meet_however_it_is_addressed() {
     });
     assert_eq!(dm.status((&uuid("a")).into()).unwrap().name, name("b"));
     // Another device is not waited for.
-    let held = dm.exclusive(&uuid("a")).unwrap();
+    let held = dm.exclusive(&uuid("a"));
     zero(&dm, "c").unwrap();
     dm.rename(&name("c"), &name("d")).unwrap();
     drop(held);

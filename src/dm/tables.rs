@@ -29,7 +29,7 @@ impl DeviceMapper {
     /// EINVAL for parameters that the target does not take: the kernel log says why.
     #[doc(alias = "DM_TABLE_LOAD")]
     pub fn load_table(&self, id: DmId<'_>, table: &[TargetSpec<'_>], flags: DmFlags) -> Result<()> {
-        let held = self.exclusive(id)?;
+        let held = self.exclusive(id);
         self.load_held(&held, id, table, flags)
     }
 
@@ -54,7 +54,7 @@ impl DeviceMapper {
     /// kernels with IMA (`CONFIG_IMA`, 5.15 to 6.12 at least) when it is removed: dm-ima.c frees its name twice.
     #[doc(alias = "DM_TABLE_CLEAR")]
     pub fn clear_table(&self, id: DmId<'_>) -> Result<()> {
-        let held = self.exclusive(id)?;
+        let held = self.exclusive(id);
         self.clear_held(&held, id)
     }
 

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::identity::Identity;
 use super::{ThinId, ThinPool, ThinTable, ThinVolume};
-use crate::dm::{DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
+use crate::dm::{DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 use crate::{Error, Result};
@@ -47,7 +48,8 @@ impl ThinPool {
     ///
     /// # Errors
     /// ENODATA if the pool has no such device ([`Error::is_not_found`]), EBUSY if the name or the uuid is
-    /// taken ([`Error::is_busy`]). On an error no device is left.
+    /// taken ([`Error::is_busy`]), [`Error::Replaced`] if the pool's number is another pool's now. On an error no device
+    /// is left.
     pub fn activate(&self, name: &DmName, uuid: &DmUuid, id: ThinId, size: Sectors) -> Result<ThinVolume> {
         self.activate_with(name, uuid, id, size, &ActivateOptions::new())
     }
@@ -69,8 +71,14 @@ impl ThinPool {
         let line =
             TargetSpec { start: Sectors(0), length: size, target_type: TargetType::THIN, parameters: &table };
         let flags = if options.read_only { DmFlags::READONLY } else { DmFlags::empty() };
-        let status = self.device_mapper().create_active(name, uuid, &[line], flags)?;
-        Ok(ThinVolume { dm: self.device_mapper().clone(), name: *name, number: status.number, id })
+        // The number in the table may be another pool's by now. From the load on the pool that has it stays.
+        let is_ours = || self.identity.check_number(&self.dm);
+        let status = self.dm.create_active_if(name, uuid, &[line], flags, is_ours)?;
+        Ok(self.volume(&status, id))
+    }
+
+    fn volume(&self, status: &DeviceStatus, id: ThinId) -> ThinVolume {
+        ThinVolume { dm: self.dm.clone(), identity: status.into(), id, pool: self.identity }
     }
 
     /// A volume, active already or not: a deferred removal of it is cancelled; one that is gone, or goes
@@ -128,8 +136,8 @@ impl ThinPool {
     /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin volume of this pool.
     pub fn active_volume(&self, name: &DmName) -> Result<ThinVolume> {
         let dm = self.device_mapper();
-        let number = dm.status(name.into())?.number;
-        let lines = dm.table(name.into(), TableKind::Live)?;
+        let status = dm.status(name.into())?;
+        let lines = dm.table(Identity::from(&status).id(dm)?, TableKind::Live)?;
         let found = || lines.first().map(|line| line.to_string()).unwrap_or_default();
         let wrong = || Error::WrongTarget { device: name.to_string(), found: found(), expected: "thin" };
         let [line] = &lines[..] else { return Err(wrong()) };
@@ -140,7 +148,8 @@ impl ThinPool {
         if table.pool != self.number() {
             return Err(wrong());
         }
-        Ok(ThinVolume { dm: dm.clone(), name: *name, number, id: table.id })
+        self.identity.check_number(dm)?;
+        Ok(self.volume(&status, table.id))
     }
 
     fn not_the_volume(&self, name: &DmName, volume: &ThinVolume) -> Error {

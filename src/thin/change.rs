@@ -2,7 +2,7 @@
 
 use super::guard::Watch;
 use super::reload::reload;
-use super::{Discards, NoSpace, PoolMode, PoolStatus, PoolTable, ThinPool};
+use super::{Discards, NoSpace, PoolFeatures, PoolMode, PoolStatus, PoolTable, ThinPool};
 use crate::dm::{DmFlags, TargetSpec, TargetType};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
@@ -20,13 +20,19 @@ impl ThinPool {
     /// than that. [`Error::PoolMode`] if the kernel took the table but did not grow the pool, as it does
     /// silently while the metadata needs a check.
     pub fn grow_data(&self, size: Sectors) -> Result<()> {
-        let (table, _) = self.table()?;
-        self.reload_grown(&table, size)
+        let grown = self.change(|table, _| Ok((*table, size)))?;
+        self.demand_data(&grown, size)
     }
 
-    /// [`reload`](Self::reload), and see that the data is as large as that.
-    pub(super) fn reload_grown(&self, table: &PoolTable, size: Sectors) -> Result<()> {
-        self.reload(table, size)?;
+    /// Grows the data to `size`, unless it is larger, with another low water mark, and checks that it did.
+    pub(super) fn extend_data(&self, size: Sectors, low_water_mark: Blocks) -> Result<()> {
+        let extend =
+            |now: &PoolTable, now_size| Ok((PoolTable { low_water_mark, ..*now }, size.max(now_size)));
+        let table = self.change(extend)?;
+        self.demand_data(&table, size)
+    }
+
+    fn demand_data(&self, table: &PoolTable, size: Sectors) -> Result<()> {
         let blocks = Blocks(size.0 / table.block_size.0);
         self.demand_growth(|total_data, _| total_data >= blocks)
     }
@@ -41,23 +47,22 @@ impl ThinPool {
             PoolStatus::Usage(usage) => usage.total_metadata,
             PoolStatus::Fail | PoolStatus::Error => return Err(self.did_not_grow(PoolMode::Fail)),
         };
-        let (table, size) = self.table()?;
-        self.reload(&table, size)?;
+        self.change(|table, size| Ok((*table, size)))?;
         self.demand_growth(|_, total_metadata| total_metadata > before)
     }
 
     /// Let writes without space wait, or fail.
     pub fn set_no_space(&self, no_space: NoSpace) -> Result<()> {
-        let (mut table, size) = self.table()?;
-        table.features.no_space = no_space;
-        self.reload(&table, size)
+        self.change(|table, size| {
+            let features = PoolFeatures { no_space, ..table.features };
+            Ok((PoolTable { features, ..*table }, size))
+        })
+        .map(drop)
     }
 
     /// Have an event raised when fewer blocks than this are free.
     pub fn set_low_water_mark(&self, blocks: Blocks) -> Result<()> {
-        let (mut table, size) = self.table()?;
-        table.low_water_mark = blocks;
-        self.reload(&table, size)
+        self.change(|table, size| Ok((PoolTable { low_water_mark: blocks, ..*table }, size))).map(drop)
     }
 
     /// Go on with another table and size. Volumes in use are suspended for a moment.
@@ -70,22 +75,34 @@ impl ThinPool {
     /// has, [`Error::Unchangeable`] for another block size or other devices, or for discards. The pool
     /// then goes on as it was.
     pub fn reload(&self, table: &PoolTable, size: Sectors) -> Result<()> {
-        table.check()?;
+        self.change(|_, _| Ok((*table, size))).map(drop)
+    }
+
+    /// Goes on with a table and size that are made of the current ones. Changes of one pool are one at a time in this
+    /// process, so that none is lost. The new table is returned.
+    fn change(
+        &self,
+        to: impl FnOnce(&PoolTable, Sectors) -> Result<(PoolTable, Sectors)>,
+    ) -> Result<PoolTable> {
+        let held = self.identity.exclusive(&self.dm);
         let (now, now_size) = self.table()?;
-        self.check_change(&now, table)?;
+        let (table, size) = to(&now, now_size)?;
+        table.check()?;
+        self.check_change(&now, &table)?;
         if size < now_size {
             let reason = "smaller than the pool is";
             return Err(Error::InvalidOption { option: "data size", value: size.to_string(), reason });
         }
         let target_type = TargetType::THIN_POOL;
-        let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
+        let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: &table };
         let event = self.guard.as_ref().map(Watch::event);
-        reload(self.device_mapper(), self.name(), &[line], DmFlags::empty())?;
+        let reloaded = reload(&self.dm, &held, self.identity.id(&self.dm)?, &[line], DmFlags::empty());
+        reloaded.map_err(|error| self.identity.named(error))?;
         if let (Some(guard), Some(event)) = (&self.guard, event) {
-            guard.resumed(table, event);
+            guard.resumed(&table, event);
         }
         // The mode may be another one, with no event to tell it.
-        self.status().map(drop)
+        self.status().map(|_| table)
     }
 
     fn check_change(&self, is: &PoolTable, asked: &PoolTable) -> Result<()> {

@@ -137,11 +137,10 @@ impl AutoExtend {
                 if size > data_size {
                     backing.extend(size)?;
                 }
-                let mut table = table;
-                table.low_water_mark = rule.low_water_mark(Blocks(size.0 / table.block_size.0));
+                let low_water_mark = rule.low_water_mark(Blocks(size.0 / table.block_size.0));
                 // The mark's event comes once for each reload.
-                if size > data_size || table.low_water_mark != pool.table()?.0.low_water_mark {
-                    pool.reload_grown(&table, size)?;
+                if size > data_size || low_water_mark != pool.table()?.0.low_water_mark {
+                    pool.extend_data(size, low_water_mark)?;
                 }
                 extension
             }

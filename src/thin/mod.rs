@@ -54,6 +54,9 @@ mod change;
 mod contents;
 mod extend;
 mod guard;
+#[cfg(all(test, feature = "model"))]
+mod handle_tests;
+mod identity;
 mod message;
 pub mod metadata;
 mod pool;

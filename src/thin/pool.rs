@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 
 use super::guard::Watch;
+use super::identity::Identity;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, TransactionId};
 use crate::dm::{
-    DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec,
+    DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec,
     TargetType,
 };
 use crate::kernel::DeviceNumber;
@@ -41,9 +42,8 @@ impl Origin<'_> {
 /// one ioctl, and only when the number moved the status is read: a success is one that is on disk.
 #[derive(Debug)]
 pub struct ThinPool {
-    dm: Arc<DeviceMapper>,
-    name: DmName,
-    number: DeviceNumber,
+    pub(super) dm: Arc<DeviceMapper>,
+    pub(super) identity: Identity,
     /// The event number of the last status, doubled, plus one if the metadata could be changed then. In one
     /// word, so that the two are never of different times.
     seen: AtomicU64,
@@ -78,36 +78,55 @@ impl ThinPool {
             },
             _ => error,
         })?;
-        Self::look_at(dm.clone(), name, status.number).inspect_err(|_| {
-            // What failed is the news.
-            let _ = dm.remove(name);
-        })
+        let pool = Self::of(dm, &status);
+        pool.status().inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = pool.deactivate();
+        })?;
+        Ok(pool)
     }
 
     /// An active pool, by its name.
+    ///
+    /// The handle is of the device that has the name now: requests go by its uuid. A device without a uuid is
+    /// addressed by name, after a look at its number.
     ///
     /// # Errors
     /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin pool.
     pub fn open(dm: Arc<DeviceMapper>, name: &DmName) -> Result<Self> {
         let status = dm.status(name.into())?;
-        Self::look_at(dm, name, status.number)
-    }
-
-    fn look_at(dm: Arc<DeviceMapper>, name: &DmName, number: DeviceNumber) -> Result<Self> {
-        let pool =
-            Self { dm, name: *name, number, seen: AtomicU64::new(0), guard: None, holding: Mutex::new(()) };
+        let pool = Self::of(dm, &status);
         pool.status()?;
         Ok(pool)
     }
 
+    fn of(dm: Arc<DeviceMapper>, status: &DeviceStatus) -> Self {
+        let (identity, seen) = (status.into(), AtomicU64::new(0));
+        Self { dm, identity, seen, guard: None, holding: Mutex::new(()) }
+    }
+
     /// Its name.
     pub fn name(&self) -> &DmName {
-        &self.name
+        &self.identity.name
+    }
+
+    /// Its uuid, by which requests address it.
+    pub fn uuid(&self) -> Option<&DmUuid> {
+        self.identity.uuid.as_ref()
     }
 
     /// Its device number.
     pub fn number(&self) -> DeviceNumber {
-        self.number
+        self.identity.number
+    }
+
+    /// How requests address it.
+    fn id(&self) -> Result<DmId<'_>> {
+        self.identity.id(&self.dm)
+    }
+
+    fn named(&self, error: Error) -> Error {
+        self.identity.named(error)
     }
 
     /// The device mapper behind it.
@@ -117,7 +136,7 @@ impl ThinPool {
 
     /// The table it runs with, and its size.
     pub fn table(&self) -> Result<(PoolTable, Sectors)> {
-        let lines = self.dm.table((&self.name).into(), TableKind::Live)?;
+        let lines = self.dm.table(self.id()?, TableKind::Live).map_err(|error| self.named(error))?;
         let line = self.only_line(&lines)?;
         Ok((line.text.parse()?, line.length))
     }
@@ -129,7 +148,8 @@ impl ThinPool {
 
     /// The status, and the device that gave it; its event number is from before the status.
     pub(super) fn look(&self) -> Result<(PoolStatus, DeviceStatus)> {
-        let (device, lines) = self.dm.table_status((&self.name).into(), DmFlags::NOFLUSH)?;
+        let (device, lines) =
+            self.dm.table_status(self.id()?, DmFlags::NOFLUSH).map_err(|error| self.named(error))?;
         let status: PoolStatus = self.only_line(&lines)?.text.parse()?;
         self.seen.store(seen(device.event_nr, status.mode().is_sound()), Ordering::Release);
         if let Some(guard) = &self.guard {
@@ -142,7 +162,7 @@ impl ThinPool {
         match lines {
             [line] if line.target_type == TargetType::THIN_POOL => Ok(line),
             _ => Err(Error::WrongTarget {
-                device: self.name.to_string(),
+                device: self.name().to_string(),
                 found: lines.first().map(|line| line.target_type.to_string()).unwrap_or_default(),
                 expected: "thin-pool",
             }),
@@ -161,8 +181,15 @@ impl ThinPool {
     ///
     /// # Errors
     /// EEXIST if the id is taken, ENODATA if there is no such origin ([`Error::is_not_found`]),
-    /// [`Error::PoolMode`] if the pool cannot.
+    /// [`Error::PoolMode`] if the pool cannot; [`Error::InvalidOption`] if the suspended origin is a volume of another
+    /// pool.
     pub fn create_snap(&self, id: ThinId, origin: &Origin<'_>) -> Result<()> {
+        if let Origin::Suspended(suspended) = origin
+            && !suspended.pool().is(&self.identity)
+        {
+            let (option, value) = ("origin", suspended.name().to_string());
+            return Err(Error::InvalidOption { option, value, reason: "is a volume of another pool" });
+        }
         self.message(Message::CreateSnap { id, origin: origin.id() })
     }
 
@@ -191,7 +218,7 @@ impl ThinPool {
     /// [`Error::MetadataSnapHeld`] if one is held already.
     pub fn reserve_metadata_snap(&self) -> Result<()> {
         self.message(Message::ReserveMetadataSnap).map_err(|error| match error.errno() {
-            Some(Errno::EBUSY) => Error::MetadataSnapHeld { pool: self.name.to_string() },
+            Some(Errno::EBUSY) => Error::MetadataSnapHeld { pool: self.name().to_string() },
             _ => error,
         })
     }
@@ -214,7 +241,7 @@ impl ThinPool {
         if matches!(message, Message::CreateThin { .. } | Message::CreateSnap { .. }) {
             self.check_space()?;
         }
-        let answer = self.dm.message((&self.name).into(), Sectors(0), &message);
+        let answer = self.dm.message(self.id()?, Sectors(0), &message).map_err(|error| self.named(error));
         let event = match answer {
             Ok(event) => event,
             // These are about the thin device. The answer to an error has no event number, so for any
@@ -246,7 +273,7 @@ impl ThinPool {
     }
 
     fn mode_error(&self, mode: PoolMode, consequence: &'static str) -> Error {
-        Error::PoolMode { pool: self.name.to_string(), mode, consequence }
+        Error::PoolMode { pool: self.name().to_string(), mode, consequence }
     }
 
     /// Remove the device. The pool's contents stay on its data and metadata devices.
@@ -254,7 +281,7 @@ impl ThinPool {
     /// # Errors
     /// EBUSY while a volume of it is active ([`Error::is_busy`]).
     pub fn deactivate(&self) -> Result<()> {
-        self.dm.remove(&self.name)
+        self.identity.remove(&self.dm, DmFlags::empty()).map(drop)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Another table for a device that is in use.
 
 use crate::Result;
-use crate::dm::{DeviceMapper, DmFlags, DmName, TargetSpec};
+use crate::dm::{DeviceMapper, DmFlags, DmId, Exclusive, TableKind, TargetSpec};
 
 /// Load a table and put it to use; the device goes on with the old one if that fails.
 ///
@@ -9,14 +9,38 @@ use crate::dm::{DeviceMapper, DmFlags, DmName, TargetSpec};
 /// moment, and I/O on its way is finished.
 pub(super) fn reload(
     dm: &DeviceMapper,
-    name: &DmName,
+    held: &Exclusive,
+    id: DmId<'_>,
     table: &[TargetSpec<'_>],
     flags: DmFlags,
 ) -> Result<()> {
-    dm.load_table(name.into(), table, flags)?;
-    dm.resume(name).inspect_err(|_| {
-        // The kernel may have suspended it, and may have kept the table. What failed first is the news.
-        let _ = dm.clear_table(name.into());
-        let _ = dm.resume(name);
+    dm.load_held(held, id, table, flags)?;
+    dm.resume_held(held, id).inspect_err(|_| {
+        if restore(dm, held, id).is_err() {
+            // What failed first is the error to tell. Without a table to go on with, at least the inactive one goes.
+            let _ = dm.clear_held(held, id);
+            let _ = dm.resume_held(held, id);
+        }
     })
+}
+
+/// Resumes a device with the live table that it has. The kernel may have suspended it, and may have kept the
+/// inactive table. TABLE_CLEAR would drop that one, but a rename after it can crash kernels with IMA; loading the
+/// live table once more and putting it to use leaves no inactive one either.
+fn restore(dm: &DeviceMapper, held: &Exclusive, id: DmId<'_>) -> Result<()> {
+    let status = dm.status(id)?;
+    if status.flags.contains(DmFlags::INACTIVE_PRESENT) {
+        let lines = dm.table(id, TableKind::Live)?;
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| TargetSpec {
+                start: line.start,
+                length: line.length,
+                target_type: line.target_type,
+                parameters: &line.text,
+            })
+            .collect();
+        dm.load_held(held, id, &lines, status.flags & DmFlags::READONLY)?;
+    }
+    dm.resume_held(held, id)
 }

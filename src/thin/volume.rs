@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
+use super::identity::Identity;
 use super::reload::reload;
 use super::{ThinId, ThinStatus, ThinTable};
 use crate::abi::Ioctl;
 use crate::abi::block::{BLKDISCARD, BLKGETSIZE64};
 use crate::dm::{
-    DeviceMapper, DeviceStatus, DmFlags, DmName, Removal, TableKind, TargetLine, TargetSpec, TargetType,
+    DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Removal, TableKind, TargetLine, TargetSpec,
+    TargetType,
 };
 use crate::error::IoctlError;
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber};
@@ -22,20 +24,25 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct ThinVolume {
     pub(super) dm: Arc<DeviceMapper>,
-    pub(super) name: DmName,
-    pub(super) number: DeviceNumber,
+    pub(super) identity: Identity,
     pub(super) id: ThinId,
+    pub(super) pool: Identity,
 }
 
 impl ThinVolume {
     /// Its name.
     pub fn name(&self) -> &DmName {
-        &self.name
+        &self.identity.name
+    }
+
+    /// Its uuid, by which requests address it.
+    pub fn uuid(&self) -> Option<&DmUuid> {
+        self.identity.uuid.as_ref()
     }
 
     /// Its device number.
     pub fn number(&self) -> DeviceNumber {
-        self.number
+        self.identity.number
     }
 
     /// Its id in the pool.
@@ -45,12 +52,12 @@ impl ThinVolume {
 
     /// Its node: `/dev/mapper/<name>`.
     pub fn path(&self) -> PathBuf {
-        self.dm.node_path(&self.name)
+        self.dm.node_path(self.name())
     }
 
     /// The state of the device: open count, suspended, read-only, to be removed.
     pub fn device_status(&self) -> Result<DeviceStatus> {
-        self.dm.status((&self.name).into())
+        self.dm.status(self.address()?).map_err(|error| self.identity.named(error))
     }
 
     /// How much is mapped.
@@ -58,13 +65,15 @@ impl ThinVolume {
     /// The kernel counts what is shared with a snapshot in each of them; what is exclusive can be told
     /// only from the metadata, through a reserved metadata snapshot.
     pub fn status(&self) -> Result<ThinStatus> {
-        let (_, lines) = self.dm.table_status((&self.name).into(), DmFlags::NOFLUSH)?;
+        let status = self.dm.table_status(self.address()?, DmFlags::NOFLUSH);
+        let (_, lines) = status.map_err(|error| self.identity.named(error))?;
         self.only_line(&lines)?.text.parse()
     }
 
     /// The table it runs with, and its size.
     pub fn table(&self) -> Result<(ThinTable, Sectors)> {
-        let lines = self.dm.table((&self.name).into(), TableKind::Live)?;
+        let lines = self.dm.table(self.address()?, TableKind::Live);
+        let lines = lines.map_err(|error| self.identity.named(error))?;
         let line = self.only_line(&lines)?;
         Ok((line.text.parse()?, line.length))
     }
@@ -73,19 +82,27 @@ impl ThinVolume {
         match lines {
             [line] if line.target_type == TargetType::THIN => Ok(line),
             lines => Err(Error::WrongTarget {
-                device: self.name.to_string(),
+                device: self.name().to_string(),
                 found: lines.first().map(|line| line.target_type.to_string()).unwrap_or_default(),
                 expected: "thin",
             }),
         }
     }
 
+    /// How requests address it.
+    fn address(&self) -> Result<DmId<'_>> {
+        self.identity.id(&self.dm)
+    }
+
     /// Make it `size` large, while it is in use. A file system on it has to be grown after; one on it is
-    /// frozen for a moment. A suspended volume is resumed by this.
+    /// frozen for a moment. A volume that somebody else left suspended is resumed by this.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] if it is larger than that: what is beyond would be lost.
+    /// [`Error::InvalidOption`] if it is larger than that: what is beyond would be lost. EBUSY as long as this
+    /// process has it [suspended](Self::suspend).
     pub fn grow(&self, size: Sectors) -> Result<()> {
+        let held = self.identity.exclusive(&self.dm);
+        self.identity.check_not_suspended(&held)?;
         let (table, now) = self.table()?;
         if size < now {
             let reason = "smaller than the volume is";
@@ -95,10 +112,14 @@ impl ThinVolume {
         let flags = self.device_status()?.flags & DmFlags::READONLY;
         let line =
             TargetSpec { start: Sectors(0), length: size, target_type: TargetType::THIN, parameters: &table };
-        reload(&self.dm, &self.name, &[line], flags)
+        let reloaded = reload(&self.dm, &held, self.address()?, &[line], flags);
+        reloaded.map_err(|error| self.identity.named(error))
     }
 
     /// Suspend it for a snapshot: a file system on it is frozen, I/O on its way is finished.
+    ///
+    /// Suspensions are counted: with several at once in this process, whatever the handles, the volume is resumed
+    /// when the last of them ends.
     pub fn suspend(&self) -> Result<SuspendedVolume<'_>> {
         self.suspend_with(DmFlags::empty())
     }
@@ -107,19 +128,20 @@ impl ThinVolume {
     /// so that a snapshot has it as after a power cut; [`DmFlags::NOFLUSH`] does not wait for I/O that
     /// the pool holds back, as in a pool out of space. Other flags are ignored.
     pub fn suspend_with(&self, flags: DmFlags) -> Result<SuspendedVolume<'_>> {
-        self.dm.suspend((&self.name).into(), flags)?;
+        self.identity.suspend(&self.dm, flags)?;
         Ok(SuspendedVolume { volume: self, resumed: false })
     }
 
-    /// Give it another name; its node moves along. Who has it open notices nothing. Clones of this
-    /// handle keep the old name, and find nothing under it.
+    /// Give it another name; its node moves along. Who has it open notices nothing. Clones of this handle still mean
+    /// it, though they tell its old name and [path](Self::path). The kernel renames by name alone, so this costs a
+    /// DEV_STATUS.
     ///
     /// # Errors
     /// EBUSY if the name is taken ([`Error::is_busy`]).
     #[doc(alias = "DM_DEV_RENAME")]
     pub fn rename(&mut self, name: &DmName) -> Result<()> {
-        self.dm.rename(&self.name, name)?;
-        self.name = *name;
+        self.dm.rename(self.address()?, name).map_err(|error| self.identity.named(error))?;
+        self.identity.name = *name;
         Ok(())
     }
 
@@ -137,15 +159,22 @@ impl ThinVolume {
         self.block_ioctl(&file, BLKDISCARD, Arg::Bytes(range.as_mut_bytes()))
     }
 
+    /// Opens the node, and checks that it leads to this volume: as long as it is open it stays that one.
     fn open(&self, access: Access) -> Result<DeviceFile> {
-        // The node may be stale, or not made yet.
-        let path = self.dm.ensure_node(&self.name, self.number)?;
-        self.dm.kernel().open(&path, access).map_err(|errno| Error::Open { path, errno })
+        let path = self.path();
+        let file = self.dm.kernel().open(&path, access);
+        let file = file.map_err(|errno| Error::Open { path: path.clone(), errno })?;
+        let expected = self.device_status()?.number;
+        if file.number() != expected {
+            let (device, found) = (path.display().to_string(), file.number());
+            return Err(Error::Replaced { device, expected, found });
+        }
+        Ok(file)
     }
 
     fn block_ioctl(&self, file: &DeviceFile, ioctl: Ioctl, argument: Arg<'_>) -> Result<()> {
         self.dm.kernel().ioctl(file, ioctl, argument).map(drop).map_err(|errno| {
-            let device = self.name.to_string();
+            let device = self.name().to_string();
             Error::Ioctl(Box::new(IoctlError { ioctl: ioctl.name(), device, detail: None, errno }))
         })
     }
@@ -155,12 +184,12 @@ impl ThinVolume {
     /// # Errors
     /// EBUSY while it is open ([`Error::is_busy`]).
     pub fn deactivate(&self) -> Result<()> {
-        self.dm.remove(&self.name)
+        self.identity.remove(&self.dm, DmFlags::empty()).map(drop)
     }
 
     /// The same, later if it is open now.
     pub fn deactivate_deferred(&self) -> Result<Removal> {
-        self.dm.remove_deferred(&self.name)
+        self.identity.remove(&self.dm, DmFlags::DEFERRED_REMOVE)
     }
 
     /// Take back [`deactivate_deferred`](Self::deactivate_deferred). That none is pending is no error.
@@ -169,13 +198,14 @@ impl ThinVolume {
     /// ENXIO if the device is gone: [`ThinPool::reactivate`](super::ThinPool::reactivate) makes it again.
     /// EBUSY if it is going right now.
     pub fn cancel_deactivate(&self) -> Result<()> {
-        self.dm.cancel_deferred_remove((&self.name).into())
+        self.dm.cancel_deferred_remove(self.address()?).map_err(|error| self.identity.named(error))
     }
 }
 
 /// A volume that is suspended as long as this lives: what a snapshot of an active volume asks for.
 ///
-/// Dropping it resumes the volume; only [`resume`](Self::resume) tells if that failed.
+/// Dropping it resumes the volume, if it is the last one of that volume in this process; only
+/// [`resume`](Self::resume) tells if that failed.
 #[derive(Debug)]
 #[must_use]
 pub struct SuspendedVolume<'a> {
@@ -189,17 +219,26 @@ impl SuspendedVolume<'_> {
         self.volume.id
     }
 
-    /// Let I/O go on.
+    pub(super) fn name(&self) -> &DmName {
+        self.volume.name()
+    }
+
+    pub(super) fn pool(&self) -> &Identity {
+        &self.volume.pool
+    }
+
+    /// Let I/O go on, unless somebody else in this process has the volume suspended, too.
     pub fn resume(mut self) -> Result<()> {
         self.resumed = true;
-        self.volume.dm.resume(&self.volume.name)
+        self.volume.identity.resume(&self.volume.dm)
     }
 }
 
 impl Drop for SuspendedVolume<'_> {
     fn drop(&mut self) {
         if !self.resumed {
-            let _ = self.volume.dm.resume(&self.volume.name);
+            // There is nobody to tell: `resume` is for those who want to know.
+            let _ = self.volume.identity.resume(&self.volume.dm);
         }
     }
 }

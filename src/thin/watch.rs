@@ -106,7 +106,9 @@ impl ThinPool {
         let dm = DeviceMapper::with_kernel(Arc::clone(shared.kernel()), UdevPolicy::None)?;
         // Refused now, not at the first look.
         dm.arm_poll()?;
-        let uuid = shared.status(self.number().into())?.uuid;
+        let uuid = self.uuid().copied();
+        // Refused now if the pool is gone.
+        self.table()?;
         let (told, pending) = (Vec::new(), VecDeque::new());
         Ok(PoolWatcher { pool: self, dm, uuid, seen: None, told, pending, armed: false, gone: false })
     }

@@ -236,9 +236,13 @@ impl SplitDevice {
     }
 
     fn resize_active(&self, part: Part) -> Result<()> {
-        let Some(status) = self.dm.find((&self.part_uuid(part)?).into())? else { return Ok(()) };
+        let uuid = self.part_uuid(part)?;
+        let held = self.dm.exclusive(&uuid);
+        if self.dm.find((&uuid).into())?.is_none() {
+            return Ok(());
+        }
         self.with_lines(part, |lines| {
-            crate::thin::reload::reload(&self.dm, &status.name, lines, DmFlags::empty())
+            crate::thin::reload::reload(&self.dm, &held, (&uuid).into(), lines, DmFlags::empty())
         })
     }
 

@@ -1,0 +1,226 @@
+//! Handles on the model whose devices change under them: removed, renamed, replaced, used by several at once.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use nix::errno::Errno;
+
+use super::*;
+use crate::Error;
+use crate::dm::targets::{Target, Zero};
+use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, UdevPolicy};
+use crate::kernel::{DeviceNumber, Kernel};
+use crate::model::ModelKernel;
+use crate::units::{Blocks, Bytes, Sectors};
+
+const SIZE: Sectors = Bytes::mib(1).sectors();
+
+fn name(text: &str) -> DmName {
+    DmName::new(text).unwrap()
+}
+
+fn uuid(text: &str) -> DmUuid {
+    DmUuid::new(&format!("TEST-{text}")).unwrap()
+}
+
+fn id(id: u32) -> ThinId {
+    ThinId::new(id).unwrap()
+}
+
+struct Machine {
+    kernel: Arc<ModelKernel>,
+    dm: Arc<DeviceMapper>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let kernel = Arc::new(ModelKernel::new());
+        let dm = Arc::new(DeviceMapper::with_kernel(kernel.clone(), UdevPolicy::None).unwrap());
+        Self { kernel, dm }
+    }
+
+    /// A table over two disks of its own.
+    fn table(&self, disks: u32) -> PoolTable {
+        let [metadata, data] = [0, 1].map(|minor| DeviceNumber { major: 8, minor: 16 * disks + minor });
+        for number in [metadata, data] {
+            let path = format!("/dev/disk-{number}");
+            self.kernel.set_disk(Path::new(&path), number, Bytes::mib(64).sectors()).unwrap();
+        }
+        let (low_water_mark, features) = (Blocks(0), PoolFeatures::default());
+        PoolTable { metadata, data, block_size: BLOCK_SIZE_MIN, low_water_mark, features }
+    }
+
+    fn pool(&self, called: &str, known: &str, disks: u32) -> ThinPool {
+        let size = Bytes::mib(64).sectors();
+        ThinPool::create(self.dm.clone(), &name(called), &uuid(known), &self.table(disks), size).unwrap()
+    }
+
+    fn volume(&self, pool: &ThinPool, what: &str, number: u32) -> ThinVolume {
+        pool.create_thin(id(number)).unwrap();
+        pool.activate(&name(what), &uuid(what), id(number), SIZE).unwrap()
+    }
+}
+
+#[test]
+fn a_handle_does_not_discard_the_volume_that_has_its_number_now() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    let old = machine.volume(&pool, "old", 1);
+    old.clone().deactivate().unwrap();
+    let other = machine.volume(&pool, "other", 2);
+    assert_eq!(other.number(), old.number());
+    machine.kernel.write("other", 0..4).unwrap();
+    assert!(old.discard_all().is_err());
+    // Nor where the old name leads to it.
+    machine.kernel.make_node(&old.path(), other.number()).unwrap();
+    assert!(old.discard_all().unwrap_err().is_not_found());
+    assert!(matches!(other.status().unwrap(), ThinStatus::Mapped { mapped: Sectors(512), .. }));
+    assert!(old.deactivate().unwrap_err().is_not_found());
+    assert!(other.device_status().is_ok());
+    other.discard_all().unwrap();
+}
+
+#[test]
+fn a_pool_that_has_the_name_of_an_earlier_one_gets_nothing_of_its_handle() {
+    let machine = Machine::new();
+    let old = machine.pool("pool", "one", 1);
+    old.create_thin(id(7)).unwrap();
+    ThinPool::open(machine.dm.clone(), &name("pool")).unwrap().deactivate().unwrap();
+    let new = machine.pool("pool", "two", 2);
+    assert_eq!(new.number(), old.number());
+    new.create_thin(id(7)).unwrap();
+    for refused in [
+        old.create_thin(id(8)),
+        old.delete(id(7)),
+        old.set_low_water_mark(Blocks(5)),
+        old.status().map(drop),
+        old.activate(&name("v"), &uuid("v"), id(7), SIZE).map(drop),
+        old.deactivate(),
+    ] {
+        assert!(refused.as_ref().is_err_and(Error::is_not_found), "{refused:?}");
+    }
+    assert_eq!(machine.kernel.thin_devices("pool").unwrap(), [(7, 0)]);
+    assert_eq!(new.table().unwrap().0.low_water_mark, Blocks(0));
+    assert_eq!(machine.dm.list().unwrap().len(), 1);
+    let volume = new.activate(&name("v"), &uuid("v"), id(7), SIZE).unwrap();
+    assert!(old.active_volume(&name("v")).is_err());
+    volume.deactivate().unwrap();
+}
+
+#[test]
+fn a_pool_is_found_by_its_uuid_under_another_name() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    machine.dm.rename(&name("pool"), &name("moved")).unwrap();
+    pool.create_thin(id(1)).unwrap();
+    let error = pool.create_thin(id(1)).unwrap_err();
+    assert!(error.is_exists() && error.to_string().contains("on pool "), "{error}");
+    pool.deactivate().unwrap();
+    assert!(machine.kernel.is_clean(), "{:?}", machine.kernel.leftovers());
+}
+
+#[test]
+fn a_pool_without_a_uuid_is_known_by_its_number() {
+    let machine = Machine::new();
+    let (dm, size) = (&machine.dm, Bytes::mib(64).sectors());
+    let make = |called: &str, table: &PoolTable| {
+        let line = crate::dm::TargetSpec {
+            start: Sectors(0),
+            length: size,
+            target_type: crate::dm::TargetType::THIN_POOL,
+            parameters: table,
+        };
+        dm.create(&name(called), None).unwrap();
+        dm.load_table((&name(called)).into(), &[line], DmFlags::empty()).unwrap();
+        dm.resume(&name(called)).unwrap();
+    };
+    make("first", &machine.table(1));
+    make("pool", &machine.table(2));
+    let pool = ThinPool::open(dm.clone(), &name("pool")).unwrap();
+    pool.create_thin(id(1)).unwrap();
+    dm.remove(&name("pool")).unwrap();
+    dm.remove(&name("first")).unwrap();
+    make("pool", &machine.table(3));
+    assert!(matches!(pool.create_thin(id(1)), Err(Error::Replaced { .. })));
+    assert!(pool.deactivate().unwrap_err().is_not_found());
+    assert!(dm.find((&name("pool")).into()).unwrap().is_some());
+}
+
+#[test]
+fn a_volume_is_resumed_when_its_last_suspension_ends() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    let volume = machine.volume(&pool, "v", 1);
+    let again = pool.active_volume(&name("v")).unwrap();
+    let (one, two) = (volume.suspend().unwrap(), again.suspend().unwrap());
+    one.resume().unwrap();
+    assert!(volume.device_status().unwrap().is_suspended());
+    pool.create_snap(id(2), &Origin::Suspended(&two)).unwrap();
+    assert!(volume.grow(Bytes::mib(2).sectors()).unwrap_err().is_busy());
+    drop(two);
+    assert!(!volume.device_status().unwrap().is_suspended());
+    volume.grow(Bytes::mib(2).sectors()).unwrap();
+}
+
+#[test]
+fn a_suspended_volume_is_an_origin_in_its_own_pool_only() {
+    let machine = Machine::new();
+    let (pool, other) = (machine.pool("pool", "pool", 1), machine.pool("other", "other", 2));
+    let volume = machine.volume(&pool, "v", 1);
+    other.create_thin(id(1)).unwrap();
+    let suspended = volume.suspend().unwrap();
+    let error = other.create_snap(id(2), &Origin::Suspended(&suspended)).unwrap_err();
+    assert_eq!(error.to_string(), "origin: v: is a volume of another pool");
+    pool.create_snap(id(2), &Origin::Suspended(&suspended)).unwrap();
+    suspended.resume().unwrap();
+}
+
+#[test]
+fn a_volume_that_is_renamed_while_suspended_is_resumed_and_its_successor_is_not() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    let volume = machine.volume(&pool, "v", 1);
+    let suspended = volume.suspend().unwrap();
+    machine.dm.rename(&name("v"), &name("moved")).unwrap();
+    let line = Zero.over(Sectors(0), Sectors(8));
+    machine.dm.create_active(&name("v"), &uuid("stranger"), &[line], DmFlags::empty()).unwrap();
+    machine.dm.suspend((&name("v")).into(), DmFlags::empty()).unwrap();
+    suspended.resume().unwrap();
+    assert!(!machine.dm.status((&name("moved")).into()).unwrap().is_suspended());
+    assert!(machine.dm.status((&name("v")).into()).unwrap().is_suspended());
+}
+
+#[test]
+fn changes_of_a_pool_by_several_threads_are_all_kept() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    let again = ThinPool::open(machine.dm.clone(), &name("pool")).unwrap();
+    for round in 0..100 {
+        let no_space = if round % 2 == 0 { NoSpace::Error } else { NoSpace::Queue };
+        thread::scope(|scope| {
+            scope.spawn(|| pool.set_low_water_mark(Blocks(round)).unwrap());
+            scope.spawn(|| again.set_no_space(no_space).unwrap());
+        });
+        let (table, _) = pool.table().unwrap();
+        assert_eq!((table.low_water_mark, table.features.no_space), (Blocks(round), no_space));
+    }
+}
+
+#[test]
+fn a_failed_reload_leaves_no_inactive_table_and_clears_none() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    machine.kernel.clear_log();
+    // The table is read and loaded; the resume fails before it took effect.
+    machine.kernel.fail_at(3, Errno::EIO);
+    assert_eq!(pool.set_low_water_mark(Blocks(9)).unwrap_err().errno(), Some(Errno::EIO));
+    assert!(
+        machine.kernel.log().iter().all(|call| call.name != "DM_TABLE_CLEAR"),
+        "{:?}",
+        machine.kernel.log()
+    );
+    let status = machine.dm.status((&name("pool")).into()).unwrap();
+    assert!(!status.flags.intersects(DmFlags::INACTIVE_PRESENT | DmFlags::SUSPEND), "{status:?}");
+    assert_eq!(pool.table().unwrap().0.low_water_mark, Blocks(0));
+}
