@@ -87,7 +87,7 @@ impl ThinPool {
         let held = self.identity.exclusive(&self.dm);
         let (now, now_size) = self.table()?;
         let (table, size) = to(&now, now_size)?;
-        table.check()?;
+        table.check_size(size)?;
         self.check_change(&now, &table)?;
         if size < now_size {
             let reason = "smaller than the pool is";

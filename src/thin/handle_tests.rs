@@ -224,3 +224,14 @@ fn a_failed_reload_leaves_no_inactive_table_and_clears_none() {
     assert!(!status.flags.intersects(DmFlags::INACTIVE_PRESENT | DmFlags::SUSPEND), "{status:?}");
     assert_eq!(pool.table().unwrap().0.low_water_mark, Blocks(0));
 }
+
+#[test]
+fn a_pool_without_a_whole_block_is_refused() {
+    let machine = Machine::new();
+    for size in [Sectors(0), Sectors(127)] {
+        let pool =
+            ThinPool::create(machine.dm.clone(), &name("pool"), &uuid("pool"), &machine.table(1), size);
+        assert!(matches!(pool, Err(Error::InvalidOption { option: "data size", .. })), "{pool:?}");
+    }
+    assert!(machine.kernel.is_clean());
+}

@@ -66,7 +66,7 @@ impl ThinPool {
         table: &PoolTable,
         size: Sectors,
     ) -> Result<Self> {
-        table.check()?;
+        table.check_size(size)?;
         let target_type = TargetType::THIN_POOL;
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: table };
         let created = dm.create_active(name, uuid, &[line], DmFlags::empty());

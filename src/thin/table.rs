@@ -130,6 +130,18 @@ impl PoolTable {
     }
 }
 
+impl PoolTable {
+    /// [`check`](Self::check), and that a pool of `size` has a block: the kernel takes one without.
+    pub(super) fn check_size(&self, size: Sectors) -> Result<()> {
+        self.check()?;
+        if size >= self.block_size {
+            return Ok(());
+        }
+        let (option, value) = ("data size", size.bytes().to_string());
+        Err(Error::InvalidOption { option, value, reason: "less than a block of the pool" })
+    }
+}
+
 /// Check that the kernel takes `size` as a pool's block size.
 pub(crate) fn check_block_size(size: Sectors) -> Result<()> {
     let good = size >= BLOCK_SIZE_MIN && size <= BLOCK_SIZE_MAX && size.0.is_multiple_of(BLOCK_SIZE_MIN.0);
