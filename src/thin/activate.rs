@@ -82,7 +82,8 @@ impl ThinPool {
     }
 
     /// A volume, active already or not: a deferred removal of it is cancelled; one that is gone, or goes
-    /// meanwhile, is activated again. What is active keeps its size and its options.
+    /// meanwhile, is activated again; one that somebody else is activating is waited for. What is active keeps its
+    /// size and its options.
     ///
     /// Nothing is asked first, so a volume that is not active costs what [`activate`](Self::activate)
     /// costs.
@@ -105,28 +106,46 @@ impl ThinPool {
                 Err(error) if error.errno() == Some(Errno::EBUSY) => error,
                 result => return result,
             };
-            let dm = self.device_mapper();
-            let gone = match dm.cancel_deferred_remove(uuid.into()) {
-                Ok(()) => match self.active_volume(name) {
-                    Ok(volume) if volume.id == id => return Ok(volume),
-                    Ok(volume) => return Err(self.not_the_volume(name, &volume)),
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            match gone.errno() {
-                // On its way out, or out.
-                Some(Errno::EBUSY) => {}
-                // The uuid is not there; is it the name that is taken, by another device?
-                Some(Errno::ENXIO) if dm.find(name.into())?.is_none_or(|found| found.uuid == Some(*uuid)) => {
-                }
-                Some(Errno::ENXIO) => return Err(taken),
-                _ => return Err(gone),
+            match self.take_over(name, uuid, id) {
+                Ok(Some(volume)) => return Ok(volume),
+                // On its way in or out.
+                Ok(None) => {}
+                Err(error) if error.errno() == Some(Errno::ENXIO) => return Err(taken),
+                Err(error) => return Err(error),
             }
             if end.is_some_and(|end| Instant::now() >= end) {
                 return Err(taken);
             }
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The volume, if it is active; `None` if it is coming or going. ENXIO if another device has the name.
+    fn take_over(&self, name: &DmName, uuid: &DmUuid, id: ThinId) -> Result<Option<ThinVolume>> {
+        let dm = &self.dm;
+        let taken = dm.cancel_deferred_remove(uuid.into()).and_then(|()| {
+            if dm.table(uuid.into(), TableKind::Live)?.is_empty() {
+                return Ok(None);
+            }
+            let volume = self.active_volume(name)?;
+            if volume.id != id || volume.uuid() != Some(uuid) {
+                return Err(self.not_the_volume(name, &volume));
+            }
+            // Whoever activated it may not have come so far, or died before.
+            if !dm.waits_for_udev() {
+                dm.ensure_node(name, volume.number())?;
+            }
+            Ok(Some(volume))
+        });
+        match taken.as_ref().map_err(Error::errno) {
+            Err(Some(Errno::EBUSY)) => Ok(None),
+            // The uuid is not there, or no more; is it the name that is taken, by another device?
+            Err(Some(Errno::ENXIO))
+                if dm.find(name.into())?.is_none_or(|found| found.uuid == Some(*uuid)) =>
+            {
+                Ok(None)
+            }
+            _ => taken,
         }
     }
 

@@ -3,16 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
 use super::*;
-use crate::Error;
 use crate::dm::targets::{Target, Zero};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, UdevPolicy};
 use crate::kernel::{DeviceNumber, Kernel};
 use crate::model::ModelKernel;
 use crate::units::{Blocks, Bytes, Sectors};
+use crate::{Error, Result};
 
 const SIZE: Sectors = Bytes::mib(1).sectors();
 
@@ -234,4 +235,35 @@ fn a_pool_without_a_whole_block_is_refused() {
         assert!(matches!(pool, Err(Error::InvalidOption { option: "data size", .. })), "{pool:?}");
     }
     assert!(machine.kernel.is_clean());
+}
+
+#[test]
+fn equals_that_reactivate_a_volume_all_get_it() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    pool.create_thin(id(1)).unwrap();
+    let reactivate = || -> Result<ThinVolume> {
+        let options = ActivateOptions::new();
+        pool.reactivate(&name("v"), &uuid("v"), id(1), SIZE, &options, Duration::from_secs(10))
+    };
+    for _ in 0..100 {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let volume = reactivate().unwrap();
+                    assert_eq!(machine.kernel.block_device(&volume.path()), Ok(volume.number()));
+                });
+            }
+        });
+        reactivate().unwrap().deactivate().unwrap();
+    }
+    // One without a table is waited for, as long as there is patience.
+    machine.dm.create(&name("v"), Some(&uuid("v"))).unwrap();
+    let volume = thread::scope(|scope| {
+        let waiting = scope.spawn(reactivate);
+        thread::sleep(Duration::from_millis(20));
+        machine.dm.remove(&name("v")).unwrap();
+        waiting.join().unwrap()
+    });
+    assert_eq!(volume.unwrap().id(), id(1));
 }
