@@ -97,6 +97,7 @@ impl ThinPool {
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: &table };
         let event = self.guard.as_ref().map(Watch::event);
         let reloaded = reload(&self.dm, &held, self.identity.id(&self.dm)?, &[line], DmFlags::empty());
+        super::guard::count_reload();
         reloaded.map_err(|error| self.identity.named(error))?;
         if let (Some(guard), Some(event)) = (&self.guard, event) {
             guard.resumed(&table, event);

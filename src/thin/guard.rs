@@ -2,16 +2,20 @@
 //!
 //! A message must not cost a status, so what the last status said serves until it may be wrong:
 //!
-//! - Every answer carries the event number. When it moved, the status is read anyway.
+//! - Every answer carries the event number. When it moved, the status is read anyway. After a silent stretch of
+//!   [`SpaceGuard::max_age`] nobody has told of an event, so the status is read before the message.
 //! - For metadata the kernel raises an event each time that less than its own mark (4 MiB or a quarter) is
 //!   left. For data it raises one, once after each resume of the pool, when less than the low water mark is
-//!   left. So while none has come, at least the mark is left, and a guard at or below the mark costs
-//!   nothing at all.
+//!   left. So while none has come, at least the mark is left, and a guard at or below the mark costs a status in
+//!   [`SpaceGuard::max_messages`] messages.
+//! - The mark can be lowered. This process counts its reloads; after one, table and status are read. That another
+//!   process reloaded the pool is noticed with the next status.
 //! - A guard above the mark, or a data guard after such an event, has no one to tell it: then the status is
 //!   read again when it is older than [`SpaceGuard::max_age`] or [`SpaceGuard::max_messages`] allocating
 //!   messages were sent since. Messages themselves take no data block, and few of metadata.
 //! - The file system below a loop file is asked each time: that is no ioctl.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -86,14 +90,14 @@ impl SpaceGuard {
         self
     }
 
-    /// How old a status may be where no event would tell that it is wrong: a second, if not set.
+    /// Maximum age of a cached status, and of the last answer that could have told of an event. Default: 1 s.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self
     }
 
-    /// For how many allocating messages it serves in that case: 100, if not set.
+    /// Maximum number of allocating messages for which a cached status serves. Default: 100.
     #[must_use]
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.max_messages = messages;
@@ -108,6 +112,14 @@ pub(super) struct Watch {
     known: Mutex<Known>,
 }
 
+/// How often this process has reloaded a pool.
+static RELOADS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts a reload of a pool in this process.
+pub(super) fn count_reload() {
+    RELOADS.fetch_add(1, Ordering::AcqRel);
+}
+
 /// What was last seen.
 #[derive(Debug)]
 struct Known {
@@ -117,7 +129,11 @@ struct Known {
     /// then.
     spare: Bytes,
     at: Instant,
+    /// When the event number was last told, by a status or by the answer to a message.
+    heard: Instant,
     messages: u32,
+    /// How often this process had reloaded a pool when the table was read.
+    reloads: u64,
     /// The event number at which the kernel's low water mark was certainly armed.
     armed: Option<EventNr>,
     event: EventNr,
@@ -139,11 +155,21 @@ impl ThinPool {
                 });
             }
         }
+        let reloads = RELOADS.load(Ordering::Acquire);
         let (table, _) = self.table()?;
-        let (at, spare) = (Instant::now(), Bytes(0));
-        // A device that has had no event at all has had none of the mark.
-        let known =
-            Known { table, usage: None, spare, at, messages: 0, armed: Some(EventNr(0)), event: EventNr(0) };
+        let now = Instant::now();
+        let known = Known {
+            table,
+            usage: None,
+            spare: Bytes(0),
+            at: now,
+            heard: now,
+            messages: 0,
+            reloads,
+            // A device that has had no event at all has had none of the mark.
+            armed: Some(EventNr(0)),
+            event: EventNr(0),
+        };
         self.guard = Some(Watch { guard, known: Mutex::new(known) });
         self.status()?;
         Ok(self)
@@ -157,6 +183,10 @@ impl ThinPool {
         let Some(watch) = &self.guard else { return Ok(()) };
         if watch.serves() && watch.judge(self).is_ok() {
             return Ok(());
+        }
+        let reloads = RELOADS.load(Ordering::Acquire);
+        if watch.known().reloads != reloads {
+            watch.reloaded(&self.table()?.0, reloads);
         }
         // Too old, or too little when last seen: blocks may have been freed since.
         self.status()?;
@@ -180,7 +210,23 @@ impl Watch {
         // Without an answer nothing is spare.
         let below = self.guard.backing.as_ref().and_then(|backing| backing.below().ok().flatten());
         known.spare = below.zip(used).map_or(Bytes(0), |(below, used)| below.spare(used));
-        (known.at, known.messages, known.event) = (Instant::now(), 0, event);
+        let now = Instant::now();
+        (known.at, known.heard, known.messages, known.event) = (now, now, 0, event);
+    }
+
+    /// The event number was told, and is what it was.
+    pub(super) fn heard(&self) {
+        self.known().heard = Instant::now();
+    }
+
+    /// Some pool was reloaded; this is the table of this one now. With another table it is not known whether the
+    /// mark's event has come since.
+    fn reloaded(&self, table: &PoolTable, reloads: u64) {
+        let mut known = self.known();
+        if known.table != *table {
+            (known.table, known.armed) = (*table, None);
+        }
+        known.reloads = reloads;
     }
 
     /// The event number of the last status.
@@ -198,6 +244,10 @@ impl Watch {
     fn serves(&self) -> bool {
         let mut known = self.known();
         known.messages += 1;
+        let is_current = known.reloads == RELOADS.load(Ordering::Acquire);
+        if known.messages > self.guard.max_messages || !is_current {
+            return false;
+        }
         let Some(usage) = &known.usage else { return false };
         let data = self.guard.data.is_none_or(|free| {
             let mark = known.table.low_water_mark;
@@ -208,8 +258,8 @@ impl Watch {
             let needed = free.blocks(usage.total_metadata, METADATA_BLOCK_SIZE.sectors());
             usage.metadata_low_water.is_some_and(|mark| needed <= mark && usage.free_metadata() >= mark)
         });
-        let fresh = known.messages <= self.guard.max_messages && known.at.elapsed() <= self.guard.max_age;
-        (data && metadata) || fresh
+        let told = data && metadata && known.heard.elapsed() <= self.guard.max_age;
+        told || known.at.elapsed() <= self.guard.max_age
     }
 
     fn judge(&self, pool: &ThinPool) -> Result<()> {

@@ -263,6 +263,7 @@ impl ThinPool {
             }
         };
         if self.seen.load(Ordering::Acquire) == seen(event, true) {
+            self.guard.iter().for_each(Watch::heard);
             return Ok(());
         }
         let mode = self.status()?.mode();
