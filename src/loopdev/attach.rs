@@ -2,7 +2,8 @@
 //!
 //! 1. Take a free device: LOOP_CTL_GET_FREE, or a scan.
 //! 2. Bind it: LOOP_CONFIGURE; on kernels before 5.8, LOOP_SET_FD and LOOP_SET_STATUS64.
-//! 3. EBUSY: somebody was faster. Wait a little, at random, and begin again, a bounded number of times.
+//! 3. EBUSY: somebody was faster, or has the free device open exclusively; the latter one is left out from then on.
+//!    Wait a little, at random, and begin again, a bounded number of times.
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -23,13 +24,12 @@ use crate::abi::loopdev::{
     LOOP_SET_STATUS64, loop_config, loop_info64,
 };
 use crate::error::is_permission;
-use crate::kernel::{Access, Arg, DeviceNumber};
+use crate::kernel::{Access, Arg};
 use crate::units::Bytes;
 use crate::{Error, Result, sys};
 
 /// Races lost before giving up. With as many rivals at once, one of them wins each round.
 const TRIES: u32 = 64;
-const LOOP_MAJOR: u32 = 7;
 
 /// How a file is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,9 +98,13 @@ impl LoopControl {
     /// neither a regular file nor a block device, or an option does not fit. Whatever fails, no device
     /// stays bound to the file.
     pub fn attach(&self, file: &File, path: &Path, options: &AttachOptions) -> Result<LoopDevice> {
+        // The device is read-only if it was opened so, on any kernel; LOOP_SET_FD has no flag for it.
+        let read_only = options.flags.contains(LoopFlags::READ_ONLY);
+        let access = if read_only { Access::READ } else { Access::READ_WRITE };
+        let mut claimed = Vec::new();
         for attempt in 0..TRIES {
-            let index = self.find_free()?;
-            let device = match self.device_with_node(index) {
+            let index = self.find_free_except(&claimed)?;
+            let device = match self.device_with_node(index, access) {
                 Ok(device) => device,
                 // Being torn down, or removed since it was found.
                 Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV | Errno::EBUSY) => {
@@ -116,7 +120,13 @@ impl LoopControl {
             };
             match self.bind(&device, file, path, options) {
                 Ok(()) => return Ok(device),
-                Err(error) if error.errno() == Some(Errno::EBUSY) => back_off(attempt),
+                Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                    let is_free = |error: &Error| error.errno() == Some(Errno::ENXIO);
+                    if device.status().is_err_and(|error| is_free(&error)) {
+                        claimed.push(index);
+                    }
+                    back_off(attempt);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -124,15 +134,19 @@ impl LoopControl {
     }
 
     /// Open a loop device; where nobody makes nodes for new devices, make it.
-    fn device_with_node(&self, index: LoopIndex) -> Result<LoopDevice, Errno> {
-        let path = device_path(index);
-        let file = match self.kernel.open(&path, Access::READ_WRITE) {
+    fn device_with_node(&self, index: LoopIndex, access: Access) -> Result<LoopDevice, Errno> {
+        let (path, number) = (device_path(index), self.number(index));
+        let file = match self.kernel.open(&path, access) {
             Err(Errno::ENOENT) => {
-                self.kernel.make_node(&path, DeviceNumber { major: LOOP_MAJOR, minor: index.0 })?;
-                self.kernel.open(&path, Access::READ_WRITE)?
+                self.kernel.make_node(&path, number)?;
+                self.kernel.open(&path, access)?
             }
             result => result?,
         };
+        if file.number() != number {
+            // The node is another device's.
+            return Err(Errno::ENXIO);
+        }
         Ok(LoopDevice::new(self.kernel.clone(), file, index))
     }
 

@@ -17,6 +17,7 @@ use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, l
 use crate::{Error, Result};
 
 const PATH: &str = "/dev/loop-control";
+const LOOP_MAJOR: u32 = 7;
 
 /// N of `/dev/loopN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,9 +70,26 @@ impl LoopControl {
     pub fn find_free(&self) -> Result<LoopIndex> {
         match self.control(LOOP_CTL_GET_FREE, 0) {
             // Before 3.1, headers had no such number (EINVAL) and the driver no such node (ENOTTY, None).
-            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS)) => self.scan_for_free(),
+            None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::ENOSYS)) => self.scan_for_free(&[]),
             Some(Ok(index)) => Ok(LoopIndex(index)),
             Some(Err(errno)) => Err(refused(LOOP_CTL_GET_FREE, PATH, errno)),
+        }
+    }
+
+    /// The same, leaving out devices that are free and cannot be bound: LOOP_CTL_GET_FREE says the same one again.
+    /// Where there is no other, one is added.
+    pub(super) fn find_free_except(&self, claimed: &[LoopIndex]) -> Result<LoopIndex> {
+        let index = self.find_free()?;
+        if !claimed.contains(&index) {
+            return Ok(index);
+        }
+        match self.scan_for_free(claimed) {
+            Err(none @ Error::NoFreeLoopDevice { .. }) => match self.control(LOOP_CTL_ADD, -1) {
+                None => Err(none),
+                Some(Ok(index)) => Ok(LoopIndex(index)),
+                Some(Err(errno)) => Err(refused(LOOP_CTL_ADD, PATH, errno)),
+            },
+            result => result,
         }
     }
 
@@ -94,11 +112,26 @@ impl LoopControl {
     }
 
     /// The device of that index.
+    ///
+    /// # Errors
+    /// [`Error::Open`]; [`Error::Replaced`] if the node leads to another device.
     pub fn device(&self, index: LoopIndex, access: Access) -> Result<LoopDevice> {
         let path = device_path(index);
         let file =
             self.kernel.open(&path, access).map_err(|errno| Error::Open { path: path.clone(), errno })?;
+        let (expected, found) = (self.number(index), file.number());
+        if found != expected {
+            return Err(Error::Replaced { device: path.display().to_string(), expected, found });
+        }
         Ok(LoopDevice::new(self.kernel.clone(), file, index))
+    }
+
+    /// The device number that belongs to an index. With partitions (the module's `max_part`) the minor numbers have
+    /// gaps, of which sysfs knows.
+    pub(super) fn number(&self, index: LoopIndex) -> DeviceNumber {
+        let told = self.kernel.block_attribute(&format!("loop{index}"), "dev").ok();
+        let told = told.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok());
+        told.unwrap_or(DeviceNumber { major: LOOP_MAJOR, minor: index.0 })
     }
 
     /// The device that is bound to `file`, if there is one: by the file's device and inode number, since
@@ -132,7 +165,7 @@ impl LoopControl {
         Ok(indices)
     }
 
-    fn scan_for_free(&self) -> Result<LoopIndex> {
+    fn scan_for_free(&self, claimed: &[LoopIndex]) -> Result<LoopIndex> {
         let indices = self.indices()?;
         if indices.is_empty() {
             return Err(Error::NoLoopDevices);
@@ -142,7 +175,11 @@ impl LoopControl {
             matches!(device.and_then(|device| device.status()), Err(error) if error.errno() == Some(Errno::ENXIO))
         };
         let tried = u32::try_from(indices.len()).unwrap_or(u32::MAX);
-        indices.into_iter().find(is_free).ok_or(Error::NoFreeLoopDevice { tried })
+        indices
+            .into_iter()
+            .filter(|index| !claimed.contains(index))
+            .find(is_free)
+            .ok_or(Error::NoFreeLoopDevice { tried })
     }
 
     fn control(&self, request: Ioctl, index: i32) -> Option<Result<u32, Errno>> {

@@ -84,3 +84,28 @@ fn a_device_that_is_free_has_no_status() {
         assert_eq!(told(result), free);
     }
 }
+
+#[test]
+fn a_device_is_read_only_on_old_kernels_too() {
+    let kernel = Arc::new(ModelKernel::new());
+    kernel.refuse(crate::abi::loopdev::LOOP_CONFIGURE, Errno::EINVAL);
+    let control = LoopControl::with_kernel(kernel).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    for read_only in [true, false] {
+        let options = AttachOptions::new().read_only(read_only);
+        let device = control.attach(&file, "".as_ref(), &options).unwrap();
+        assert_eq!(device.status().unwrap().flags.contains(LoopFlags::READ_ONLY), read_only);
+        device.detach().unwrap();
+    }
+}
+
+#[test]
+fn a_node_that_leads_to_another_device_is_not_taken_for_it() {
+    use crate::kernel::{Access, DeviceNumber, Kernel};
+    let kernel = Arc::new(ModelKernel::new());
+    let control = LoopControl::with_kernel(kernel.clone()).unwrap();
+    kernel.make_node("/dev/loop99".as_ref(), DeviceNumber { major: 7, minor: 3 }).unwrap();
+    let device = control.device(LoopIndex(99), Access::READ);
+    assert!(matches!(device, Err(Error::Replaced { .. })), "{device:?}");
+    assert_eq!(control.device(LoopIndex(3), Access::READ).unwrap().index(), LoopIndex(3));
+}

@@ -361,8 +361,7 @@ impl World {
 
     /// What sysfs tells of a block device.
     pub(super) fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
-        let path = Path::new("/dev").join(device);
-        let number = self.block_device(&path)?;
+        let number = self.disk_number(device).ok_or(Errno::ENOENT)?;
         let mapped = self.devices.get(&number.minor).filter(|_| number.major == DM_MAJOR);
         match (attribute, mapped) {
             ("dev", _) => Ok(number.to_string().into_bytes()),
@@ -372,5 +371,17 @@ impl World {
             ("dm/suspended", Some(device)) => Ok(vec![b'0' + u8::from(device.suspended)]),
             _ => Err(Errno::ENOENT),
         }
+    }
+
+    /// The number of a device by its name in sysfs.
+    fn disk_number(&self, name: &str) -> Option<DeviceNumber> {
+        if let Some(index) = loop_index(name.as_ref()) {
+            return self.loops.contains_key(&index).then(|| loop_number(index));
+        }
+        if let Some(minor) = name.strip_prefix("dm-").and_then(|minor| minor.parse().ok()) {
+            return self.has_disk(minor).then(|| dm_number(minor));
+        }
+        let disk = self.disks.iter().find(|(_, disk)| disk.path.file_name() == Some(name.as_ref()));
+        disk.map(|(&number, _)| number)
     }
 }

@@ -2,15 +2,18 @@
 
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dm_thin::kernel::Access;
+use dm_thin::abi::loopdev::LOOP_CONFIGURE;
+use dm_thin::kernel::{Access, Kernel, RealKernel};
 use dm_thin::loopdev::{AttachOptions, LoopControl, LoopFlags};
 use dm_thin::units::Bytes;
 use dm_thin::{Errno, Error};
 
 use crate::bench::Bench;
+use crate::spy::Spy;
 
 fn backing(bench: &Bench, name: &str, size: Bytes) -> (File, PathBuf) {
     let path = bench.path().join(name);
@@ -152,4 +155,30 @@ fn another_file_under_a_read_only_device() {
 
     let (longer, _) = backing(&bench, "longer", Bytes::kib(8));
     assert_eq!(device.change_file(&longer).unwrap_err().errno(), Some(Errno::EINVAL));
+}
+
+#[test]
+fn a_free_device_that_somebody_has_exclusively_is_left_out() {
+    let bench = Bench::new();
+    let control = LoopControl::open().unwrap();
+    let (file, path) = backing(&bench, "file", Bytes::mib(1));
+    let index = control.find_free().unwrap();
+    let free = control.device(index, Access::READ).unwrap();
+    let claim = RealKernel.open(&free.path(), Access::READ.exclusive()).unwrap();
+    let device = control.attach(&file, &path, &AttachOptions::new()).unwrap();
+    assert_ne!(device.index(), index);
+    drop(claim);
+    device.detach().unwrap();
+}
+
+#[test]
+fn a_device_is_read_only_without_loop_configure() {
+    let bench = Bench::new();
+    let spy = Spy { unknown: &[LOOP_CONFIGURE], errno: Errno::EINVAL, ..Default::default() };
+    let control = LoopControl::with_kernel(Arc::new(spy)).unwrap();
+    let (file, path) = backing(&bench, "file", Bytes::mib(1));
+    let device = control.attach(&file, &path, &AttachOptions::new().read_only(true)).unwrap();
+    assert!(device.status().unwrap().flags.contains(LoopFlags::READ_ONLY));
+    assert!(fs::write(device.path(), "refused").is_err());
+    device.detach().unwrap();
 }
