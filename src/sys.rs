@@ -86,23 +86,50 @@ pub(crate) fn mount_ids(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
     (ask(STATX_MNT_ID), ask(STATX_MNT_ID_UNIQUE))
 }
 
-/// A System V semaphore set of one semaphore, as udev's completion protocol uses it.
+/// A System V semaphore set, as udev's completion protocol uses it: the first one counts, the second one keeps the
+/// process that made the set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Semaphore(libc::c_int);
 
 impl Semaphore {
-    /// `semget(2)` with IPC_CREAT | IPC_EXCL and mode 0600: EEXIST if the key is taken.
+    /// Semaphores in a set.
+    pub(crate) const COUNT: u16 = 2;
+    /// The bits for execution mean nothing to the kernel, and tell sets of this crate from those of others.
+    pub(crate) const MODE: u16 = 0o700;
+
+    /// `semget(2)` with IPC_CREAT | IPC_EXCL: EEXIST if the key is taken.
     pub(crate) fn create(key: u32) -> Result<Self, Errno> {
+        let flags = libc::IPC_CREAT | libc::IPC_EXCL | libc::c_int::from(Self::MODE);
         // SAFETY: takes and returns integers only.
-        let id = unsafe { libc::semget(key.cast_signed(), 1, libc::IPC_CREAT | libc::IPC_EXCL | 0o600) };
+        let id = unsafe { libc::semget(key.cast_signed(), Self::COUNT.into(), flags) };
         Errno::result(id).map(Self)
     }
 
-    /// `semop(2)` without waiting: add `delta` to the value, or, with 0, ask whether it is 0 (EAGAIN
+    /// The set with this identifier, whoever made it.
+    pub(crate) fn of_id(id: i32) -> Self {
+        Self(id)
+    }
+
+    /// `semop(2)` without waiting: add `delta` to the value of the first one, or, with 0, ask whether it is 0 (EAGAIN
     /// if not).
     pub(crate) fn change(self, delta: i16) -> Result<(), Errno> {
+        self.operate(0, delta)
+    }
+
+    /// `semop(2)` on the second one, so that [`marker`](Self::marker) tells this process.
+    pub(crate) fn mark(self) -> Result<(), Errno> {
+        self.operate(1, 1)
+    }
+
+    /// `semctl(GETPID)` of the second one: the process that marked it. 0 if none did, or it is not visible from here.
+    pub(crate) fn marker(self) -> Result<u32, Errno> {
+        // SAFETY: GETPID takes no further argument, and the result is an integer.
+        Errno::result(unsafe { libc::semctl(self.0, 1, libc::GETPID) }).map(i32::unsigned_abs)
+    }
+
+    fn operate(self, number: u16, delta: i16) -> Result<(), Errno> {
         #[allow(clippy::cast_possible_truncation)] // 0o4000
-        let mut operation = libc::sembuf { sem_num: 0, sem_op: delta, sem_flg: libc::IPC_NOWAIT as i16 };
+        let mut operation = libc::sembuf { sem_num: number, sem_op: delta, sem_flg: libc::IPC_NOWAIT as i16 };
         // SAFETY: the pointer is to one live operation, which is the count given, and the kernel does
         // not keep it.
         Errno::result(unsafe { libc::semop(self.0, &raw mut operation, 1) }).map(drop)

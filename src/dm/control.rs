@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use zeroize::Zeroize;
@@ -35,6 +36,8 @@ pub struct DeviceMapper {
     control: DeviceFile,
     version: DmVersion,
     udev: UdevPolicy,
+    /// udev did not answer once: it is stopped, and waiting for it again would cost as long for each change.
+    udev_is_silent: AtomicBool,
 }
 
 impl DeviceMapper {
@@ -58,7 +61,7 @@ impl DeviceMapper {
         })?;
         exclusive::reserve();
         let version = DmVersion { major: crate::abi::dm::DM_VERSION_MAJOR, minor: 0, patch: 0 };
-        let mut dm = Self { kernel, control, version, udev };
+        let mut dm = Self { kernel, control, version, udev, udev_is_silent: AtomicBool::new(false) };
         dm.version = dm.transact(&Request::new(Command::VERSION), |answer| Ok(answer.version()))?;
         Ok(dm)
     }
@@ -87,8 +90,12 @@ impl DeviceMapper {
         Ok(())
     }
 
-    /// Whether changes are waited for until udev has seen them.
+    /// Whether changes are waited for until udev has seen them. Not any more once it did not answer within 30 seconds:
+    /// then nodes are made as where udev does not run.
     pub fn waits_for_udev(&self) -> bool {
+        if self.udev_is_silent.load(Ordering::Relaxed) {
+            return false;
+        }
         match self.udev {
             UdevPolicy::None => false,
             UdevPolicy::Auto => self.kernel.udev_runs(),
@@ -109,9 +116,11 @@ impl DeviceMapper {
         let (announced, decoded) = self.transact(&request.event_nr(event_nr), |answer| {
             Ok((answer.flags().contains(DmFlags::UEVENT_GENERATED), decode(&answer)?))
         })?;
-        if let Some(cookie) = cookie.filter(|_| announced) {
-            // If udev does not come, the caller's look at the node mends what it left.
-            cookie.wait();
+        if let Some(cookie) = cookie.filter(|_| announced)
+            && cookie.wait() == Err(Errno::ETIMEDOUT)
+        {
+            // udev does not come. The caller's look at the node mends what it left; the next one does not wait.
+            self.udev_is_silent.store(true, Ordering::Relaxed);
         }
         Ok(decoded)
     }

@@ -280,3 +280,18 @@ fn an_interrupted_resume_is_sent_again() {
     fake.mapper().resume(&name("volume")).unwrap();
     assert_eq!(fake.log(), ["DM_DEV_SUSPEND"; 3]);
 }
+
+#[test]
+fn udev_that_does_not_answer_is_waited_for_once() {
+    let fake = Fake::new(47, |_, bytes| {
+        put(bytes, 28, 1 << 13);
+        Ok(0)
+    });
+    let dm = DeviceMapper::with_kernel(fake.clone(), UdevPolicy::Cookie).unwrap();
+    let cookie = |fake: &Fake| u32::from_ne_bytes(fake.last()[32..36].try_into().unwrap());
+    dm.resume(&name("volume")).unwrap();
+    assert_ne!(cookie(&fake), 0);
+    assert!(!dm.waits_for_udev());
+    dm.resume(&name("volume")).unwrap();
+    assert_eq!(cookie(&fake), 0);
+}

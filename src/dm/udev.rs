@@ -3,8 +3,16 @@
 //! A semaphore is counted up before the ioctl, its key travels through the uevent as DM_COOKIE, and
 //! `dmsetup udevcomplete`, run by the rules, counts it down. Where udev does not run there is nothing
 //! to wait for.
+//!
+//! A process that is killed leaves its semaphore in the system, of which there are few. The next process sweeps it.
+//! Ours are known by their permissions and the second semaphore of the set: with the keys of the protocol nobody else
+//! makes such. That one is touched by its maker alone, so that its GETPID tells, whatever udev did since, whose it
+//! was; if that process is not there any more, nobody waits. Another one's process number may be given anew, and a
+//! process of another pid namespace is not seen: such sets stay.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,7 +56,7 @@ impl UdevFlags {
 /// `DM_COOKIE_MAGIC`, the high half of every key.
 const COOKIE_MAGIC: u32 = 0x0d4d;
 /// How long udev may take. It is a bound against waiting for ever, not an expectation.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(30) };
 
 /// A semaphore that udev will count down. Removed from the system when dropped.
 #[derive(Debug)]
@@ -59,6 +67,8 @@ pub(super) struct Cookie {
 
 impl Cookie {
     pub(super) fn new() -> Result<Self, Errno> {
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
         loop {
             #[allow(clippy::cast_possible_truncation)] // any sixteen bits will do
             let base = RandomState::new().hash_one(0) as u16;
@@ -71,6 +81,7 @@ impl Cookie {
                 Err(errno) => return Err(errno),
                 Ok(semaphore) => {
                     let cookie = Self { semaphore, base };
+                    semaphore.mark()?;
                     semaphore.change(1)?;
                     return Ok(cookie);
                 }
@@ -83,20 +94,47 @@ impl Cookie {
         EventNr(u32::from(flags.bits()) << 16 | u32::from(self.base))
     }
 
-    /// Wait until udev has counted down: false if it did not within the bound, or is not there.
-    pub(super) fn wait(&self) -> bool {
+    /// Waits until udev has counted down.
+    ///
+    /// # Errors
+    /// ETIMEDOUT if it did not within the bound; EIDRM or EINVAL if somebody removed the semaphore.
+    pub(super) fn wait(&self) -> Result<(), Errno> {
         let end = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(100);
         // Not every C library has semtimedop(2), hence looking again and again.
         loop {
             match self.semaphore.change(0) {
-                Ok(()) => return true,
                 Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < end => thread::sleep(pause),
-                Err(_) => return false,
+                Err(Errno::EAGAIN | Errno::EINTR) => return Err(Errno::ETIMEDOUT),
+                result => return result,
             }
             pause = (pause * 2).min(Duration::from_millis(10));
         }
     }
+}
+
+/// Removes the semaphores of this crate whose process is gone. What cannot be read or removed stays.
+fn sweep() {
+    let table = std::fs::read_to_string("/proc/sysvipc/sem").unwrap_or_default();
+    for semaphore in table.lines().filter_map(ours) {
+        let is_gone = |process| process > 0 && !Path::new(&format!("/proc/{process}")).exists();
+        if semaphore.marker().is_ok_and(is_gone) {
+            // Somebody else swept it: that is as good.
+            let _ = semaphore.remove();
+        }
+    }
+}
+
+/// The semaphore of a line of the kernel's table, if this crate made it: key, identifier, permissions, how many …
+fn ours(line: &str) -> Option<Semaphore> {
+    let mut words = line.split_ascii_whitespace();
+    let key: i32 = words.next()?.parse().ok()?;
+    let id = words.next()?.parse().ok()?;
+    let mode = u16::from_str_radix(words.next()?, 8).ok()?;
+    let count: u16 = words.next()?.parse().ok()?;
+    let known =
+        key.cast_unsigned() >> 16 == COOKIE_MAGIC && (mode, count) == (Semaphore::MODE, Semaphore::COUNT);
+    known.then(|| Semaphore::of_id(id))
 }
 
 impl Drop for Cookie {
@@ -117,7 +155,7 @@ mod tests {
         assert!(in_system(base));
         assert_eq!(cookie.event_nr(UdevFlags::NODE_ONLY).0, 0x6e_0000 | u32::from(base));
         cookie.semaphore.change(-1).unwrap();
-        assert!(cookie.wait());
+        cookie.wait().unwrap();
         drop(cookie);
         assert!(!in_system(base));
     }
@@ -126,7 +164,45 @@ mod tests {
     fn the_wait_ends_when_the_semaphore_is_removed() {
         let cookie = Cookie::new().unwrap();
         cookie.semaphore.remove().unwrap();
-        assert!(!cookie.wait());
+        assert!(matches!(cookie.wait(), Err(Errno::EIDRM | Errno::EINVAL)));
+    }
+
+    #[test]
+    fn a_wait_without_udev_ends() {
+        assert_eq!(Cookie::new().unwrap().wait(), Err(Errno::ETIMEDOUT));
+    }
+
+    #[test]
+    fn the_semaphore_of_a_process_that_died_is_swept_and_others_are_not() {
+        const LEAK: &str = "DM_THIN_TEST_LEAKS_A_COOKIE";
+        let cookie = Cookie::new().unwrap();
+        if std::env::var_os(LEAK).is_some() {
+            eprintln!("leaked {}", cookie.base);
+            std::mem::forget(cookie);
+            return;
+        }
+        let this = "dm::udev::tests::the_semaphore_of_a_process_that_died_is_swept_and_others_are_not";
+        let mut other = std::process::Command::new(std::env::current_exe().unwrap());
+        let said = other.args(["--exact", this, "--nocapture"]).env(LEAK, "1").output().unwrap();
+        let said = String::from_utf8(said.stderr).unwrap();
+        let leaked = said.lines().find_map(|line| line.strip_prefix("leaked ")).unwrap().parse().unwrap();
+        assert!(in_system(leaked));
+        sweep();
+        assert!(!in_system(leaked));
+        assert!(in_system(cookie.base), "its process is alive");
+    }
+
+    #[test]
+    fn a_semaphore_of_libdevmapper_is_not_ours() {
+        let line = |key: u32, mode: &str, count: u32| {
+            format!("{} 7  {mode} {count} 0 0 0 0 1795500000 1795500000", key.cast_signed())
+        };
+        assert!(ours(&line(0x0d4d_1234, "700", 2)).is_some());
+        for foreign in [line(0x0d4d_1234, "600", 1), line(0x0d4d_1234, "700", 1), line(0x0d4e_1234, "700", 2)]
+        {
+            assert!(ours(&foreign).is_none(), "{foreign}");
+        }
+        assert!(ours("       key      semid perms      nsems   uid   gid").is_none());
     }
 
     fn in_system(base: u16) -> bool {
