@@ -90,6 +90,9 @@ impl SnapshotTree {
 
     /// Delete what was removed while it was open, where it is closed by now. Nothing is waited for. The number of
     /// those still open is returned.
+    ///
+    /// # Errors
+    /// The first failure; the others were tried all the same.
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
         let left = self.reap_closed()?;
@@ -119,14 +122,14 @@ impl SnapshotTree {
     /// The part of [`reap`](Self::reap) that an open does, too.
     pub(super) fn reap_closed(&self) -> Result<usize> {
         let deleting: Vec<_> = self.store.read(|graph| graph.deleting().iter().cloned().collect());
-        let mut left = 0;
+        let (mut left, mut first_error) = (0, Ok(()));
         for id in deleting {
             match self.finish_removal(&id) {
                 Err(error) if error.is_busy() => left += 1,
-                result => result?,
+                result => first_error = first_error.and(result),
             }
         }
-        Ok(left)
+        first_error.map(|()| left)
     }
 
     /// Delete the volume of a removed snapshot, so that its id is free.
