@@ -179,7 +179,7 @@ impl ThinPool {
     ///
     /// # Errors
     /// [`Error::LowSpace`] if there is less than the guard wants.
-    pub(super) fn check_space(&self) -> Result<()> {
+    pub(crate) fn check_space(&self) -> Result<()> {
         let Some(watch) = &self.guard else { return Ok(()) };
         if watch.serves() && watch.judge(self).is_ok() {
             return Ok(());

@@ -1,8 +1,10 @@
 //! What is active and mounted.
 //!
 //! Every snapshot in use has a slot; a call that activates, mounts, or takes down holds its lock to the
-//! end, so that unmount and deactivate are one step for all others. Only one slot is held at a time.
+//! end, so that unmount and deactivate are one step for all others. Who holds two slots (a rename) locked them in
+//! the order of their ids. Who only looks reads a copy of what the last call left, and waits for nobody.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,7 +15,8 @@ use nix::errno::Errno;
 use super::graph::{FsState, Record, Snapshot};
 use super::mount::{Mounted, Where};
 use super::{SnapshotId, SnapshotTree, unknown};
-use crate::dm::{DmName, Removal};
+use crate::dm::{DeviceStatus, DmName, Removal};
+use crate::kernel::{DeviceNumber, MountId};
 use crate::thin::{ThinId, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -27,6 +30,83 @@ pub(super) struct Slot {
     /// Somebody asked for it to be active, mounted or not.
     pub(super) held: bool,
     pub(super) mounted: Option<Mounted>,
+}
+
+/// What [`Slot`] holds, for those who only look.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SlotView {
+    pub(super) device: Option<(PathBuf, DeviceNumber)>,
+    pub(super) leaving: bool,
+    pub(super) mounted: Option<(PathBuf, MountId)>,
+}
+
+/// A slot and its view.
+#[derive(Debug, Default)]
+pub(super) struct SlotCell {
+    slot: Mutex<Slot>,
+    view: Mutex<SlotView>,
+}
+
+impl SlotCell {
+    pub(super) fn new(slot: Slot) -> Self {
+        let view = Mutex::new(slot.view());
+        Self { slot: Mutex::new(slot), view }
+    }
+
+    /// What the last call on the slot left.
+    pub(super) fn view(&self) -> SlotView {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A locked slot. When it is dropped others see what became of it.
+#[derive(Debug)]
+pub(super) struct SlotGuard<'a> {
+    slot: MutexGuard<'a, Slot>,
+    view: &'a Mutex<SlotView>,
+}
+
+impl Deref for SlotGuard<'_> {
+    type Target = Slot;
+    fn deref(&self) -> &Slot {
+        &self.slot
+    }
+}
+
+impl DerefMut for SlotGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Slot {
+        &mut self.slot
+    }
+}
+
+impl Drop for SlotGuard<'_> {
+    fn drop(&mut self) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = self.slot.view();
+    }
+}
+
+impl Slot {
+    fn view(&self) -> SlotView {
+        SlotView {
+            device: self.volume.as_ref().map(|volume| (volume.path(), volume.number())),
+            leaving: self.leaving,
+            mounted: self.mounted.as_ref().map(|mounted| (mounted.target.clone(), mounted.id())),
+        }
+    }
+}
+
+/// The end of a wait; a timeout that no clock can hold has none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub(super) fn after(timeout: Duration) -> Self {
+        Self(Instant::now().checked_add(timeout))
+    }
+
+    pub(super) fn is_over(self) -> bool {
+        self.0.is_some_and(|end| Instant::now() >= end)
+    }
 }
 
 impl SnapshotTree {
@@ -160,19 +240,16 @@ impl SnapshotTree {
     }
 
     /// Done with a slot: forget it if it is idle.
-    pub(super) fn tidy(&self, id: &SnapshotId, slot: Arc<Mutex<Slot>>) {
-        let idle = lock(&slot).volume.is_none();
+    pub(super) fn tidy(&self, id: &SnapshotId, slot: Arc<SlotCell>) {
         drop(slot);
         let mut slots = self.slots();
         // Nobody else holds it, and nobody can get it while the map is locked.
-        if idle
-            && slots.get(id).is_some_and(|slot| Arc::strong_count(slot) == 1 && lock(slot).volume.is_none())
-        {
+        if slots.get(id).is_some_and(|slot| Arc::strong_count(slot) == 1 && lock(slot).volume.is_none()) {
             slots.remove(id);
         }
     }
 
-    pub(super) fn slots(&self) -> MutexGuard<'_, std::collections::HashMap<SnapshotId, Arc<Mutex<Slot>>>> {
+    pub(super) fn slots(&self) -> MutexGuard<'_, std::collections::HashMap<SnapshotId, Arc<SlotCell>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,8 +258,11 @@ impl SnapshotTree {
         if slot.leaving {
             self.keep(slot)?;
         }
-        if let Some(volume) = &slot.volume {
-            return Ok(volume.path());
+        if let Some(volume) = &mut slot.volume {
+            if self.recognise(volume, id)? {
+                return Ok(volume.path());
+            }
+            self.forget_device(slot)?;
         }
         let volume = self.activate_volume(id, snapshot.thin_id, snapshot.size)?;
         if snapshot.fs == FsState::Growing
@@ -204,7 +284,7 @@ impl SnapshotTree {
     pub(super) fn deactivate_slot_within(&self, slot: &mut Slot, id: &str, timeout: Duration) -> Result<()> {
         check_unmounted(slot, id)?;
         if let Some(volume) = &slot.volume {
-            self.patiently_within(volume.name(), timeout, || volume.deactivate())?;
+            self.patiently_within(volume.name(), timeout, || self.remove_by_uuid(volume))?;
             if slot.leaving {
                 // The kernel may have been faster, and cannot remove the node.
                 self.pool.device_mapper().remove_node(volume.name())?;
@@ -221,6 +301,11 @@ impl SnapshotTree {
             return Ok(if slot.leaving { Removal::Deferred } else { Removal::Removed });
         };
         let removal = match volume.deactivate_deferred() {
+            // Somebody renamed it, or removed it.
+            Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(volume.id())? {
+                Some(found) => found.deactivate_deferred()?,
+                None => Removal::Removed,
+            },
             // Before interface 4.27.
             Err(Error::TooOld { .. }) => return self.deactivate_slot(slot, id).map(|()| Removal::Removed),
             removal => removal?,
@@ -235,19 +320,16 @@ impl SnapshotTree {
     /// Take back a deferred removal. If it came about already, the slot is empty after this.
     fn keep(&self, slot: &mut Slot) -> Result<()> {
         let Some(volume) = &slot.volume else { return Ok(()) };
-        let end = Instant::now() + self.options.busy_timeout;
+        let end = Deadline::after(self.options.busy_timeout);
         loop {
             match volume.cancel_deactivate() {
                 Ok(()) => slot.leaving = false,
                 // Going right now.
-                Err(error) if error.is_busy() && Instant::now() < end => {
+                Err(error) if error.is_busy() && !end.is_over() => {
                     thread::sleep(Duration::from_millis(1));
                     continue;
                 }
-                Err(error) if error.errno() == Some(Errno::ENXIO) => {
-                    self.pool.device_mapper().remove_node(volume.name())?;
-                    *slot = Slot::default();
-                }
+                Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(slot)?,
                 Err(error) => return Err(error),
             }
             return Ok(());
@@ -286,7 +368,48 @@ impl SnapshotTree {
     }
 
     pub(super) fn remove_volume(&self, volume: &ThinVolume) -> Result<()> {
-        self.patiently(volume.name(), || volume.deactivate())
+        self.patiently(volume.name(), || self.remove_by_uuid(volume))
+    }
+
+    /// Removes the device of a volume, whatever it is called by now.
+    fn remove_by_uuid(&self, volume: &ThinVolume) -> Result<()> {
+        match volume.deactivate() {
+            Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(volume.id())? {
+                Some(found) => found.deactivate(),
+                None => Err(error),
+            },
+            result => result,
+        }
+    }
+
+    /// An active volume of this tree, found by its uuid.
+    pub(super) fn find_volume(&self, id: ThinId) -> Result<Option<ThinVolume>> {
+        let found = self.pool.device_mapper().find((&self.volume_uuid(id)?).into())?;
+        let live = found.filter(DeviceStatus::has_live_table);
+        live.map(|status| self.pool.active_volume(&status.name)).transpose()
+    }
+
+    /// Finds a volume's device, and gives it its name and node again if somebody took them. `false` if it is gone.
+    fn recognise(&self, volume: &mut ThinVolume, id: &str) -> Result<bool> {
+        let dm = self.pool.device_mapper();
+        let Some(status) = dm.find((&self.volume_uuid(volume.id())?).into())? else { return Ok(false) };
+        if (status.name, status.number) != (*volume.name(), volume.number()) {
+            *volume = self.pool.active_volume(&status.name)?;
+        }
+        let name = self.volume_name(id)?;
+        if *volume.name() != name {
+            volume.rename(&name)?;
+        }
+        dm.ensure_node(&name, status.number)?;
+        Ok(true)
+    }
+
+    /// The device of a slot is gone, and its node with it.
+    pub(super) fn forget_device(&self, slot: &mut Slot) -> Result<()> {
+        if let Some(volume) = std::mem::take(slot).volume {
+            self.pool.device_mapper().remove_node(volume.name())?;
+        }
+        Ok(())
     }
 
     /// Repeat while somebody has the device open, until the time that the options give is over. That it
@@ -301,12 +424,12 @@ impl SnapshotTree {
         timeout: Duration,
         remove: impl Fn() -> Result<()>,
     ) -> Result<()> {
-        let end = Instant::now() + timeout;
+        let end = Deadline::after(timeout);
         let mut pause = Duration::from_millis(1);
         loop {
             match remove() {
                 Err(error) if error.errno() == Some(Errno::ENXIO) => return Ok(()),
-                Err(error) if error.is_busy() && Instant::now() >= end => {
+                Err(error) if error.is_busy() && end.is_over() => {
                     let status = self.pool.device_mapper().status(name.into());
                     let open_count = status.map_or(0, |status| status.open_count);
                     return Err(Error::Busy { device: name.to_string(), open_count });
@@ -350,6 +473,37 @@ fn check_unmounted(slot: &Slot, id: &str) -> Result<()> {
     }
 }
 
-pub(super) fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock(cell: &SlotCell) -> SlotGuard<'_> {
+    SlotGuard { slot: cell.slot.lock().unwrap_or_else(PoisonError::into_inner), view: &cell.view }
+}
+
+#[cfg(all(test, feature = "model"))]
+mod tests {
+    use super::*;
+    use crate::dm::UdevPolicy;
+    use crate::model::ModelKernel;
+    use crate::tree::{Filesystem, Options, Parent};
+
+    #[test]
+    fn who_only_looks_waits_for_no_slot() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
+        let options = options.kernel(Arc::new(ModelKernel::new()));
+        let tree = SnapshotTree::open(directory.path().join("root"), options).unwrap();
+        for id in ["a", "b"] {
+            tree.add(id, Parent::Base).unwrap();
+        }
+        let device = tree.activate("a").unwrap();
+        let slot = tree.slots().get("a").unwrap().clone();
+        // As by an add that waits for a suspend: whatever waits for it would not come back.
+        let busy = lock(&slot);
+        assert_eq!(tree.list()[0].device.as_deref(), Some(&*device));
+        assert_eq!(tree.get("a").unwrap().device, Some(device));
+        assert_eq!((tree.check().unwrap(), tree.holders("a").unwrap()), (vec![], vec![]));
+        tree.tidy(&SnapshotId::new("a").unwrap(), slot.clone());
+        tree.activate("b").unwrap();
+        drop(busy);
+        drop(slot);
+        tree.close().unwrap();
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
-use super::active::lock;
 use super::graph::Snapshot;
 use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount};
 use crate::dm::{DeviceStatus, TableKind};
@@ -100,17 +99,16 @@ impl SnapshotTree {
                 }
             }
         }
-        let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
+        let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.view())).collect();
         let mut own = vec![false; mounts.len()];
         for (id, slot) in slots {
-            let slot = lock(&slot);
-            if slot.volume.is_some() && !slot.leaving && !active.contains_key(&id) {
+            if slot.device.is_some() && !slot.leaving && !active.contains_key(&id) {
                 findings.push(Finding::DeviceGone { id: id.clone() });
             }
-            if let Some(mounted) = &slot.mounted {
-                match mounts.iter().position(|line| mounted.is_line(line)) {
+            if let Some((target, mount)) = slot.mounted {
+                match mounts.iter().position(|line| line.is(mount)) {
                     Some(at) => own[at] = true,
-                    None => findings.push(Finding::NotMounted { id, target: mounted.target.clone() }),
+                    None => findings.push(Finding::NotMounted { id, target }),
                 }
             }
         }

@@ -59,7 +59,9 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot).
     pub fn holders(&self, id: &str) -> Result<Vec<Holder>> {
-        let number = self.with_slot(id, |slot, _| Ok(slot.volume.as_ref().map(|volume| volume.number())))?;
+        self.check_open()?;
+        let id = self.get(id)?.id;
+        let number = self.slots().get(&id).and_then(|slot| slot.view().device).map(|(_, number)| number);
         let mut holders = number.map(holders).unwrap_or_default();
         holders.sort();
         Ok(holders)

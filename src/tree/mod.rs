@@ -84,7 +84,7 @@ pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use usage::SnapshotUsage;
 
-use active::Slot;
+use active::SlotCell;
 use hold::HoldNote;
 use mount::Mounts;
 use root::Root;
@@ -109,7 +109,7 @@ pub struct SnapshotTree {
     /// The pool's transaction id.
     transaction_id: Mutex<TransactionId>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
-    slots: Mutex<HashMap<SnapshotId, Arc<Mutex<Slot>>>>,
+    slots: Mutex<HashMap<SnapshotId, Arc<SlotCell>>>,
     /// What this tree has mounted.
     mounts: Mounts,
     /// Held by who makes the pool larger, or takes it down. Before any slot.

@@ -118,9 +118,8 @@ impl Mounted {
         self.place.above.proc_path().join(&self.place.name)
     }
 
-    /// Whether that line of mountinfo is this mount.
-    pub(super) fn is_line(&self, line: &MountLine) -> bool {
-        (line.id, line.device) == (self.id.id, self.id.device)
+    pub(super) fn id(&self) -> MountId {
+        self.id
     }
 }
 
@@ -387,7 +386,7 @@ fn find_mount(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> Resul
 }
 
 fn is_listed(kernel: &dyn Kernel, mount: MountId) -> Result<bool> {
-    Ok(mounts(kernel)?.iter().any(|line| (line.id, line.device) == (mount.id, mount.device)))
+    Ok(mounts(kernel)?.iter().any(|line| line.is(mount)))
 }
 
 /// A line of mountinfo.
@@ -399,6 +398,11 @@ pub(super) struct MountLine {
 }
 
 impl MountLine {
+    /// Whether it is that mount.
+    pub(super) fn is(&self, mount: MountId) -> bool {
+        (self.id, self.device) == (mount.id, mount.device)
+    }
+
     fn mount_id(&self) -> MountId {
         MountId { id: self.id, unique: None, device: self.device }
     }

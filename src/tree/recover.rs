@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::active::Slot;
+use super::active::{Slot, SlotCell};
 use super::graph::Record;
 use super::mount::Mounted;
 use super::{SnapshotId, SnapshotTree, source, volume_name};
@@ -111,7 +111,7 @@ impl SnapshotTree {
                 held: mounted.is_none(),
                 mounted,
             };
-            self.slots().insert(id.clone(), Arc::new(Mutex::new(slot)));
+            self.slots().insert(id.clone(), Arc::new(SlotCell::new(slot)));
         }
         Ok(())
     }

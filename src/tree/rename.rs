@@ -25,17 +25,23 @@ impl SnapshotTree {
         self.finish_removal(&to)?;
         // For the name: nobody else gets it meanwhile.
         let reservation = self.store.reserve(Some(to.clone()))?;
-        // The only place that holds two slots. It cannot deadlock: nobody who has the slot of an id that is
-        // not there yet waits for another one.
-        let target = self.slots().entry(to.clone()).or_default().clone();
+        let slot = |id: &SnapshotId| self.slots().entry(id.clone()).or_default().clone();
+        let (source, target) = (slot(&from), slot(&to));
         let renamed = {
-            let mut target = lock(&target);
-            self.with_slot(id, |slot, _| {
-                self.rename_slot(slot, &from, &to)?;
-                *target = std::mem::take(slot);
+            let (mut slot, mut renamed) = if from < to {
+                let slot = lock(&source);
+                (slot, lock(&target))
+            } else {
+                let renamed = lock(&target);
+                (lock(&source), renamed)
+            };
+            self.check_open().and_then(|()| self.get(id)).and_then(|_| {
+                self.rename_slot(&mut slot, &from, &to)?;
+                *renamed = std::mem::take(&mut *slot);
                 Ok(())
             })
         };
+        self.tidy(&from, source);
         self.tidy(&to, target);
         renamed?;
         drop(reservation);

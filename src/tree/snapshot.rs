@@ -106,11 +106,19 @@ impl SnapshotTree {
         made: Snapshot,
         parent: &ThinVolume,
     ) -> Result<Snapshot> {
+        // Before the parent is suspended: in a full pool that waits for its writes.
+        self.pool.check_space()?;
+        let renamed;
         let suspended = match parent.suspend() {
-            // Its deferred removal came about.
-            Err(error) if error.errno() == Some(Errno::ENXIO) => {
-                return self.create_snap(reservation, made, &Origin::Inactive(parent.id()));
-            }
+            Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(parent.id())? {
+                // Somebody renamed it.
+                Some(found) => {
+                    renamed = found;
+                    renamed.suspend()?
+                }
+                // Its deferred removal came about.
+                None => return self.create_snap(reservation, made, &Origin::Inactive(parent.id())),
+            },
             suspended => suspended?,
         };
         let created = self.create_snap(reservation, made, &Origin::Suspended(&suspended));

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use serde::Serialize;
 
-use super::active::lock;
 use super::graph::Snapshot;
 use super::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::dm::DmName;
@@ -127,12 +127,9 @@ impl SnapshotTree {
     }
 
     fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
-        let slot = self.slots().get(&id).cloned();
-        let (device, mounted) = slot.map_or((None, None), |slot| {
-            let slot = lock(&slot);
-            let device = slot.volume.as_ref().filter(|_| !slot.leaving).map(|volume| volume.path());
-            (device, slot.mounted.as_ref().map(|mounted| mounted.target.clone()))
-        });
+        let slot = self.slots().get(&id).map(|slot| slot.view()).unwrap_or_default();
+        let device = slot.device.filter(|_| !slot.leaving).map(|(path, _)| path);
+        let mounted = slot.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
         let Snapshot { thin_id, labels, size, .. } = snapshot;
         SnapshotInfo { id, parent, labels, size, thin_id, device, mounted }
@@ -144,25 +141,36 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`]; [`Error::PoolMode`] if the pool has failed.
     pub fn snapshot_status(&self, id: &str) -> Result<SnapshotStatus> {
         self.with_slot(id, |slot, snapshot| {
-            let was_active = slot.volume.is_some() && !slot.leaving;
+            if let Some(volume) = slot.volume.as_ref().filter(|_| slot.leaving) {
+                // Asking is no reason for it to stay.
+                match volume.status() {
+                    Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(slot)?,
+                    status => return self.mapped(snapshot, &status?),
+                }
+            }
+            let was_active = slot.volume.is_some();
             self.activate_slot(slot, id, snapshot)?;
             let status = slot.volume.as_ref().map_or(Err(Error::Closed), ThinVolume::status);
             if !was_active {
                 self.deactivate_slot(slot, id)?;
             }
-            let Snapshot { thin_id, size, .. } = *snapshot;
-            match status? {
-                ThinStatus::Mapped { mapped, highest } => {
-                    // The last sector that is mapped.
-                    let highest = highest.map(|sector| sector.bytes() + SECTOR_SIZE);
-                    Ok(SnapshotStatus { thin_id, size, mapped: mapped.bytes(), highest })
-                }
-                ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
-                    let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
-                    Err(Error::PoolMode { pool, mode: PoolMode::Fail, consequence })
-                }
-            }
+            self.mapped(snapshot, &status?)
         })
+    }
+
+    fn mapped(&self, snapshot: &Snapshot, status: &ThinStatus) -> Result<SnapshotStatus> {
+        let Snapshot { thin_id, size, .. } = *snapshot;
+        match *status {
+            ThinStatus::Mapped { mapped, highest } => {
+                // The last sector that is mapped.
+                let highest = highest.map(|sector| sector.bytes() + SECTOR_SIZE);
+                Ok(SnapshotStatus { thin_id, size, mapped: mapped.bytes(), highest })
+            }
+            ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
+                let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
+                Err(Error::PoolMode { pool, mode: PoolMode::Fail, consequence })
+            }
+        }
     }
 
     /// The tree and its pool, as the kernel sees it now.

@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
+mod active;
 mod check;
 mod family;
 mod growth;

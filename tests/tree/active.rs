@@ -1,0 +1,158 @@
+//! What is active is told by what it is, whatever others do to names and nodes.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use dm_thin::Error;
+use dm_thin::dm::{DeviceMapper, DmName, UdevPolicy};
+use dm_thin::kernel::{Access, Kernel};
+use dm_thin::tree::{Parent, Removal, RemoveOptions};
+use nix::errno::Errno;
+
+use crate::rig::Rig;
+
+fn name(device: &Path) -> DmName {
+    device.file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+fn dm(rig: &Rig) -> DeviceMapper {
+    DeviceMapper::with_kernel(rig.kernel.clone(), UdevPolicy::None).unwrap()
+}
+
+fn named(text: &str) -> DmName {
+    DmName::new(text).unwrap()
+}
+
+#[test]
+fn a_parent_that_somebody_renamed_is_suspended_for_its_snapshot() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    dm(&rig).rename(&name(&device), &named("theirs")).unwrap();
+    rig.kernel.clear_log();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    // Suspended and resumed; the name may have been tried first.
+    let log = rig.kernel.log();
+    let suspends = log.iter().filter(|call| call.name == "DM_DEV_SUSPEND").count();
+    assert!(suspends >= 2, "{log:?}");
+    tree.deactivate("a").unwrap();
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn activate_makes_the_node_again() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    rig.kernel.remove_node(&device).unwrap();
+    assert_eq!(tree.activate("a").unwrap(), device);
+    rig.kernel.block_device(&device).unwrap();
+    // Under another name, and not at all.
+    dm(&rig).rename(&name(&device), &named("theirs")).unwrap();
+    assert_eq!(tree.activate("a").unwrap(), device);
+    rig.kernel.block_device(&device).unwrap();
+    dm(&rig).remove(&name(&device)).unwrap();
+    assert_eq!(tree.activate("a").unwrap(), device);
+    rig.kernel.block_device(&device).unwrap();
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn deactivate_removes_a_device_that_somebody_renamed() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    for deferred in [false, true] {
+        let device = tree.activate("a").unwrap();
+        dm(&rig).rename(&name(&device), &named("theirs")).unwrap();
+        match deferred {
+            true => assert_eq!(tree.deactivate_deferred("a").unwrap(), Removal::Removed),
+            false => tree.deactivate("a").unwrap(),
+        }
+        assert_eq!(rig.kernel.leftovers().iter().filter(|left| left.contains("theirs")).count(), 0);
+    }
+    // Nobody's now.
+    tree.remove("a").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn looking_at_a_snapshot_does_not_keep_it_active() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let file = rig.kernel.open(&device, Access::READ).unwrap();
+    assert_eq!(tree.deactivate_deferred("a").unwrap(), Removal::Deferred);
+    let status = tree.snapshot_status("a").unwrap();
+    assert!(
+        dm(&rig)
+            .status((&name(&device)).into())
+            .unwrap()
+            .flags
+            .contains(dm_thin::dm::DmFlags::DEFERRED_REMOVE)
+    );
+    drop(file);
+    assert_eq!(tree.snapshot_status("a").unwrap(), status);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_timeout_may_be_longer_than_any_clock() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().busy_timeout(Duration::MAX)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    tree.activate("a").unwrap();
+    tree.deactivate("a").unwrap();
+    let removal = tree.remove_with("a", &RemoveOptions::new().busy_timeout(Duration::MAX)).unwrap();
+    assert_eq!(removal, Removal::Removed);
+    tree.close().unwrap();
+}
+
+#[test]
+fn renames_of_the_same_snapshots_do_not_wait_for_each_other() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.activate("a").unwrap();
+    thread::scope(|scope| {
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            let tree = &tree;
+            scope.spawn(move || {
+                for _ in 0..500 {
+                    match tree.rename(from, to) {
+                        Ok(()) | Err(Error::UnknownSnapshot { .. } | Error::SnapshotExists { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    assert!(tree.list().len() == 1);
+                }
+            });
+        }
+    });
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn reaping_goes_on_after_a_failure() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let deferred = RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO);
+    for id in ["a", "b", "c"] {
+        tree.add(id, Parent::Base).unwrap();
+        let file = rig.kernel.open(&tree.activate(id).unwrap(), Access::READ).unwrap();
+        assert_eq!(tree.remove_with(id, &deferred).unwrap(), Removal::Deferred);
+        drop(file);
+    }
+    rig.kernel.fail_at(1, Errno::EIO);
+    assert_eq!(tree.reap().unwrap_err().errno(), Some(Errno::EIO));
+    assert_eq!(tree.deferred(), 1);
+    assert_eq!(tree.reap().unwrap(), 0);
+    tree.close().unwrap();
+}
