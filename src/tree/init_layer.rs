@@ -8,6 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -67,11 +68,24 @@ impl InitLayer {
         self
     }
 
-    /// What the state records: another layer has another one.
+    /// What the state records: another layer has another one. A CRC of the entries, each as its kind (`f`, `d`, `l`), its
+    /// path, and the text of a link: before each its length in eight bytes, least significant first.
     pub(super) fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
+        let mut text = |path: &Path| {
+            let bytes = path.as_os_str().as_bytes();
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
         for (path, kind) in &self.entries {
-            hasher.update(format!("{path:?} {kind:?}\n").as_bytes());
+            let (letter, link) = match kind {
+                Kind::File => ("f", None),
+                Kind::Directory => ("d", None),
+                Kind::Symlink(link) => ("l", Some(link)),
+            };
+            text(letter.as_ref());
+            text(path);
+            link.into_iter().for_each(|link| text(link));
         }
         hasher.finalize()
     }
@@ -219,5 +233,12 @@ mod tests {
             assert!(InitLayer::new().file(path).check().is_err(), "{path}");
         }
         assert_ne!(layer().fingerprint(), layer().file("x").fingerprint());
+        // Recorded in states: it is the same for every version of this crate and of Rust.
+        let layer = InitLayer::new().file("/a").directory("b").symlink("c", OsStr::from_bytes(b"\xff"));
+        assert_eq!(layer.fingerprint(), 3_058_476_209);
+        assert_ne!(
+            InitLayer::new().file("ab").fingerprint(),
+            InitLayer::new().file("a").file("b").fingerprint()
+        );
     }
 }
