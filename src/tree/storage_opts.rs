@@ -2,6 +2,7 @@
 
 use super::{Filesystem, Options, PoolSource};
 use crate::abi::mount::MountFlags;
+use crate::dm::DmName;
 use crate::thin::MinFree;
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -88,7 +89,11 @@ impl Options {
                     match key {
                         "dm.datadev" => data = Some(path()?),
                         "dm.metadatadev" => metadata = Some(path()?),
-                        _ => pool = Some(value.strip_prefix("/dev/mapper/").unwrap_or(value).to_owned()),
+                        _ => {
+                            let name = value.strip_prefix("/dev/mapper/").unwrap_or(value);
+                            DmName::new(name).map_err(|_| wrong("not the name of a device"))?;
+                            pool = Some(name.to_owned());
+                        }
                     }
                     options
                 }
@@ -245,6 +250,9 @@ mod tests {
             ("dm.thinp_autoextend_threshold=80", "auto_extend"),
             ("dm.thinp_autoextend_percent=20", "auto_extend"),
             ("dm.libdm_log_level=3", "libdevmapper"),
+            ("dm.thinpooldev=", "not the name of a device"),
+            ("dm.thinpooldev=/dev/mapper/", "not the name of a device"),
+            ("dm.thinpooldev=/dev/vg/pool", "not the name of a device"),
             ("dm.fs=btrfs", "neither ext4 nor xfs"),
             ("dm.basesize=much", "not a size"),
             ("dm.basesize=-1", "not a size"),
