@@ -31,6 +31,11 @@ pub trait StateFile: fmt::Debug + Send + Sync {
     /// All of it.
     fn read(&self) -> io::Result<Vec<u8>>;
 
+    /// Its size in bytes.
+    fn size(&self) -> io::Result<u64> {
+        self.read().map(|bytes| bytes.len() as u64)
+    }
+
     /// Write all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
@@ -84,6 +89,10 @@ impl StateDir for RealDir {
 }
 
 impl StateFile for File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
     fn read(&self) -> io::Result<Vec<u8>> {
         let len = usize::try_from(self.metadata()?.len()).map_err(io::Error::other)?;
         let mut bytes = vec![0; len];

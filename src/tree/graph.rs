@@ -92,6 +92,16 @@ impl IdWindow {
     }
 }
 
+/// The largest window that a state may hold: opening looks at each of its ids.
+const WINDOW_MAX: u32 = 1 << 16;
+
+impl IdWindow {
+    fn check(&self) -> Result<(), &'static str> {
+        let whole = self.from <= self.to && self.to <= ThinId::MAX.get() + 1;
+        if whole && self.to - self.from <= WINDOW_MAX { Ok(()) } else { Err("no window of thin ids") }
+    }
+}
+
 /// A change of the tree: one line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
@@ -199,15 +209,20 @@ impl Graph {
     /// Take a change in, or say why it cannot be.
     pub(super) fn apply(&mut self, record: &Record) -> Result<(), &'static str> {
         match record {
-            Record::Reserve(window) => self.ids = window.clone(),
+            Record::Reserve(window) => {
+                window.check()?;
+                self.ids = window.clone();
+            }
             Record::Base(base) => {
-                if let Some(old) = &self.base {
-                    if old.fs != FsState::Making {
-                        return Err("a second base");
-                    }
-                    self.used.remove(&old.thin_id);
+                let old = self.base.as_ref();
+                if old.is_some_and(|old| old.fs != FsState::Making) {
+                    return Err("a second base");
                 }
-                self.claim(base.thin_id)?;
+                let old = old.map(|old| old.thin_id);
+                if old != Some(base.thin_id) {
+                    self.claim(base.thin_id)?;
+                    old.map(|old| self.used.remove(&old));
+                }
                 self.base = Some(base.clone());
             }
             Record::BaseFs { size, fs } => {
@@ -301,6 +316,7 @@ impl Graph {
     /// Rebuild what is not stored, and check what [`apply`](Self::apply) sees to: each thin id is used once, parents are
     /// there, and nobody descends from himself. An added snapshot is nobody's parent yet, so no circle can close.
     pub(super) fn index(&mut self) -> Result<(), &'static str> {
+        self.ids.check()?;
         self.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
         let ids: Vec<_> = self.snapshots.values().map(|snapshot| snapshot.thin_id).chain(base).collect();
@@ -343,6 +359,31 @@ mod tests {
         assert_eq!(graph.apply(&add("b", 1)), Err("a thin id used twice"));
         assert_eq!(graph.apply(&Record::Deleted { id: id("a") }), Err("deleted without warning"));
         assert_eq!(graph.apply(&Record::Deleting { id: id("b") }), Err("no such snapshot"));
+    }
+
+    #[test]
+    fn a_record_that_is_refused_changes_nothing() {
+        let mut graph = Graph::default();
+        let base = |thin_id, fs| Base {
+            thin_id: ThinId::new(thin_id).unwrap(),
+            size: Bytes::gib(1),
+            filesystem: Filesystem::Ext4,
+            filesystem_uuid: Uuid::nil(),
+            fs,
+        };
+        graph.apply(&Record::Base(base(0, FsState::Making))).unwrap();
+        graph.apply(&add("a", 1)).unwrap();
+        let before = graph.clone();
+        assert_eq!(graph.apply(&Record::Base(base(1, FsState::Making))), Err("a thin id used twice"));
+        for (from, to) in [(1, 0), (0, u32::MAX), (0, 1 << 24), (u32::MAX, u32::MAX)] {
+            let window = IdWindow { from, to, stragglers: Vec::new() };
+            assert_eq!(graph.apply(&Record::Reserve(window)), Err("no window of thin ids"));
+        }
+        assert_eq!(graph, before);
+        // Made again under the same id, and under another one.
+        graph.apply(&Record::Base(base(0, FsState::Making))).unwrap();
+        graph.apply(&Record::Base(base(2, FsState::Ready))).unwrap();
+        assert!(!graph.uses(ThinId::new(0).unwrap()) && graph.uses(ThinId::new(2).unwrap()));
     }
 
     #[test]

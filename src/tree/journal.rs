@@ -22,8 +22,9 @@ use uuid::Uuid;
 
 use super::Filesystem;
 use super::graph::{Graph, Record};
+use super::options::SIZE_MAX;
 use super::pool_source::{Adopted, PoolSource};
-use crate::thin::PoolFeatures;
+use crate::thin::{PoolFeatures, check_block_size};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
 
@@ -94,6 +95,29 @@ pub(super) struct State {
     pub graph: Graph,
 }
 
+impl State {
+    /// Sizes that no pool and no volume has would be divided by, or added up, later.
+    fn check_sizes(&self) -> Result<()> {
+        let block_size = self.pool.block_size;
+        if !block_size.is_whole_sectors() {
+            let reason = "not a multiple of 512";
+            return Err(Error::InvalidOption { option: "block size", value: block_size.to_string(), reason });
+        }
+        check_block_size(block_size.sectors())?;
+        let pool = [("data size", self.pool.data_size), ("metadata size", self.pool.metadata_size)];
+        let base = self.graph.base.iter().map(|base| ("base size", base.size));
+        let snapshots = self.graph.snapshots.values().map(|snapshot| ("snapshot size", snapshot.size));
+        let mut sizes = pool.into_iter().chain(base).chain(snapshots);
+        match sizes.find(|(_, size)| size.0 == 0 || *size > SIZE_MAX) {
+            Some((option, size)) => {
+                let reason = "a size that no device has";
+                Err(Error::InvalidOption { option, value: size.to_string(), reason })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
@@ -145,6 +169,7 @@ pub(super) fn decode_state(bytes: &[u8], path: &Path) -> Result<State> {
         return Err(corrupt(format!("format {format}; this version reads format {FORMAT}")));
     }
     let mut state: State = serde_json::from_str(text).map_err(in_json)?;
+    state.check_sizes().map_err(|error| corrupt(error.to_string()))?;
     state.graph.index().map_err(|reason| corrupt(reason.into()))?;
     Ok(state)
 }

@@ -375,12 +375,15 @@ impl Options {
 
 const METADATA_RANGE: std::ops::RangeInclusive<Bytes> = METADATA_MIN..=METADATA_MAX.bytes();
 
+/// The kernel's largest device: 8 EiB.
+pub(super) const SIZE_MAX: Bytes = Bytes::gib(1 << 33);
+
 /// A size is a multiple of 4 KiB, so that every file system and loop device can use all of it.
 pub(super) fn check_size(option: &'static str, size: Bytes) -> Result<()> {
     if size.0 == 0 || !size.0.is_multiple_of(Bytes::kib(4).0) {
         return Err(invalid(option, size, "not a multiple of 4096 bytes above 0"));
     }
-    if size > Bytes::gib(1 << 33) {
+    if size > SIZE_MAX {
         return Err(invalid(option, size, "larger than the kernel's largest device (8 EiB)"));
     }
     Ok(())

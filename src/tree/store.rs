@@ -27,6 +27,9 @@ const JOURNAL: &str = "journal.jsonl";
 /// The lock file holds the number of the last acknowledged change: see `journal`.
 const MARK: &str = "lock";
 
+/// The largest checkpoint that is written or read.
+const STATE_MAX: u64 = 256 << 20;
+
 /// Room that a snapshot's removal takes in the journal: two lines with the longest id.
 const REMOVAL: u64 = 400;
 /// The journal's room is reserved in such steps.
@@ -76,8 +79,16 @@ impl Store {
     /// What is on disk, if there is anything.
     pub(super) fn load(root: PathBuf, dir: Arc<dyn StateDir>) -> Result<Option<Self>> {
         let path = root.join(STATE);
-        let bytes = match dir.open(STATE, false).and_then(|file| file.read()) {
-            Ok(bytes) => bytes,
+        let read = |file: Box<dyn StateFile>| match file.size()? {
+            0..=STATE_MAX => file.read().map(Some),
+            _ => Ok(None),
+        };
+        let bytes = match dir.open(STATE, false).and_then(read) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                let reason = "larger than 256 MiB: no state that was ever written".to_owned();
+                return Err(Error::Corrupt { path, line: None, reason });
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", path)(error)),
         };

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread;
 
 use dm_thin::Error;
 use dm_thin::tree::{Parent, SnapshotTree};
+use dm_thin::units::Bytes;
 
 use crate::rig::Rig;
 
@@ -28,7 +30,7 @@ fn a_tree_goes_with_its_root_when_that_is_renamed() {
     fs::rename(rig.root(), &moved).unwrap();
     fs::create_dir(rig.root()).unwrap();
     tree.add("b", Parent::Base).unwrap();
-    tree.grow_pool(dm_thin::units::Bytes::mib(128)).unwrap();
+    tree.grow_pool(Bytes::mib(128)).unwrap();
     tree.close().unwrap();
     drop(tree);
     assert_eq!(fs::read_dir(rig.root()).unwrap().count(), 0);
@@ -55,4 +57,83 @@ fn a_copied_root_does_not_get_the_pool_of_the_one_it_was_copied_from() {
     let tree = rig.tree();
     assert!(tree.contains("b"));
     tree.close().unwrap();
+}
+
+#[test]
+fn a_state_that_nobody_wrote_is_not_read_into_memory() {
+    let rig = Rig::new();
+    rig.tree().close().unwrap();
+    let path = rig.root().join("state.json");
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    // Sparse: to read it would need that much memory.
+    file.set_len(1 << 40).unwrap();
+    let error = rig.open(rig.options()).unwrap_err();
+    assert!(matches!(&error, Error::Corrupt { path: at, .. } if *at == path), "{error}");
+}
+
+#[test]
+fn after_a_close_every_call_says_so() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.close().unwrap();
+    let results = [
+        ("add", tree.add("b", Parent::Base)),
+        ("activate", tree.activate("a").map(drop)),
+        ("labels", tree.labels("a").map(drop)),
+        ("set_label", tree.set_label("a", "k", "v")),
+        ("get", tree.get("a").map(drop)),
+        ("parent", tree.parent("a").map(drop)),
+        ("children", tree.children("a").map(drop)),
+        ("ancestors", tree.ancestors("a").map(drop)),
+        ("depth", tree.depth("a").map(drop)),
+        ("walk_from", tree.walk_from("a").map(drop)),
+        ("rename", tree.rename("a", "a")),
+        ("snapshot_status", tree.snapshot_status("a").map(drop)),
+        ("status", tree.status().map(drop)),
+        ("usage", tree.usage().map(drop)),
+        ("check", tree.check().map(drop)),
+        ("repair", tree.repair().map(drop)),
+        ("holders", tree.holders("a").map(drop)),
+        ("reap", tree.reap().map(drop)),
+        ("grow_pool", tree.grow_pool(Bytes::mib(128))),
+        ("extend_pool", tree.extend_pool().map(drop)),
+        ("watch", tree.watch().map(drop)),
+        ("close", tree.close()),
+    ];
+    for (call, result) in results {
+        assert!(matches!(result, Err(Error::Closed)), "{call}: {result:?}");
+    }
+}
+
+#[test]
+fn calls_that_a_close_overtakes_say_so() {
+    for _ in 0..20 {
+        let rig = Rig::new();
+        let tree = rig.tree();
+        tree.add("a", Parent::Base).unwrap();
+        thread::scope(|scope| {
+            for thread in 0..4 {
+                let tree = &tree;
+                scope.spawn(move || {
+                    for round in 0.. {
+                        let result = match thread {
+                            0 => tree.add(&format!("b{round}"), Parent::Base),
+                            1 => tree.status().map(drop),
+                            2 => tree.check().map(drop),
+                            _ => tree.snapshot_status("a").map(drop),
+                        };
+                        match result {
+                            Ok(()) => {}
+                            Err(Error::Closed) => break,
+                            Err(error) => panic!("{thread}: {error}"),
+                        }
+                    }
+                });
+            }
+            while tree.list().len() < 4 {}
+            tree.close().unwrap();
+        });
+        assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+    }
 }

@@ -205,3 +205,22 @@ proptest! {
         let _ = decode_state(&bytes, Path::new("state.json"));
     }
 }
+
+#[test]
+fn sizes_that_nothing_has_are_refused() {
+    let wrong = |change: &dyn Fn(&mut State)| {
+        let mut state = state();
+        change(&mut state);
+        let error = decode_state(&encode_state(&state).unwrap(), Path::new("/root/state.json")).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { line: None, .. }), "{error}");
+    };
+    for size in [Bytes(0), Bytes(1000), Bytes::kib(4), Bytes::gib(2), Bytes(u64::MAX)] {
+        wrong(&|state| state.pool.block_size = size);
+    }
+    for size in [Bytes(0), Bytes(u64::MAX)] {
+        wrong(&|state| state.pool.data_size = size);
+        wrong(&|state| state.pool.metadata_size = size);
+    }
+    wrong(&|state| state.graph.ids.to = u32::MAX);
+    wrong(&|state| state.graph.ids.from = 1);
+}
