@@ -282,20 +282,22 @@ impl Store {
     }
 
     /// Write a checkpoint of the next generation, then let `settle` carry the generation into the pool.
-    /// Done by one caller at a time; another one returns at once.
+    /// Done by one caller at a time: another one waits, since what it has changed may have come too late for the first.
     pub(super) fn checkpoint(&self, settle: impl FnOnce(u64) -> Result<()>) -> Result<()> {
         self.check_process()?;
         let mut inner = self.lock();
+        while inner.compacting {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
         if inner.failed {
             return Err(Error::StateUnknown);
         }
-        if std::mem::replace(&mut inner.compacting, true) {
-            return Ok(());
-        }
+        inner.compacting = true;
+        let _compacting = Compacting(self);
         let mut state = inner.state.clone();
         drop(inner);
         state.generation += 1;
-        let result = self.encode(&state).and_then(|bytes| {
+        self.encode(&state).and_then(|bytes| {
             self.write_checkpoint(&bytes)?;
             let mut inner = self.lock();
             inner.state.generation = state.generation;
@@ -308,13 +310,18 @@ impl Store {
             drop(inner);
             self.changed.notify_all();
             settle(state.generation)
-        });
-        self.lock().compacting = false;
-        result
+        })
     }
 
     fn encode(&self, state: &State) -> Result<Vec<u8>> {
-        journal::encode_state(state).map_err(|error| Error::io("encode", self.root.join(STATE))(error.into()))
+        let path = || self.root.join(STATE);
+        let bytes =
+            journal::encode_state(state).map_err(|error| Error::io("encode", path())(error.into()))?;
+        match bytes.len() as u64 {
+            0..=STATE_MAX => Ok(bytes),
+            // The journal holds everything.
+            _ => Err(Error::io("write", path())(nix::errno::Errno::EFBIG.into())),
+        }
     }
 
     fn write_checkpoint(&self, bytes: &[u8]) -> Result<()> {
@@ -327,6 +334,16 @@ impl Store {
             self.dir.sync()
         };
         write().map_err(Error::io("write", self.root.join(STATE)))
+    }
+}
+
+/// A checkpoint is being written; dropped, the next one may begin.
+struct Compacting<'a>(&'a Store);
+
+impl Drop for Compacting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().compacting = false;
+        self.0.changed.notify_all();
     }
 }
 

@@ -1,6 +1,9 @@
 //! A pool that grew is as large after a restart.
 
+use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use dm_thin::Error;
 use dm_thin::loopdev::LoopControl;
@@ -162,5 +165,35 @@ fn a_rule_that_makes_no_sense_is_refused() {
     let options = Options::new().kernel(rig.kernel.clone()).pool_source(devices);
     assert!(said(RULE, options).contains("not on loop files"));
     let tree = rig.open(rig.options().min_free_data(MinFree::Percent(0)).auto_extend(threshold(91))).unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn grow_pool_is_durable_beside_other_checkpoints() {
+    let rig = Rig::new();
+    // A checkpoint after nearly every change.
+    let tree = rig.open(rig.options().checkpoint_at(Bytes(1))).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for thread in 0..3 {
+            let (tree, done) = (&tree, &done);
+            scope.spawn(move || {
+                for round in 0.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    tree.add(&format!("{thread}-{round}"), Parent::Base).unwrap();
+                    tree.remove(&format!("{thread}-{round}")).unwrap();
+                }
+            });
+        }
+        for mib in 65..105 {
+            let size = Bytes::mib(mib);
+            tree.grow_pool(size).unwrap();
+            let state = fs::read_to_string(rig.root().join("state.json")).unwrap();
+            assert!(state.contains(&format!("\"data_size\": {}", size.0)), "{mib} MiB are not in {state}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
     tree.close().unwrap();
 }
