@@ -236,7 +236,7 @@ impl SnapshotTree {
             snapshot.and_then(|snapshot| work(&mut slot, &snapshot))
         };
         self.tidy(&name, slot);
-        result
+        result.map_err(|error| self.closed_or(error))
     }
 
     /// Done with a slot: forget it if it is idle.

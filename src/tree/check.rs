@@ -20,6 +20,10 @@ impl SnapshotTree {
     /// Only what keeps it from looking.
     pub fn check(&self) -> Result<Vec<Finding>> {
         self.check_open()?;
+        self.compare().map_err(|error| self.closed_or(error))
+    }
+
+    fn compare(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         self.check_pool(&mut findings)?;
         match self.check_volumes(&mut findings) {

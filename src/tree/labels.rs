@@ -115,6 +115,7 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::UnknownSnapshot`].
     pub fn labels(&self, id: &str) -> Result<Labels> {
+        self.check_open()?;
         self.store
             .read(|graph| graph.get(id).map(|snapshot| snapshot.labels.clone()))
             .ok_or_else(|| super::unknown(id))

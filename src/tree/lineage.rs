@@ -120,6 +120,7 @@ impl SnapshotTree {
     }
 
     fn lineage<T>(&self, id: &str, look: impl FnOnce(&Graph, &SnapshotId) -> T) -> Result<T> {
+        self.check_open()?;
         self.store
             .read(|graph| {
                 let (known, _) = graph.snapshots.get_key_value(id).filter(|(_, s)| !s.deleting)?;

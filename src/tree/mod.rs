@@ -186,6 +186,14 @@ impl SnapshotTree {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
+    /// What an ioctl says when a close has taken its device away meanwhile.
+    fn closed_or(&self, error: Error) -> Error {
+        match error {
+            Error::Ioctl(_) if self.closed.load(Ordering::Acquire) => Error::Closed,
+            error => error,
+        }
+    }
+
     /// Write a checkpoint, and tie the pool to it.
     fn checkpoint(&self) -> Result<()> {
         // The pool may lag behind the last checkpoint by a failed message, never by two.

@@ -95,7 +95,7 @@ impl SnapshotTree {
     /// The first failure; the others were tried all the same.
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
-        let left = self.reap_closed()?;
+        let left = self.reap_closed().map_err(|error| self.closed_or(error))?;
         self.compact();
         Ok(left)
     }

@@ -189,7 +189,7 @@ impl SnapshotTree {
                         true => reservation.unresolved = true,
                         false => self.undo(reservation, snapshot.thin_id),
                     }
-                    return Err(error);
+                    return Err(self.closed_or(error));
                 }
             }
         }

@@ -101,6 +101,7 @@ pub struct TreeStatus {
 impl SnapshotTree {
     /// One snapshot.
     pub fn get(&self, id: &str) -> Result<SnapshotInfo> {
+        self.check_open()?;
         let known = self.store.read(|graph| {
             graph
                 .snapshots
@@ -176,8 +177,8 @@ impl SnapshotTree {
     /// The tree and its pool, as the kernel sees it now.
     pub fn status(&self) -> Result<TreeStatus> {
         self.check_open()?;
-        let pool = self.pool.status()?;
-        let (table, _) = self.pool.table()?;
+        let pool = self.pool.status().map_err(|error| self.closed_or(error))?;
+        let (table, _) = self.pool.table().map_err(|error| self.closed_or(error))?;
         let record = self.store.read_state(|state| state.pool.clone());
         let dm = self.pool.device_mapper();
         let space = |name: &str, device: DeviceNumber, block: Sectors, used: Blocks, total: Blocks| {

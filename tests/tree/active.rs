@@ -122,15 +122,14 @@ fn renames_of_the_same_snapshots_do_not_wait_for_each_other() {
     tree.add("a", Parent::Base).unwrap();
     tree.activate("a").unwrap();
     thread::scope(|scope| {
-        for (from, to) in [("a", "b"), ("b", "a")] {
+        for (from, to) in [("a", "b"), ("b", "a"), ("a", "b"), ("b", "a")] {
             let tree = &tree;
             scope.spawn(move || {
-                for _ in 0..500 {
+                for _ in 0..3000 {
                     match tree.rename(from, to) {
                         Ok(()) | Err(Error::UnknownSnapshot { .. } | Error::SnapshotExists { .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
-                    assert!(tree.list().len() == 1);
                 }
             });
         }
