@@ -427,6 +427,22 @@ pub enum Error {
         id: String,
     },
 
+    /// The snapshot is not sealed: its content can change, so it has no identity.
+    #[error("snapshot {id:?} is not sealed; SnapshotTree::seal makes it read-only")]
+    NotSealed {
+        /// The id.
+        id: String,
+    },
+
+    /// Snapshots that were made from it rely on its content.
+    #[error("snapshot {id:?} has children ({child:?} is one); it stays sealed")]
+    HasChildren {
+        /// The id.
+        id: String,
+        /// One of the children.
+        child: String,
+    },
+
     /// A device is held open by somebody.
     #[error("{device} is busy: open {open_count} times; SnapshotTree::holders tells by whom")]
     Busy {

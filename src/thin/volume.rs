@@ -160,7 +160,7 @@ impl ThinVolume {
     }
 
     /// Opens the node, and checks that it leads to this volume: as long as it is open it stays that one.
-    fn open(&self, access: Access) -> Result<DeviceFile> {
+    pub(crate) fn open(&self, access: Access) -> Result<DeviceFile> {
         let path = self.path();
         let file = self.dm.kernel().open(&path, access);
         let file = file.map_err(|errno| Error::Open { path: path.clone(), errno })?;
@@ -172,7 +172,7 @@ impl ThinVolume {
         Ok(file)
     }
 
-    fn block_ioctl(&self, file: &DeviceFile, ioctl: Ioctl, argument: Arg<'_>) -> Result<()> {
+    pub(crate) fn block_ioctl(&self, file: &DeviceFile, ioctl: Ioctl, argument: Arg<'_>) -> Result<()> {
         self.dm.kernel().ioctl(file, ioctl, argument).map(drop).map_err(|errno| {
             let device = self.name().to_string();
             Error::Ioctl(Box::new(IoctlError { ioctl: ioctl.name(), device, detail: None, errno }))

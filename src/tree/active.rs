@@ -15,9 +15,10 @@ use nix::errno::Errno;
 use super::graph::{FsState, Record, Snapshot};
 use super::mount::{Mounted, Where};
 use super::{SnapshotId, SnapshotTree, unknown};
+use crate::abi::mount::MountFlags;
 use crate::dm::{DeviceStatus, DmName, Removal};
 use crate::kernel::{DeviceNumber, MountId};
-use crate::thin::{ThinId, ThinVolume};
+use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -110,7 +111,8 @@ impl Deadline {
 }
 
 impl SnapshotTree {
-    /// Make a snapshot a block device; the path of its node is returned. Active already, it stays so.
+    /// Make a snapshot a block device; the path of its node is returned. Active already, it stays so. The device of a
+    /// sealed snapshot is read-only.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`].
@@ -141,7 +143,8 @@ impl SnapshotTree {
     }
 
     /// Activate a snapshot and mount it. The directory is made if it is not there; the one above it must be.
-    /// Mounted on the same directory already, it is counted: it takes as many [`unmount`](Self::unmount)s.
+    /// Mounted on the same directory already, it is counted: it takes as many [`unmount`](Self::unmount)s. A sealed
+    /// snapshot is mounted read-only, and gets no init layer.
     ///
     /// A symbolic link at the end of `target` is not followed; one before it only if it belongs to root or to this
     /// process's user.
@@ -163,7 +166,8 @@ impl SnapshotTree {
             }
             self.activate_slot(slot, id, snapshot)?;
             let Some(volume) = &slot.volume else { return Err(Error::Closed) };
-            let mounted = self.mount_volume(volume, target, false).and_then(|mounted| {
+            let flags = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
+            let mounted = self.mount_volume(volume, target, false, flags).and_then(|mounted| {
                 match self.prepare(id, snapshot, volume.number(), &mounted.path()) {
                     Ok(()) => Ok(mounted),
                     Err(error) => {
@@ -264,7 +268,8 @@ impl SnapshotTree {
             }
             self.forget_device(slot)?;
         }
-        let volume = self.activate_volume(id, snapshot.thin_id, snapshot.size)?;
+        let options = ActivateOptions::new().read_only(snapshot.sealed.is_some());
+        let volume = self.activate_volume_with(id, snapshot.thin_id, snapshot.size, &options)?;
         if snapshot.fs == FsState::Growing
             && let Err(error) = self.grow(&volume).and_then(|()| {
                 let id = SnapshotId::new(id)?;
@@ -350,8 +355,18 @@ impl SnapshotTree {
     }
 
     pub(super) fn activate_volume(&self, id: &str, thin_id: ThinId, size: Bytes) -> Result<ThinVolume> {
+        self.activate_volume_with(id, thin_id, size, &ActivateOptions::new())
+    }
+
+    pub(super) fn activate_volume_with(
+        &self,
+        id: &str,
+        thin_id: ThinId,
+        size: Bytes,
+        options: &ActivateOptions,
+    ) -> Result<ThinVolume> {
         let (name, uuid) = (self.volume_name(id)?, self.volume_uuid(thin_id)?);
-        let activate = || self.pool.activate(&name, &uuid, thin_id, size.sectors());
+        let activate = || self.pool.activate_with(&name, &uuid, thin_id, size.sectors(), options);
         let dm = self.pool.device_mapper();
         match activate() {
             // Left by an activation that failed, and could not be undone.
@@ -444,7 +459,7 @@ impl SnapshotTree {
     /// Grow the file system of an active volume to the volume's size, through a mount of its own.
     pub(super) fn grow(&self, volume: &ThinVolume) -> Result<()> {
         let target = self.grow_target(volume.id());
-        let mounted = self.mount_volume(volume, &target, true)?;
+        let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
         let grown = self.filesystem.grow(&volume.path(), &target);
         let unmounted = self.unmount_volume(volume.id(), &mounted);
         grown.and(unmounted)
@@ -466,7 +481,7 @@ impl SnapshotTree {
     }
 }
 
-fn check_unmounted(slot: &Slot, id: &str) -> Result<()> {
+pub(super) fn check_unmounted(slot: &Slot, id: &str) -> Result<()> {
     match &slot.mounted {
         Some(mounted) => Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() }),
         None => Ok(()),

@@ -5,7 +5,7 @@ use std::fs::File;
 
 use super::graph::Snapshot;
 use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount};
-use crate::dm::{DeviceStatus, TableKind};
+use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable, TransactionId};
 use crate::{Error, Result};
@@ -140,6 +140,10 @@ impl SnapshotTree {
         }
         if status.name != self.volume_name(id.as_str())? {
             wrong(DeviceProblem::Name);
+        }
+        let read_only = status.flags.contains(DmFlags::READONLY);
+        if read_only != snapshot.sealed.is_some() {
+            wrong(DeviceProblem::Mode { read_only });
         }
         let lines = self.pool.device_mapper().table((&status.name).into(), TableKind::Live)?;
         let expected = ThinTable { pool: self.pool.number(), id: snapshot.thin_id, external_origin: None };

@@ -106,6 +106,11 @@ pub enum DeviceProblem {
     Suspended,
     /// It has another name than it should have.
     Name,
+    /// It is writable though the snapshot is sealed, or read-only though it is not.
+    Mode {
+        /// Whether it is read-only.
+        read_only: bool,
+    },
     /// Its table is not that of the volume.
     Table {
         /// What it is.
@@ -143,6 +148,12 @@ impl fmt::Display for Finding {
             Self::WrongDevice { id, device, problem } => match problem {
                 DeviceProblem::Suspended => write!(f, "snapshot {id}: device {device} is suspended"),
                 DeviceProblem::Name => write!(f, "snapshot {id}: device {device} has another one's name"),
+                DeviceProblem::Mode { read_only: true } => {
+                    write!(f, "snapshot {id}: device {device} is read-only, but the snapshot is not sealed")
+                }
+                DeviceProblem::Mode { read_only: false } => {
+                    write!(f, "snapshot {id}: device {device} is writable, but the snapshot is sealed")
+                }
                 DeviceProblem::Table { found } => write!(f, "snapshot {id}: device {device} is {found:?}"),
             },
             Self::DeviceGone { id } => write!(f, "snapshot {id}: its device was removed by somebody else"),

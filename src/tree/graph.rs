@@ -59,6 +59,12 @@ pub(super) struct Snapshot {
     /// The init layer that was applied to it, by its fingerprint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) init: Option<u32>,
+    /// The identity of its content; set as long as the snapshot is sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sealed: Option<Uuid>,
+    /// The pool's time when it was sealed: every block written since has a mapping of a later time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) seal_time: Option<u32>,
     /// To be deleted from the pool. No caller sees it any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) deleting: bool,
@@ -68,7 +74,18 @@ impl Snapshot {
     /// A new one.
     pub(super) fn new(thin_id: ThinId, parent: Option<SnapshotId>, size: Bytes, fs: FsState) -> Self {
         let labels = Labels::default();
-        Self { thin_id, parent, parent_gone: false, labels, size, fs, init: None, deleting: false }
+        Self {
+            thin_id,
+            parent,
+            parent_gone: false,
+            labels,
+            size,
+            fs,
+            init: None,
+            sealed: None,
+            seal_time: None,
+            deleting: false,
+        }
     }
 }
 
@@ -147,6 +164,16 @@ pub(super) enum Record {
         id: SnapshotId,
         /// The layer's fingerprint.
         layer: u32,
+    },
+    /// A snapshot is sealed, or not any more.
+    Sealed {
+        /// Which.
+        id: SnapshotId,
+        /// The identity of its content; `None` if it is not sealed any more.
+        sealed: Option<Uuid>,
+        /// The pool's time, if it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        time: Option<u32>,
     },
     /// These are a snapshot's labels.
     Labels {
@@ -236,6 +263,9 @@ impl Graph {
                 if snapshot.deleting || snapshot.parent_gone {
                     return Err("a new snapshot that is gone already");
                 }
+                if snapshot.sealed.is_some() && snapshot.fs != FsState::Ready {
+                    return Err("sealed before its file system is ready");
+                }
                 self.claim(snapshot.thin_id)?;
                 let mut snapshot = snapshot.clone();
                 if let Some(parent) = &snapshot.parent {
@@ -265,6 +295,13 @@ impl Graph {
                 }
             }
             Record::Init { id, layer } => self.find(id)?.init = Some(*layer),
+            Record::Sealed { id, sealed, time } => {
+                let snapshot = self.find(id)?;
+                if sealed.is_some() && snapshot.fs != FsState::Ready {
+                    return Err("sealed before its file system is ready");
+                }
+                (snapshot.sealed, snapshot.seal_time) = (*sealed, time.filter(|_| sealed.is_some()));
+            }
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
             Record::Renamed { id, to } => {
                 if self.snapshots.contains_key(to) {
@@ -395,5 +432,24 @@ mod tests {
         assert!(graph.uses(ThinId::new(1).unwrap()));
         graph.apply(&Record::Deleted { id: id("a") }).unwrap();
         graph.apply(&add("a", 1)).unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_is_sealed_with_an_identity_and_without() {
+        let mut graph = Graph::default();
+        let sealed = |sealed, time| Record::Sealed { id: id("a"), sealed, time };
+        assert_eq!(graph.apply(&sealed(None, None)), Err("no such snapshot"));
+        graph.apply(&add("a", 1)).unwrap();
+        let before = serde_json::to_string(&graph).unwrap();
+        let uuid = Uuid::from_u128(7);
+        graph.apply(&sealed(Some(uuid), Some(3))).unwrap();
+        let found = |graph: &Graph| graph.get("a").map(|found| (found.sealed, found.seal_time)).unwrap();
+        assert_eq!(found(&graph), (Some(uuid), Some(3)));
+        let text = serde_json::to_string(&graph).unwrap();
+        assert_eq!(found(&serde_json::from_str(&text).unwrap()), (Some(uuid), Some(3)));
+        graph.apply(&sealed(None, Some(4))).unwrap();
+        assert_eq!(serde_json::to_string(&graph).unwrap(), before);
+        graph.apply(&Record::Fs { id: id("a"), fs: FsState::Growing }).unwrap();
+        assert_eq!(graph.apply(&sealed(Some(uuid), None)), Err("sealed before its file system is ready"));
     }
 }

@@ -47,6 +47,7 @@ mod render;
 mod repair;
 mod resize;
 mod root;
+mod seal;
 mod snapshot;
 mod source;
 mod status;
@@ -55,6 +56,7 @@ mod storage_opts;
 mod store;
 pub mod stream;
 mod usage;
+mod volume_file;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

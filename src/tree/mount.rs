@@ -11,14 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use super::files::StateDir;
 use super::{Filesystem, Options, SnapshotTree};
-use crate::abi::mount::UnmountFlags;
+use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::error::MountError;
 use crate::kernel::{DeviceNumber, Directory, Kernel, MountId};
 use crate::thin::{ThinId, ThinVolume};
 use crate::{Error, Result};
 
 /// Mounts `device` on the directory at `at`, which an error calls `target`.
-fn mount(options: &Options, filesystem: Filesystem, device: &Path, at: &Path, target: &Path) -> Result<()> {
+fn mount(
+    options: &Options,
+    filesystem: Filesystem,
+    device: &Path,
+    (at, target): (&Path, &Path),
+    extra: MountFlags,
+) -> Result<()> {
     let Some(name) = filesystem.kernel_name() else {
         return Err(Error::InvalidOption {
             option: "mount",
@@ -26,7 +32,7 @@ fn mount(options: &Options, filesystem: Filesystem, device: &Path, at: &Path, ta
             reason: "the tree was made without a file system",
         });
     };
-    let flags = options.mount_flags;
+    let flags = options.mount_flags | extra;
     let parts = [filesystem.mount_options(), &options.mount_options];
     let data = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
     options.kernel.mount(Some(device), at, Some(name), flags, &data).map_err(|errno| {
@@ -215,12 +221,13 @@ impl Mounts {
 }
 
 impl SnapshotTree {
-    /// Mounts an active volume on `target`, which is made if it is not there.
+    /// Mounts an active volume on `target`, which is made if it is not there, with `flags` beside those of the options.
     pub(super) fn mount_volume(
         &self,
         volume: &ThinVolume,
         target: &Path,
         temporary: bool,
+        flags: MountFlags,
     ) -> Result<Mounted> {
         let kernel = &*self.options.kernel;
         let (id, device) = (volume.id(), volume.number());
@@ -249,7 +256,7 @@ impl SnapshotTree {
             });
         }
         let node = volume.path();
-        let mounted = mount(&self.options, self.filesystem, &node, &top.proc_path(), &target);
+        let mounted = mount(&self.options, self.filesystem, &node, (&top.proc_path(), &target), flags);
         drop(top);
         let mounted = mounted.and_then(|()| find_mount(kernel, &place, device));
         let mount = mounted.inspect_err(|_| {

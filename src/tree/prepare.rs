@@ -22,7 +22,7 @@ impl SnapshotTree {
             std::fs::write(&path, retries.to_string()).map_err(Error::io("write", path))?;
         }
         let layer = &self.options.init_layer;
-        if !layer.is_empty() && snapshot.init != Some(layer.fingerprint()) {
+        if !layer.is_empty() && snapshot.sealed.is_none() && snapshot.init != Some(layer.fingerprint()) {
             layer.apply(target)?;
             let id = SnapshotId::new(id)?;
             self.store.commit(&Record::Init { id, layer: layer.fingerprint() })?;

@@ -73,9 +73,9 @@ impl SnapshotTree {
     /// Devices of this tree that a manager before this one left active.
     fn take_over(&self, mut mounts: BTreeMap<ThinId, Mounted>) -> Result<()> {
         let dm = self.pool.device_mapper();
-        let names: HashMap<ThinId, SnapshotId> = self.store.read(|graph| {
+        let names: HashMap<ThinId, (SnapshotId, bool)> = self.store.read(|graph| {
             let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
-            visible.map(|(id, snapshot)| (snapshot.thin_id, id.clone())).collect()
+            visible.map(|(id, s)| (s.thin_id, (id.clone(), s.sealed.is_some()))).collect()
         });
         let deleting: HashSet<ThinId> = self.store.read(|graph| {
             let deleting = graph.deleting().iter().filter_map(|id| graph.snapshots.get(id));
@@ -83,7 +83,7 @@ impl SnapshotTree {
         });
         for (status, thin_id) in self.active_devices()? {
             let known = names.get(&thin_id).filter(|_| status.has_live_table());
-            let Some(id) = known else {
+            let Some((id, sealed)) = known else {
                 // Not recorded, or never finished: the same as never made. What is to be deleted may be open.
                 match dm.remove(&status.name) {
                     Err(error) if error.is_busy() && deleting.contains(&thin_id) => {}
@@ -94,6 +94,12 @@ impl SnapshotTree {
                 }
                 continue;
             };
+            // A sealed snapshot's device is read-only, any other writable. One that is open or mounted stays as it is,
+            // and check() reports it.
+            let read_only = status.flags.contains(DmFlags::READONLY);
+            if read_only != *sealed && dm.remove(&status.name).is_ok() {
+                continue;
+            }
             if status.is_suspended() {
                 dm.resume(&status.name)?;
             }

@@ -21,7 +21,7 @@ impl SnapshotTree {
     /// [`check`](Self::check), and heal what is safe to heal: nothing that holds data is touched.
     ///
     /// Remainders of snapshots that were never finished are deleted, suspended devices resumed, misnamed ones
-    /// renamed, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
+    /// renamed, devices whose access mode does not fit the snapshot activated again, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
     /// deactivated is taken note of. A volume that is missing, a broken pool, volumes of others, and mounts of
     /// others are left to whoever knows more.
     ///
@@ -62,6 +62,17 @@ impl SnapshotTree {
                 self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {
                     Some(volume) => volume.rename(&self.volume_name(id.as_str())?),
                     None => Ok(()),
+                })
+            }
+            Finding::WrongDevice { id, problem: DeviceProblem::Mode { .. }, .. } => {
+                self.with_slot(id.as_str(), |slot, snapshot| {
+                    let held = slot.held;
+                    self.deactivate_slot(slot, id.as_str())?;
+                    if held {
+                        self.activate_slot(slot, id.as_str(), snapshot)?;
+                        slot.held = true;
+                    }
+                    Ok(())
                 })
             }
             Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {

@@ -83,8 +83,11 @@ impl SnapshotTree {
                 let made =
                     self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
                 let made = match &slot.volume {
-                    None => self.create_snap(&mut reservation, made, &Origin::Inactive(parent.thin_id))?,
-                    Some(volume) => self.snap_active(&mut reservation, made, volume)?,
+                    // Nobody writes to a sealed snapshot: its device can stay as it is.
+                    Some(volume) if parent.sealed.is_none() => {
+                        self.snap_active(&mut reservation, made, volume)?
+                    }
+                    _ => self.create_snap(&mut reservation, made, &Origin::Inactive(parent.thin_id))?,
                 };
                 self.record(&mut reservation, &name, made)
             })?,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::graph::Snapshot;
 use super::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
@@ -26,6 +27,8 @@ pub struct SnapshotInfo {
     pub labels: Labels,
     /// Its size.
     pub size: Bytes,
+    /// The identity of its content if it is sealed: the same in every tree that received it.
+    pub sealed: Option<Uuid>,
     /// Its id in the pool.
     pub thin_id: ThinId,
     /// Its device, if it is active.
@@ -42,6 +45,8 @@ pub struct SnapshotStatus {
     pub thin_id: ThinId,
     /// Its size.
     pub size: Bytes,
+    /// The identity of its content if it is sealed.
+    pub sealed: Option<Uuid>,
     /// What is mapped, shared with others or not.
     pub mapped: Bytes,
     /// The end of the last block that is mapped.
@@ -132,8 +137,8 @@ impl SnapshotTree {
         let device = slot.device.filter(|_| !slot.leaving).map(|(path, _)| path);
         let mounted = slot.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
-        let Snapshot { thin_id, labels, size, .. } = snapshot;
-        SnapshotInfo { id, parent, labels, size, thin_id, device, mounted }
+        let Snapshot { thin_id, labels, size, sealed, .. } = snapshot;
+        SnapshotInfo { id, parent, labels, size, sealed, thin_id, device, mounted }
     }
 
     /// How much of a snapshot is mapped. One that is not active is activated for the question.
@@ -160,12 +165,12 @@ impl SnapshotTree {
     }
 
     fn mapped(&self, snapshot: &Snapshot, status: &ThinStatus) -> Result<SnapshotStatus> {
-        let Snapshot { thin_id, size, .. } = *snapshot;
+        let Snapshot { thin_id, size, sealed, .. } = *snapshot;
         match *status {
             ThinStatus::Mapped { mapped, highest } => {
                 // The last sector that is mapped.
                 let highest = highest.map(|sector| sector.bytes() + SECTOR_SIZE);
-                Ok(SnapshotStatus { thin_id, size, mapped: mapped.bytes(), highest })
+                Ok(SnapshotStatus { thin_id, size, sealed, mapped: mapped.bytes(), highest })
             }
             ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
                 let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
