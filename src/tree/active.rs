@@ -30,6 +30,8 @@ pub(super) struct Slot {
     pub(super) leaving: bool,
     /// Somebody asked for it to be active, mounted or not.
     pub(super) held: bool,
+    /// How many [readers](super::SnapshotReader) it has.
+    pub(super) readers: usize,
     pub(super) mounted: Option<Mounted>,
 }
 
@@ -210,7 +212,7 @@ impl SnapshotTree {
             }
             self.unmount_volume(snapshot.thin_id, mounted)?;
             slot.mounted = None;
-            if slot.held {
+            if slot.held || slot.readers > 0 {
                 Ok(())
             } else if self.options.deferred_removal {
                 self.defer_slot(slot, id).map(drop)
@@ -365,8 +367,19 @@ impl SnapshotTree {
         size: Bytes,
         options: &ActivateOptions,
     ) -> Result<ThinVolume> {
-        let (name, uuid) = (self.volume_name(id)?, self.volume_uuid(thin_id)?);
-        let activate = || self.pool.activate_with(&name, &uuid, thin_id, size.sectors(), options);
+        self.activate_as(&self.volume_name(id)?, thin_id, size, options)
+    }
+
+    /// Activate a volume under a name that need not be a snapshot's.
+    pub(super) fn activate_as(
+        &self,
+        name: &DmName,
+        thin_id: ThinId,
+        size: Bytes,
+        options: &ActivateOptions,
+    ) -> Result<ThinVolume> {
+        let uuid = self.volume_uuid(thin_id)?;
+        let activate = || self.pool.activate_with(name, &uuid, thin_id, size.sectors(), options);
         let dm = self.pool.device_mapper();
         match activate() {
             // Left by an activation that failed, and could not be undone.

@@ -65,6 +65,8 @@ impl SnapshotTree {
         self.store.read(|graph| {
             findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
         });
+        let abandoned = self.store.abandoned();
+        findings.extend(abandoned.into_iter().map(|thin_id| Finding::Unfinished { thin_id }));
         let there = self.volumes_in_pool()?;
         let shared = self.store.read_state(|state| state.pool.source.is_shared());
         self.store.read(|graph| {
@@ -92,6 +94,8 @@ impl SnapshotTree {
         let mut active = BTreeMap::new();
         for (status, thin_id) in self.active_devices()? {
             match known.get(&thin_id) {
+                // Being written; or reported as unfinished.
+                None if self.store.read(|graph| graph.making(thin_id).is_some()) => {}
                 None => {
                     findings.push(Finding::UnknownDevice { device: status.name, thin_id });
                 }

@@ -50,6 +50,12 @@ pub enum Finding {
         /// Its id.
         id: SnapshotId,
     },
+    /// A volume was made and neither published nor deleted: [`repair`](super::SnapshotTree::repair), the next
+    /// [`reap`](super::SnapshotTree::reap) and the next open delete it.
+    Unfinished {
+        /// Its id in the pool.
+        thin_id: ThinId,
+    },
     /// A device with this tree's uuid is active, of a volume that the state does not list.
     UnknownDevice {
         /// The device's name.
@@ -142,6 +148,7 @@ impl fmt::Display for Finding {
                 write!(f, "thin device {thin_id} is in the pool, and nothing of this tree's")
             }
             Self::Deferred { id } => write!(f, "snapshot {id} was removed, and waits for being closed"),
+            Self::Unfinished { thin_id } => write!(f, "thin device {thin_id} was made and never published"),
             Self::UnknownDevice { device, thin_id } => {
                 write!(f, "device {device} is active for thin device {thin_id}, which the tree does not have")
             }

@@ -89,6 +89,34 @@ impl Snapshot {
     }
 }
 
+/// A volume that is written and not published yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Making {
+    /// Its thin device.
+    pub(super) thin_id: ThinId,
+    /// Its size.
+    pub(super) size: Bytes,
+    /// The receive that fills it, if that can be continued. Without, the next open deletes the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) receive: Option<Receiving>,
+}
+
+/// A receive that can be continued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Receiving {
+    /// Identity of the content to be.
+    pub(super) volume: Uuid,
+    /// Identity of the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) base: Option<Uuid>,
+    /// The snapshot to be.
+    pub(super) id: SnapshotId,
+    /// Everything before this offset is durable.
+    pub(super) offset: Bytes,
+}
+
 /// Thin ids that may have been handed to the kernel without a record of what became of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,7 +162,21 @@ pub(super) enum Record {
         /// The state.
         fs: FsState,
     },
-    /// There is a snapshot.
+    /// A volume is there that is not published yet.
+    Making(Making),
+    /// A receive has come to this offset.
+    Received {
+        /// Its thin device.
+        thin_id: ThinId,
+        /// Everything before this offset is durable.
+        offset: Bytes,
+    },
+    /// A volume that was never published is gone.
+    Unmade {
+        /// Its thin device.
+        thin_id: ThinId,
+    },
+    /// There is a snapshot; if its volume was being made, it is published.
     Add {
         /// Its id.
         id: SnapshotId,
@@ -199,6 +241,9 @@ pub(super) struct Graph {
     pub(super) ids: IdWindow,
     /// The base volume.
     pub(super) base: Option<Base>,
+    /// Volumes that are not published yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) making: Vec<Making>,
     /// All snapshots.
     pub(super) snapshots: BTreeMap<SnapshotId, Snapshot>,
     /// The thin ids of the above.
@@ -216,6 +261,17 @@ impl Graph {
     /// A snapshot that callers see.
     pub(super) fn get(&self, id: &str) -> Option<&Snapshot> {
         self.snapshots.get(id).filter(|snapshot| !snapshot.deleting)
+    }
+
+    /// A volume that is not published yet.
+    pub(super) fn making(&self, thin_id: ThinId) -> Option<&Making> {
+        self.making.iter().find(|making| making.thin_id == thin_id)
+    }
+
+    /// The snapshot of a thin device, if callers see it.
+    pub(super) fn id_of(&self, thin_id: ThinId) -> Option<SnapshotId> {
+        let mut visible = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+        visible.find(|(_, snapshot)| snapshot.thin_id == thin_id).map(|(id, _)| id.clone())
     }
 
     /// Snapshots that are to be deleted.
@@ -256,21 +312,38 @@ impl Graph {
                 let base = self.base.as_mut().ok_or("no base")?;
                 (base.size, base.fs) = (*size, *fs);
             }
+            Record::Making(making) => {
+                self.claim(making.thin_id)?;
+                self.making.push(making.clone());
+            }
+            Record::Received { thin_id, offset } => {
+                let making = self.making.iter_mut().find(|making| making.thin_id == *thin_id);
+                let receive = making.and_then(|making| making.receive.as_mut());
+                receive.ok_or("no such receive")?.offset = *offset;
+            }
+            Record::Unmade { thin_id } => {
+                self.making(*thin_id).ok_or("no such volume")?;
+                self.making.retain(|making| making.thin_id != *thin_id);
+                self.used.remove(thin_id);
+            }
             Record::Add { id, snapshot } => {
                 if self.snapshots.contains_key(id) {
                     return Err("a second snapshot of that id");
                 }
-                if snapshot.deleting || snapshot.parent_gone {
+                if snapshot.deleting || snapshot.parent_gone && snapshot.parent.is_none() {
                     return Err("a new snapshot that is gone already");
                 }
                 if snapshot.sealed.is_some() && snapshot.fs != FsState::Ready {
                     return Err("sealed before its file system is ready");
                 }
-                self.claim(snapshot.thin_id)?;
+                match self.making(snapshot.thin_id) {
+                    Some(_) => self.making.retain(|making| making.thin_id != snapshot.thin_id),
+                    None => self.claim(snapshot.thin_id)?,
+                }
                 let mut snapshot = snapshot.clone();
                 if let Some(parent) = &snapshot.parent {
                     // The parent may be removed before its child is recorded.
-                    snapshot.parent_gone = self.get(parent.as_str()).is_none();
+                    snapshot.parent_gone |= self.get(parent.as_str()).is_none();
                 }
                 self.link(id, &snapshot);
                 self.snapshots.insert(id.clone(), snapshot);
@@ -356,7 +429,9 @@ impl Graph {
         self.ids.check()?;
         self.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
-        let ids: Vec<_> = self.snapshots.values().map(|snapshot| snapshot.thin_id).chain(base).collect();
+        let making = self.making.iter().map(|making| making.thin_id);
+        let snapshots = self.snapshots.values().map(|snapshot| snapshot.thin_id);
+        let ids: Vec<_> = snapshots.chain(making).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
         let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
         self.deleting = deleting.map(|(id, _)| id.clone()).collect();
@@ -451,5 +526,32 @@ mod tests {
         assert_eq!(serde_json::to_string(&graph).unwrap(), before);
         graph.apply(&Record::Fs { id: id("a"), fs: FsState::Growing }).unwrap();
         assert_eq!(graph.apply(&sealed(Some(uuid), None)), Err("sealed before its file system is ready"));
+    }
+
+    #[test]
+    fn a_volume_is_made_until_it_is_published_or_gone() {
+        let mut graph = Graph::default();
+        let thin_id = ThinId::new(1).unwrap();
+        let receive = Receiving { volume: Uuid::from_u128(7), base: None, id: id("a"), offset: Bytes(0) };
+        let making = |receive| Record::Making(Making { thin_id, size: Bytes::gib(1), receive });
+        let received = Record::Received { thin_id, offset: Bytes::mib(64) };
+        graph.apply(&making(None)).unwrap();
+        assert_eq!(graph.apply(&making(None)), Err("a thin id used twice"));
+        assert_eq!(graph.apply(&received), Err("no such receive"));
+        graph.apply(&Record::Unmade { thin_id }).unwrap();
+        assert_eq!(graph, Graph::default());
+        assert_eq!(graph.apply(&Record::Unmade { thin_id }), Err("no such volume"));
+
+        graph.apply(&making(Some(receive))).unwrap();
+        graph.apply(&received).unwrap();
+        let text = serde_json::to_string(&graph).unwrap();
+        let mut again: Graph = serde_json::from_str(&text).unwrap();
+        again.index().unwrap();
+        assert_eq!(again, graph);
+        let offset = graph.making(thin_id).and_then(|making| making.receive.as_ref()).unwrap().offset;
+        assert_eq!(offset, Bytes::mib(64));
+        graph.apply(&add("a", 1)).unwrap();
+        assert!(graph.making.is_empty());
+        assert!(graph.uses(thin_id));
     }
 }

@@ -40,6 +40,7 @@ mod open;
 mod options;
 mod pool_source;
 mod prepare;
+mod reader;
 mod recover;
 mod removal;
 mod rename;
@@ -57,6 +58,7 @@ mod store;
 pub mod stream;
 mod usage;
 mod volume_file;
+mod writer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,12 +81,14 @@ pub use labels::Labels;
 pub use lineage::{Lineage, Place};
 pub use options::{Filesystem, Options};
 pub use pool_source::PoolSource;
+pub use reader::SnapshotReader;
 pub use removal::{Reaper, RemoveOptions};
 pub use repair::Repair;
 pub use resize::PoolNews;
 pub use snapshot::{AddOptions, Parent};
 pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use usage::SnapshotUsage;
+pub use writer::SnapshotWriter;
 
 use active::SlotCell;
 use hold::HoldNote;
@@ -238,6 +242,11 @@ impl SnapshotTree {
 /// `<prefix>-<major>:<minor>-<inode of the root>-<what>`.
 fn volume_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
     DmName::format(format_args!("{prefix}{}", root.suffix(what)))
+}
+
+/// `<prefix>-<major>:<minor>-<inode of the root>+<what>`, of a volume that is not published: no snapshot has this name.
+fn unpublished_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
+    DmName::format(format_args!("{prefix}-{}-{}+{what}", root.device, root.inode))
 }
 
 fn pool_uuid(tree: Uuid) -> Result<DmUuid> {

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use super::active::{Slot, SlotCell};
 use super::graph::Record;
 use super::mount::Mounted;
-use super::{SnapshotId, SnapshotTree, source, volume_name};
+use super::{SnapshotId, SnapshotTree, source, unpublished_name, volume_name};
 use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
 use crate::thin::{PoolStatus, ThinId, TransactionId};
 use crate::{Error, Result};
@@ -33,6 +33,7 @@ impl SnapshotTree {
             self.record_deleted(volumes)?;
         }
         self.reap_closed()?;
+        self.delete_abandoned()?;
         if let Some(volumes) = &volumes {
             self.sweep_ids(volumes)?;
         }
@@ -116,6 +117,7 @@ impl SnapshotTree {
                 leaving: status.flags.contains(DmFlags::DEFERRED_REMOVE),
                 held: mounted.is_none(),
                 mounted,
+                readers: 0,
             };
             self.slots().insert(id.clone(), Arc::new(SlotCell::new(slot)));
         }
@@ -151,7 +153,8 @@ impl SnapshotTree {
 
     pub(super) fn stale_nodes(&self) -> Result<Vec<DmName>> {
         let dm = self.pool.device_mapper();
-        let prefix = volume_name(&self.options.name_prefix, &self.root, "")?;
+        let published = volume_name(&self.options.name_prefix, &self.root, "")?;
+        let unpublished = unpublished_name(&self.options.name_prefix, &self.root, "")?;
         let names = self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
             action: "list",
             path: "/dev/mapper".into(),
@@ -161,7 +164,7 @@ impl SnapshotTree {
         for name in names {
             // One that no device can have is nobody's.
             let Ok(name) = DmName::from_bytes(name.as_bytes()) else { continue };
-            if !name.as_bytes().starts_with(prefix.as_bytes()) {
+            if ![published, unpublished].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
                 continue;
             }
             if dm.find((&name).into())?.is_none() {

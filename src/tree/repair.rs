@@ -48,7 +48,7 @@ impl SnapshotTree {
                     None => Ok(()),
                 }
             }
-            Finding::Deferred { .. } => self.reap().map(drop),
+            Finding::Deferred { .. } | Finding::Unfinished { .. } => self.reap().map(drop),
             Finding::UnknownDevice { device, thin_id } => match self.store.reserve_id(*thin_id) {
                 Some(_reservation) => dm.remove(device),
                 None => Ok(()),

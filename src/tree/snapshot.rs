@@ -23,8 +23,8 @@ pub enum Parent<'a> {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct AddOptions {
-    size: Option<Bytes>,
-    labels: Labels,
+    pub(super) size: Option<Bytes>,
+    pub(super) labels: Labels,
 }
 
 impl AddOptions {
@@ -69,29 +69,10 @@ impl SnapshotTree {
         let name = SnapshotId::new(id)?;
         self.finish_removal(&name)?;
         let mut reservation = self.store.reserve(Some(name.clone()))?;
-        let (snapshot, seq) = match parent {
-            Parent::Base => {
-                let base = self.store.read(|graph| graph.base.clone());
-                let base = base.ok_or(Error::Closed)?;
-                let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
-                let made = self.create_snap(&mut reservation, made, &Origin::Inactive(base.thin_id))?;
-                self.record(&mut reservation, &name, made)?
-            }
-            // Recorded while the parent's slot is held: it can neither be renamed nor removed in between.
-            Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
-                let parent_name = Some(SnapshotId::new(parent_id)?);
-                let made =
-                    self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
-                let made = match &slot.volume {
-                    // Nobody writes to a sealed snapshot: its device can stay as it is.
-                    Some(volume) if parent.sealed.is_none() => {
-                        self.snap_active(&mut reservation, made, volume)?
-                    }
-                    _ => self.create_snap(&mut reservation, made, &Origin::Inactive(parent.thin_id))?,
-                };
-                self.record(&mut reservation, &name, made)
-            })?,
-        };
+        let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot| {
+            let record = Record::Add { id: name.clone(), snapshot: snapshot.clone() };
+            self.record(reservation, snapshot.thin_id, &record).map(|seq| (snapshot, seq))
+        })?;
         // Unsynced, the record may be on disk: then the volume has to stay.
         self.store.sync(seq).inspect_err(|_| reservation.unresolved = true)?;
         drop(reservation);
@@ -100,6 +81,36 @@ impl SnapshotTree {
             return self.grow_now(id);
         }
         Ok(())
+    }
+
+    /// Makes the volume of a snapshot and runs `record`, while the parent can neither be renamed nor removed.
+    pub(super) fn snap<T>(
+        &self,
+        reservation: &mut Reservation<'_>,
+        parent: Parent<'_>,
+        options: &AddOptions,
+        record: impl FnOnce(&mut Reservation<'_>, Snapshot) -> Result<T>,
+    ) -> Result<T> {
+        match parent {
+            Parent::Base => {
+                let base = self.store.read(|graph| graph.base.clone());
+                let base = base.ok_or(Error::Closed)?;
+                let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
+                let made = self.create_snap(reservation, made, &Origin::Inactive(base.thin_id))?;
+                record(reservation, made)
+            }
+            Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
+                let parent_name = Some(SnapshotId::new(parent_id)?);
+                let made =
+                    self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
+                let made = match &slot.volume {
+                    // Nobody writes to a sealed snapshot: its device can stay as it is.
+                    Some(volume) if parent.sealed.is_none() => self.snap_active(reservation, made, volume)?,
+                    _ => self.create_snap(reservation, made, &Origin::Inactive(parent.thin_id))?,
+                };
+                record(reservation, made)
+            }),
+        }
     }
 
     /// Snapshot an active parent, which is suspended meanwhile.
@@ -135,20 +146,14 @@ impl SnapshotTree {
         created
     }
 
-    /// Record a snapshot that the pool has; if that fails the pool has it no more.
-    fn record(
+    /// Record a volume that the pool has; if that fails the pool has it no more.
+    pub(super) fn record(
         &self,
         reservation: &mut Reservation<'_>,
-        id: &SnapshotId,
-        snapshot: Snapshot,
-    ) -> Result<(Snapshot, u64)> {
-        match self.store.append(&Record::Add { id: id.clone(), snapshot: snapshot.clone() }) {
-            Ok(seq) => Ok((snapshot, seq)),
-            Err(error) => {
-                self.undo(reservation, snapshot.thin_id);
-                Err(error)
-            }
-        }
+        thin_id: ThinId,
+        record: &Record,
+    ) -> Result<u64> {
+        self.store.append(record).inspect_err(|_| self.undo(reservation, thin_id))
     }
 
     /// The record of a snapshot of such a parent.
@@ -175,12 +180,22 @@ impl SnapshotTree {
     fn create_snap(
         &self,
         reservation: &mut Reservation<'_>,
-        mut snapshot: Snapshot,
+        snapshot: Snapshot,
         origin: &Origin<'_>,
+    ) -> Result<Snapshot> {
+        self.create_volume(reservation, snapshot, |thin_id| self.pool.create_snap(thin_id, origin))
+    }
+
+    /// The same for any kind of volume.
+    pub(super) fn create_volume(
+        &self,
+        reservation: &mut Reservation<'_>,
+        mut snapshot: Snapshot,
+        create: impl Fn(ThinId) -> Result<()>,
     ) -> Result<Snapshot> {
         loop {
             snapshot.thin_id = reservation.thin_id;
-            match self.pool.create_snap(snapshot.thin_id, origin) {
+            match create(snapshot.thin_id) {
                 Ok(()) => return Ok(snapshot),
                 Err(error) if error.errno() == Some(Errno::EEXIST) => {
                     self.store.take_another(reservation)?;

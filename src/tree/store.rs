@@ -178,6 +178,13 @@ impl Store {
         look(&self.lock().state)
     }
 
+    /// Volumes under construction that nobody writes any more: what a failed undo left.
+    pub(super) fn abandoned(&self) -> Vec<ThinId> {
+        let inner = self.lock();
+        let making = inner.state.graph.making.iter().filter(|making| making.receive.is_none());
+        making.map(|making| making.thin_id).filter(|id| !inner.pending_ids.contains(id)).collect()
+    }
+
     /// Record that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
     /// undo it.
     pub(super) fn set_made(&mut self) -> Result<()> {
@@ -229,10 +236,11 @@ impl Store {
     /// A change that takes space must leave room in the journal to remove every snapshot: what is full
     /// can then be emptied.
     fn make_room(&self, inner: &mut Inner, record: &Record, line: u64) -> Result<()> {
-        if matches!(record, Record::Deleting { .. } | Record::Deleted { .. }) {
+        if matches!(record, Record::Deleting { .. } | Record::Deleted { .. } | Record::Unmade { .. }) {
             return Ok(());
         }
-        let snapshots = inner.state.graph.snapshots.len() as u64 + 1;
+        let graph = &inner.state.graph;
+        let snapshots = (graph.snapshots.len() + graph.making.len()) as u64 + 1;
         let needed = inner.len + line + snapshots * REMOVAL;
         if needed > inner.room {
             let room = needed.next_multiple_of(ROOM);

@@ -1,10 +1,14 @@
-//! An open thin volume, behind the kernel seam.
+//! An open thin volume, read and written through the kernel seam.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use zerocopy::IntoBytes;
+
 use super::SnapshotTree;
-use crate::kernel::{Access, DeviceFile, Kernel};
+use crate::abi::block::BLKDISCARD;
+use crate::kernel::{Access, Arg, DeviceFile, Kernel};
 use crate::thin::ThinVolume;
 use crate::{Error, Result};
 
@@ -25,9 +29,55 @@ impl SnapshotTree {
 }
 
 impl VolumeFile {
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], with `UnexpectedEof` if the volume ends before the buffer is full.
+    pub(super) fn read_exact_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
+        while !buffer.is_empty() {
+            match self.kernel.read_at(&self.file, offset, buffer) {
+                Ok(0) => return Err(self.error("read", std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(read) => {
+                    offset += read as u64;
+                    buffer = &mut buffer[read..];
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.error("read", errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub(super) fn write_all_at(&self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            match self.kernel.write_at(&self.file, offset, bytes) {
+                Ok(0) => return Err(self.error("write", std::io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
+                    offset += written as u64;
+                    bytes = &bytes[written..];
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.error("write", errno.into())),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what was written durable: data, and the pool's mappings of it.
     pub(super) fn sync(&self) -> Result<()> {
         self.kernel.sync(&self.file).map_err(|errno| self.error("sync", errno.into()))
+    }
+
+    /// Discards a range that begins and ends at blocks of the pool, so that it reads as zeroes. `false` if the pool
+    /// ignores discards.
+    pub(super) fn discard(&self, offset: u64, length: u64) -> Result<bool> {
+        let mut range = [offset, length];
+        match self.kernel.ioctl(&self.file, BLKDISCARD, Arg::Bytes(range.as_mut_bytes())) {
+            Ok(_) => Ok(true),
+            Err(Errno::EOPNOTSUPP) => Ok(false),
+            Err(errno) => Err(self.error("discard", errno.into())),
+        }
     }
 
     fn error(&self, action: &'static str, source: std::io::Error) -> Error {
