@@ -10,5 +10,6 @@ mod metadata;
 mod removal;
 mod rig;
 mod root;
+mod seal;
 mod space;
 mod status;

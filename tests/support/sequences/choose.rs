@@ -47,7 +47,7 @@ pub fn next(source: &mut Source<'_>) -> Op {
         }
         24 | 25 => Op::Close(source.below(8)),
         26 | 27 => block(source),
-        28 | 29 | 30 => loop_device(source),
+        28..=30 => loop_device(source),
         32.. => data(source),
         _ if source.one_in(4) => {
             Op::Resize(2 + source.below(3), source.pick(&[0, 700, 4096, 1 << 20, 3 << 19]))
