@@ -214,7 +214,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn pool()(thins in btree_map(0..8u32, thin(), 0..8), transaction_id: u64, time: u32, needs_check: bool) -> PoolContents {
+    pub(super) fn pool()(thins in btree_map(0..8u32, thin(), 0..8), transaction_id: u64, time: u32, needs_check: bool) -> PoolContents {
         let mut pool = PoolContents::new(Sectors(128), 2000, 17_000);
         (pool.transaction_id, pool.time, pool.needs_check) = (transaction_id, time, needs_check);
         for (id, (base, holes, mut thin)) in thins {

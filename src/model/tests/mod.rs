@@ -8,6 +8,7 @@ mod io;
 mod loops;
 mod metadata;
 mod property;
+mod reader;
 mod reference;
 mod tables;
 mod thin;
