@@ -356,13 +356,38 @@ pub enum Error {
         reason: String,
     },
 
-    /// State and pool are of different times: one of them was restored from a copy.
-    #[error("state {state} does not belong to pool {pool}: was one of them restored from a copy?")]
-    GenerationMismatch {
-        /// The state's generation, which the pool's transaction id follows.
-        state: crate::thin::TransactionId,
-        /// The pool's transaction id.
-        pool: crate::thin::TransactionId,
+    /// The pool carries another tree's nonce, or none.
+    #[error(
+        "{pool} is another tree's pool: its transaction id is {found}, this tree's is {expected}; nothing was changed"
+    )]
+    ForeignPool {
+        /// The pool, or its metadata device.
+        pool: String,
+        /// The transaction id that this tree's pool has.
+        expected: crate::thin::TransactionId,
+        /// The one that was found.
+        found: crate::thin::TransactionId,
+    },
+
+    /// The state is older than the pool.
+    #[error(
+        "the state is older than its pool ({evidence}): restored from a backup? Nothing was changed; \
+         see Options::accept_older_state"
+    )]
+    StateOlderThanPool {
+        /// What shows it.
+        evidence: StateAge,
+    },
+
+    /// The pool is older than the state.
+    #[error(
+        "the pool is older than its state (generation {pool}, state {state}): restored from a backup? Nothing was changed"
+    )]
+    PoolOlderThanState {
+        /// The state's generation.
+        state: u64,
+        /// The pool's.
+        pool: u64,
     },
 
     /// A file that the tree needs is gone, or is there where it should not be.
@@ -489,6 +514,35 @@ pub enum Error {
     /// tree again settles it.
     #[error("the state of the tree may not have reached the disk; open the tree again")]
     StateUnknown,
+}
+
+/// What shows that a state is older than its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StateAge {
+    /// The pool's generation has risen since.
+    Generation {
+        /// The state's generation.
+        state: u64,
+        /// The pool's.
+        pool: u64,
+    },
+    /// A volume that the state does not know was in use.
+    UnknownVolume {
+        /// Its thin device id.
+        thin_id: crate::thin::ThinId,
+    },
+}
+
+impl fmt::Display for StateAge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Generation { state, pool } => write!(f, "generation {state}, pool {pool}"),
+            Self::UnknownVolume { thin_id } => {
+                write!(f, "thin device {thin_id} was written to, and the state does not know it")
+            }
+        }
+    }
 }
 
 /// What keeps a directory from being a tree's root.

@@ -21,5 +21,5 @@ pub mod thin;
 pub mod tree;
 pub mod units;
 
-pub use error::{Error, IoctlError, MountError, Result, RootProblem};
+pub use error::{Error, IoctlError, MountError, Result, RootProblem, StateAge};
 pub use nix::errno::Errno;

@@ -22,10 +22,10 @@ impl SnapshotTree {
             }
             _ => {}
         }
-        let mut reservation = self.store.reserve(None)?;
+        let mut reservation = self.reserve(None)?;
         loop {
             match self.pool.create_thin(reservation.thin_id) {
-                Err(error) if error.is_exists() => self.store.take_another(&mut reservation)?,
+                Err(error) if error.is_exists() => self.reserve_another(&mut reservation)?,
                 result => break result?,
             }
         }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 
 use super::graph::Snapshot;
+use super::identity::{self, Relation};
 use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount};
 use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
-use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable, TransactionId};
+use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -52,11 +53,15 @@ impl SnapshotTree {
         if usage.held_metadata_root.is_some() && self.pool.is_held_elsewhere()? {
             findings.push(Finding::MetadataSnapHeld);
         }
-        let (state, follows) =
-            self.store.read_state(|state| (state.generation, state.pool.follows_generation()));
         let pool = usage.transaction_id;
-        if follows && pool.0 != state && Some(pool.0) != state.checked_sub(1) {
-            findings.push(Finding::Generation { state: TransactionId(state), pool });
+        let (expected, belongs) = self.store.read_state(|state| {
+            let relation = identity::compare(state, pool, "");
+            let belongs =
+                state.pool.source.is_shared() || matches!(relation, Ok(Relation::Same | Relation::Behind));
+            (identity::transaction_id(state), belongs)
+        });
+        if !belongs {
+            findings.push(Finding::Generation { state: expected, pool });
         }
         Ok(())
     }
@@ -64,6 +69,9 @@ impl SnapshotTree {
     fn check_volumes(&self, findings: &mut Vec<Finding>) -> Result<()> {
         self.store.read(|graph| {
             findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
+        });
+        self.store.read(|graph| {
+            findings.extend(graph.orphans.iter().map(|&thin_id| Finding::Orphan { thin_id }));
         });
         let abandoned = self.store.abandoned();
         findings.extend(abandoned.into_iter().map(|thin_id| Finding::Unfinished { thin_id }));

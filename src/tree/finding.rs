@@ -45,6 +45,12 @@ pub enum Finding {
         /// It can only be a remainder of this tree's: [`repair`](super::SnapshotTree::repair) deletes it.
         own: bool,
     },
+    /// A volume that was found without a record, and may hold what no snapshot has:
+    /// [`repair`](super::SnapshotTree::repair) deletes it.
+    Orphan {
+        /// Its id in the pool.
+        thin_id: ThinId,
+    },
     /// A removed snapshot waits for being closed, or for the next [`reap`](super::SnapshotTree::reap).
     Deferred {
         /// Its id.
@@ -134,7 +140,9 @@ impl fmt::Display for Finding {
             Self::MetadataSnapHeld => {
                 f.write_str("a snapshot of the pool's metadata is held, or was left behind")
             }
-            Self::Generation { state, pool } => write!(f, "the state is of time {state}, the pool of {pool}"),
+            Self::Generation { state, pool } => {
+                write!(f, "transaction id mismatch: the state says {state}, the pool {pool}")
+            }
             Self::MissingVolume { id: Some(id), thin_id } => {
                 write!(f, "snapshot {id}: thin device {thin_id} is not in the pool")
             }
@@ -146,6 +154,12 @@ impl fmt::Display for Finding {
             }
             Self::UnknownVolume { thin_id, own: false } => {
                 write!(f, "thin device {thin_id} is in the pool, and nothing of this tree's")
+            }
+            Self::Orphan { thin_id } => {
+                write!(
+                    f,
+                    "thin device {thin_id} is an orphan: no snapshot, and maybe the only copy of its data"
+                )
             }
             Self::Deferred { id } => write!(f, "snapshot {id} was removed, and waits for being closed"),
             Self::Unfinished { thin_id } => write!(f, "thin device {thin_id} was made and never published"),

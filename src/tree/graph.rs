@@ -153,6 +153,16 @@ impl IdWindow {
 pub(super) enum Record {
     /// New ids will be taken from this window.
     Reserve(IdWindow),
+    /// The generation has risen.
+    Generation {
+        /// To this.
+        generation: u64,
+    },
+    /// A volume that may hold what nobody else has is kept, and its id stays taken.
+    Orphan {
+        /// Its thin device.
+        thin_id: ThinId,
+    },
     /// There is a base volume; it replaces one that was never ready.
     Base(Base),
     /// The base is as large as this, its file system in this state.
@@ -244,6 +254,9 @@ pub(super) struct Graph {
     /// Volumes that are not published yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) making: Vec<Making>,
+    /// Volumes that were found without a record and may hold what nobody else has.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) orphans: BTreeSet<ThinId>,
     /// All snapshots.
     pub(super) snapshots: BTreeMap<SnapshotId, Snapshot>,
     /// The thin ids of the above.
@@ -296,6 +309,11 @@ impl Graph {
                 window.check()?;
                 self.ids = window.clone();
             }
+            Record::Generation { .. } => {}
+            Record::Orphan { thin_id } => {
+                self.claim(*thin_id)?;
+                self.orphans.insert(*thin_id);
+            }
             Record::Base(base) => {
                 let old = self.base.as_ref();
                 if old.is_some_and(|old| old.fs != FsState::Making) {
@@ -322,8 +340,11 @@ impl Graph {
                 receive.ok_or("no such receive")?.offset = *offset;
             }
             Record::Unmade { thin_id } => {
-                self.making(*thin_id).ok_or("no such volume")?;
+                if self.making(*thin_id).is_none() && !self.orphans.contains(thin_id) {
+                    return Err("no such volume");
+                }
                 self.making.retain(|making| making.thin_id != *thin_id);
+                self.orphans.remove(thin_id);
                 self.used.remove(thin_id);
             }
             Record::Add { id, snapshot } => {
@@ -431,7 +452,8 @@ impl Graph {
         let base = self.base.as_ref().map(|base| base.thin_id);
         let making = self.making.iter().map(|making| making.thin_id);
         let snapshots = self.snapshots.values().map(|snapshot| snapshot.thin_id);
-        let ids: Vec<_> = snapshots.chain(making).chain(base).collect();
+        let orphans = self.orphans.iter().copied();
+        let ids: Vec<_> = snapshots.chain(making).chain(orphans).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
         let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
         self.deleting = deleting.map(|(id, _)| id.clone()).collect();

@@ -68,13 +68,6 @@ pub(super) struct PoolRecord {
     pub label: Option<Uuid>,
 }
 
-impl PoolRecord {
-    /// Whether the pool's transaction id follows the state's generation.
-    pub(super) fn follows_generation(&self) -> bool {
-        !self.adopted.as_ref().is_some_and(|adopted| adopted.foreign_transaction)
-    }
-}
-
 /// What `state.json` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,7 +76,10 @@ pub(super) struct State {
     pub format: u32,
     /// The tree's identity.
     pub tree: Uuid,
-    /// Counted up with each checkpoint, then set as the pool's transaction id.
+    /// Random bits of the tree that its pool carries; 0 in a tree that was last opened by a version without them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nonce: u32,
+    /// Rises at each open and close and with each window of thin ids, then in the pool's transaction id, too.
     pub generation: u64,
     /// How much of the journal is in here.
     pub journal: Position,
@@ -96,6 +92,20 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Takes a change in, or says why it cannot be.
+    pub(super) fn apply(&mut self, record: &Record) -> Result<(), &'static str> {
+        match record {
+            Record::Generation { generation } if *generation <= self.generation => {
+                Err("a generation that does not rise")
+            }
+            Record::Generation { generation } => {
+                self.generation = *generation;
+                Ok(())
+            }
+            record => self.graph.apply(record),
+        }
+    }
+
     /// Sizes that no pool and no volume has would be divided by, or added up, later.
     fn check_sizes(&self) -> Result<()> {
         let block_size = self.pool.block_size;
@@ -116,6 +126,10 @@ impl State {
             None => Ok(()),
         }
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -223,7 +237,7 @@ pub(super) fn replay(state: &mut State, bytes: &[u8], path: &Path, acknowledged:
             return Err(corrupt(number, "not the line that the checkpoint contains".into()));
         }
         if position.seq > state.journal.seq {
-            state.graph.apply(&record).map_err(|reason| corrupt(number, reason.into()))?;
+            state.apply(&record).map_err(|reason| corrupt(number, reason.into()))?;
             last = position;
         }
         before = Some(position);

@@ -27,10 +27,12 @@ mod contents;
 pub mod files;
 mod finding;
 mod fs;
+mod generation;
 mod graph;
 mod hold;
 mod holders;
 mod id;
+mod identity;
 mod init_layer;
 mod journal;
 mod labels;
@@ -62,12 +64,12 @@ mod writer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
 use crate::dm::{DmName, DmUuid};
-use crate::thin::{ThinId, ThinPool, TransactionId};
+use crate::thin::{ThinId, ThinPool};
 use crate::{Error, Result};
 
 pub use crate::dm::Removal;
@@ -91,6 +93,7 @@ pub use usage::SnapshotUsage;
 pub use writer::SnapshotWriter;
 
 use active::SlotCell;
+use generation::PoolGeneration;
 use hold::HoldNote;
 use mount::Mounts;
 use root::Root;
@@ -112,8 +115,8 @@ pub struct SnapshotTree {
     store: Store,
     hold: HoldNote,
     pool: ThinPool,
-    /// The pool's transaction id.
-    transaction_id: Mutex<TransactionId>,
+    /// What of the state's generation the pool has been told.
+    generation: Mutex<PoolGeneration>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
     slots: Mutex<HashMap<SnapshotId, Arc<SlotCell>>>,
     /// What this tree has mounted.
@@ -165,7 +168,8 @@ impl SnapshotTree {
         self.sweep_nodes()?;
         // A close that failed may have come as far as that.
         let there = self.pool.device_mapper().find(self.pool.name().into())?.is_some();
-        let checkpoint = if there { self.checkpoint() } else { Ok(()) };
+        let checkpoint =
+            if there { self.raise_generation().and_then(|()| self.checkpoint()) } else { Ok(()) };
         self.closed.store(true, Ordering::Release);
         if !self.store.read_state(|state| state.pool.source.is_shared()) {
             self.take_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
@@ -200,11 +204,9 @@ impl SnapshotTree {
         }
     }
 
-    /// Write a checkpoint, and tie the pool to it.
+    /// Writes a checkpoint.
     fn checkpoint(&self) -> Result<()> {
-        // The pool may lag behind the last checkpoint by a failed message, never by two.
-        self.settle(self.store.read_state(|state| state.generation))?;
-        self.store.checkpoint(|generation| self.settle(generation))
+        self.store.checkpoint()
     }
 
     /// After a change: keep the journal short.
@@ -213,20 +215,6 @@ impl SnapshotTree {
             // The journal holds everything. It can wait for the next change.
             let _ = self.checkpoint();
         }
-    }
-
-    /// Make the pool's transaction id the state's generation.
-    fn settle(&self, generation: u64) -> Result<()> {
-        if !self.store.read_state(|state| state.pool.follows_generation()) {
-            return Ok(());
-        }
-        let generation = TransactionId(generation);
-        let mut current = self.transaction_id.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current < generation {
-            self.pool.set_transaction_id(*current, generation)?;
-            *current = generation;
-        }
-        Ok(())
     }
 
     fn volume_name(&self, id: &str) -> Result<DmName> {

@@ -1,6 +1,6 @@
 //! Opening a tree, or making it: everything, or nothing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::files::StateDir;
 use super::graph::{FsState, Graph};
 use super::hold::HoldNote;
+use super::identity::{self, Relation, Volumes};
 use super::journal::{FORMAT, PoolRecord, Position, State};
 use super::mount::Mounts;
 use super::pool_source::PoolSource;
@@ -17,8 +18,8 @@ use super::root::Root;
 use super::store::Store;
 use super::{Options, SnapshotTree, pool_uuid, source, volume_name};
 use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::thin::{ThinId, ThinPool};
-use crate::{Error, Result};
+use crate::thin::{PoolStatus, ThinPool, TransactionId};
+use crate::{Error, Result, StateAge};
 
 impl SnapshotTree {
     /// Open the tree at `root`, or make it if there is none.
@@ -29,7 +30,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
-    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::GenerationMismatch`] for
+    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::ForeignPool`],
+    /// [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] for
     /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
     /// found, if [`Options::check_metadata`] asks for it. After an error everything is as
     /// it was before: nothing is attached, active or mounted, and no file is made.
@@ -100,7 +102,7 @@ impl SnapshotTree {
             store,
             hold,
             pool,
-            transaction_id: Mutex::default(),
+            generation: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
             mounts,
             growing: Mutex::new(()),
@@ -120,6 +122,7 @@ fn new_state(options: &Options, pool: PoolRecord) -> State {
     State {
         format: FORMAT,
         tree: Uuid::new_v4(),
+        nonce: identity::new_nonce(),
         generation: 0,
         journal: Position::default(),
         pool,
@@ -156,7 +159,34 @@ struct OpenedPool {
     /// This call activated it.
     activated: bool,
     /// The thin devices that it had before that.
-    volumes: Option<BTreeSet<ThinId>>,
+    volumes: Option<Volumes>,
+}
+
+/// Refuses a pool that is not this tree's, or of another time. A pool that was not made yet has no transaction id.
+fn check_pool(options: &Options, store: &Store, found: TransactionId, pool: &str) -> Result<()> {
+    store.read_state(|state| {
+        if !state.pool.made && found == TransactionId(0) {
+            return Ok(());
+        }
+        match identity::compare(state, found, pool)? {
+            Relation::Ahead if !options.accept_older_state => {
+                let (state, pool) = (state.generation, identity::generation(found));
+                Err(Error::StateOlderThanPool { evidence: StateAge::Generation { state, pool } })
+            }
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Gives a new pool the tree's nonce before the state says that it was made.
+fn claim_pool(pool: &ThinPool, store: &Store) -> Result<()> {
+    let wanted = store.read_state(identity::transaction_id);
+    match pool.status()? {
+        PoolStatus::Usage(usage) if usage.transaction_id != wanted => {
+            pool.set_transaction_id(usage.transaction_id, wanted)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// From here on the pool refuses to allocate when it has too little space.
@@ -188,10 +218,13 @@ fn open_pool(
     if let Some(status) = dm.find((&uuid).into())? {
         if status.has_live_table() {
             check_name(options, root, &status.name)?;
+            let pool = ThinPool::open(dm.clone(), &status.name)?;
+            if let PoolStatus::Usage(usage) = pool.status()? {
+                check_pool(options, store, usage.transaction_id, &status.name.to_string())?;
+            }
             if status.is_suspended() {
                 dm.resume(&status.name)?;
             }
-            let pool = ThinPool::open(dm.clone(), &status.name)?;
             source::check_block_size(&pool, &record)?;
             dm.ensure_node(&status.name, status.number)?;
             if !record.made {
@@ -221,15 +254,16 @@ fn activate_pool(
     let inactive = source::set_up(options, dm, &dir, record, &name)?;
     let volumes = match inactive.superblock()? {
         None if record.made => return Err(inactive.superblock_gone()),
-        None => BTreeSet::new(),
-        Some(_) => {
+        None => Volumes::default(),
+        Some(superblock) => {
+            check_pool(options, store, superblock.transaction_id, &inactive.origin())?;
             options.check_metadata.check(inactive.metadata_node())?;
-            inactive.device_ids()?.into_iter().collect()
+            inactive.read(|metadata| store.read(|graph| Volumes::read(metadata, graph)))?
         }
     };
     let pool = inactive.activate(&name, uuid)?;
     if !record.made
-        && let Err(error) = store.set_made()
+        && let Err(error) = claim_pool(&pool, store).and_then(|()| store.set_made())
     {
         // Best effort: return the original error.
         let _ = source::deactivate(dm, &name, record);

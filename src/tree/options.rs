@@ -41,6 +41,7 @@ pub struct Options {
     pub(super) pool_source: Option<PoolSource>,
     pub(super) force_device: bool,
     pub(super) take_over_pool: bool,
+    pub(super) accept_older_state: bool,
     data_size: Option<Bytes>,
     metadata_size: Option<Bytes>,
     base_size: Option<Bytes>,
@@ -77,6 +78,7 @@ impl Default for Options {
             pool_source: None,
             force_device: false,
             take_over_pool: false,
+            accept_older_state: false,
             data_size: None,
             metadata_size: None,
             base_size: None,
@@ -136,6 +138,10 @@ impl Options {
         /// for a root that was copied to another place while its pool stayed active. Nobody may use the old root any
         /// more. Default false: [`Error::OtherRoot`].
         take_over_pool: bool => take_over_pool;
+        /// Open a tree whose state is older than its pool, as one restored from a backup is. Default false: refused.
+        /// Nothing is deleted then: volumes that the state does not know are kept as orphans, which
+        /// [`check`](super::SnapshotTree::check) lists. What the state lists and the pool has no more is lost.
+        accept_older_state: bool => accept_older_state;
         /// Least size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large.
         data_size: Bytes => Some(data_size);
         /// Least size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB. More than an existing tree was

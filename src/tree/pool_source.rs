@@ -57,7 +57,7 @@ pub(super) struct Adopted {
     /// Its device-mapper uuid, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) uuid: Option<String>,
-    /// Its transaction id means something to somebody else.
+    /// Always set by this version: a pool's transaction id is its owner's. Trees of format 1 took over an id of 0.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) foreign_transaction: bool,
 }

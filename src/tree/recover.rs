@@ -8,67 +8,109 @@ use nix::errno::Errno;
 
 use super::active::{Slot, SlotCell};
 use super::graph::Record;
+use super::identity::{self, Volumes};
 use super::mount::Mounted;
 use super::{SnapshotId, SnapshotTree, source, unpublished_name, volume_name};
 use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
-use crate::thin::{PoolStatus, ThinId, TransactionId};
-use crate::{Error, Result};
+use crate::thin::{PoolMode, PoolStatus, ThinId};
+use crate::{Error, Result, StateAge};
 
 impl SnapshotTree {
     /// Puts right what a crash or a restart left. `activated` if the pool was not active before; `volumes` it had then.
-    pub(super) fn agree(&self, activated: bool, volumes: Option<BTreeSet<ThinId>>) -> Result<()> {
-        self.check_generation()?;
-        let mounts = self.take_over_mounts()?;
-        if !activated {
-            self.take_over(mounts)?;
-        }
-        self.sweep_nodes()?;
-        let volumes = match volumes.map_or_else(|| self.volumes_in_pool(), Ok) {
+    pub(super) fn agree(&self, activated: bool, volumes: Option<Volumes>) -> Result<()> {
+        let mode = self.recognise_pool()?;
+        let volumes = match volumes.map_or_else(|| self.read_volumes(), Ok) {
             Ok(volumes) => Some(volumes),
             // The next open, or a repair, deletes what is left.
             Err(Error::MetadataSnapHeld { .. }) => None,
             Err(error) => return Err(error),
         };
         if let Some(volumes) = &volumes {
-            self.record_deleted(volumes)?;
+            self.refuse_older_state(volumes)?;
+        }
+        let mounts = self.take_over_mounts()?;
+        if !activated {
+            self.take_over(mounts)?;
+        }
+        self.sweep_nodes()?;
+        match self.bring_to_generation() {
+            // For looking, reading and removing from the state.
+            Err(Error::PoolMode { .. }) if !mode.is_sound() => return Ok(()),
+            result => result?,
+        }
+        if let Some(volumes) = &volumes {
+            self.record_deleted(&volumes.present)?;
         }
         self.reap_closed()?;
         self.delete_abandoned()?;
         if let Some(volumes) = &volumes {
-            self.sweep_ids(volumes)?;
+            self.settle_unknown(volumes)?;
         }
-        self.make_base(volumes.as_ref())?;
+        self.make_base(volumes.as_ref().map(|volumes| &volumes.present))?;
         self.check_base()?;
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {
             Some(size) => self.grow_pool(size)?,
             None => self.extend_pool().map(drop)?,
         }
-        self.grow_base()
+        self.grow_base()?;
+        self.raise_generation()
     }
 
-    /// The pool's transaction id is the state's generation, or one less: then the power went between the
-    /// checkpoint and the message.
-    fn check_generation(&self) -> Result<()> {
+    /// The pool's mode. What this tree's last manager held of it is released.
+    fn recognise_pool(&self) -> Result<PoolMode> {
         let usage = match self.pool.status()? {
             PoolStatus::Usage(usage) => usage,
             status => return Err(source::pool_mode(&self.pool, status.mode())),
         };
         if self.hold.is_held()? {
-            if usage.held_metadata_root.is_some() {
+            if usage.held_metadata_root.is_some() && usage.mode.is_sound() {
                 self.pool.release_metadata_snap()?;
             }
             self.hold.clear()?;
         }
-        if !self.store.read_state(|state| state.pool.follows_generation()) {
+        self.generation().transaction_id = usage.transaction_id;
+        Ok(usage.mode)
+    }
+
+    /// The pool's volumes as they are now.
+    pub(super) fn read_volumes(&self) -> Result<Volumes> {
+        self.read_metadata(|metadata| self.store.read(|graph| Volumes::read(metadata, graph)))
+    }
+
+    /// A volume without a record that was written to was handed out once.
+    fn refuse_older_state(&self, volumes: &Volumes) -> Result<()> {
+        let shared = self.store.read_state(|state| state.pool.source.is_shared());
+        match volumes.written.first() {
+            Some(&thin_id) if !shared && !self.options.accept_older_state => {
+                Err(Error::StateOlderThanPool { evidence: StateAge::UnknownVolume { thin_id } })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the pool to the state's generation; a tree without a nonce gets one. A pool without space for that is
+    /// extended first, if it may be.
+    fn bring_to_generation(&self) -> Result<()> {
+        let (nonce, generation, shared) =
+            self.store.read_state(|state| (state.nonce, state.generation, state.pool.source.is_shared()));
+        if shared {
             return Ok(());
         }
-        let state = self.store.read_state(|state| state.generation);
-        let pool = usage.transaction_id;
-        if pool.0 != state && Some(pool.0) != state.checked_sub(1) {
-            return Err(Error::GenerationMismatch { state: TransactionId(state), pool });
+        let found = identity::generation(self.generation().transaction_id);
+        if found > generation {
+            // An older state that is accepted: it goes on where the pool is.
+            self.store.commit(&Record::Generation { generation: found })?;
         }
-        *self.transaction_id.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pool;
-        self.settle(state)
+        if nonce == 0 {
+            self.store.set_nonce(identity::new_nonce())?;
+        }
+        match self.sync_transaction_id() {
+            Err(Error::PoolMode { .. }) => {
+                self.extend_pool()?;
+                self.sync_transaction_id()
+            }
+            result => result,
+        }
     }
 
     /// Devices of this tree that a manager before this one left active.
@@ -185,16 +227,17 @@ impl SnapshotTree {
         deleted.into_iter().try_for_each(|id| self.store.append(&Record::Deleted { id }).map(drop))
     }
 
-    /// Deletes what the pool got without a record.
-    fn sweep_ids(&self, volumes: &BTreeSet<ThinId>) -> Result<()> {
+    /// Deletes volumes that nobody was told of, and keeps those in doubt.
+    fn settle_unknown(&self, volumes: &Volumes) -> Result<()> {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());
         }
-        let unknown: Vec<_> = self.store.read(|graph| {
-            let unknown = graph.ids.ids().filter(|id| volumes.contains(id) && !graph.uses(*id));
-            unknown.collect()
-        });
-        unknown.into_iter().try_for_each(|id| self.delete_id(id))
+        let accepted = self.options.accept_older_state;
+        let (delete, keep) =
+            if accepted { (&[][..], &volumes.leftovers[..]) } else { (&volumes.leftovers[..], &[][..]) };
+        delete.iter().try_for_each(|id| self.delete_id(*id))?;
+        let keep = keep.iter().chain(&volumes.orphans).chain(&volumes.written);
+        keep.copied().try_for_each(|thin_id| self.store.commit(&Record::Orphan { thin_id }))
     }
 
     /// Delete a thin device, or find that there is none.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::active::Slot;
+use super::graph::Record;
 use super::mount::Where;
 use super::{DeviceProblem, Finding, SnapshotTree};
 use crate::Result;
@@ -43,10 +44,15 @@ impl SnapshotTree {
         match finding {
             Finding::UnknownVolume { thin_id, own: true } => {
                 // Nobody gets that id meanwhile; and it is deleted only if nobody has it now.
-                match self.store.reserve_id(*thin_id) {
-                    Some(_reservation) => self.pool.delete(*thin_id),
-                    None => Ok(()),
+                let Some(_reservation) = self.store.reserve_id(*thin_id) else { return Ok(()) };
+                if self.read_volumes()?.leftovers.contains(thin_id) {
+                    return self.pool.delete(*thin_id);
                 }
+                self.store.commit(&Record::Orphan { thin_id: *thin_id })
+            }
+            Finding::Orphan { thin_id } => {
+                self.delete_id(*thin_id)?;
+                self.store.commit(&Record::Unmade { thin_id: *thin_id })
             }
             Finding::Deferred { .. } | Finding::Unfinished { .. } => self.reap().map(drop),
             Finding::UnknownDevice { device, thin_id } => match self.store.reserve_id(*thin_id) {

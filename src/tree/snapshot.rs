@@ -68,7 +68,7 @@ impl SnapshotTree {
         self.check_open()?;
         let name = SnapshotId::new(id)?;
         self.finish_removal(&name)?;
-        let mut reservation = self.store.reserve(Some(name.clone()))?;
+        let mut reservation = self.reserve(Some(name.clone()))?;
         let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot| {
             let record = Record::Add { id: name.clone(), snapshot: snapshot.clone() };
             self.record(reservation, snapshot.thin_id, &record).map(|seq| (snapshot, seq))
@@ -198,7 +198,7 @@ impl SnapshotTree {
             match create(snapshot.thin_id) {
                 Ok(()) => return Ok(snapshot),
                 Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                    self.store.take_another(reservation)?;
+                    self.reserve_another(reservation)?;
                 }
                 Err(error) => {
                     // Whatever it was, there must not be a volume that nobody knows; but in a shared pool it may

@@ -193,6 +193,22 @@ impl Store {
         self.write_checkpoint(&bytes)
     }
 
+    /// Raises the generation, durably.
+    pub(super) fn raise_generation(&self) -> Result<()> {
+        let generation = self.lock().state.generation + 1;
+        self.commit(&Record::Generation { generation })
+    }
+
+    /// Gives a tree of format 1 its nonce. While the tree is being opened: see [`set_made`](Self::set_made).
+    pub(super) fn set_nonce(&self, nonce: u32) -> Result<()> {
+        let mut state = self.lock().state.clone();
+        (state.nonce, state.generation) = (nonce, state.generation + 1);
+        self.write_checkpoint(&self.encode(&state)?)?;
+        let mut inner = self.lock();
+        (inner.state.nonce, inner.state.generation) = (state.nonce, state.generation);
+        Ok(())
+    }
+
     /// The pool has grown; the next checkpoint says so.
     pub(super) fn set_data_size(&self, size: Bytes) {
         self.lock().state.pool.data_size = size;
@@ -224,7 +240,7 @@ impl Store {
             inner.room = 0;
             return Err(Error::io("write", path())(error));
         }
-        if let Err(reason) = inner.state.graph.apply(record) {
+        if let Err(reason) = inner.state.apply(record) {
             inner.failed = self.journal.set_len(inner.len).is_err();
             return Err(Error::Corrupt { path: path(), line: None, reason: reason.into() });
         }
@@ -289,9 +305,8 @@ impl Store {
         !inner.compacting && !inner.failed && inner.len > at.0.max(inner.checkpoint_len)
     }
 
-    /// Write a checkpoint of the next generation, then let `settle` carry the generation into the pool.
-    /// Done by one caller at a time: another one waits, since what it has changed may have come too late for the first.
-    pub(super) fn checkpoint(&self, settle: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+    /// Writes a checkpoint. Done by one caller at a time: another one waits, since what it has changed may have come too late for the first.
+    pub(super) fn checkpoint(&self) -> Result<()> {
         self.check_process()?;
         let mut inner = self.lock();
         while inner.compacting {
@@ -302,13 +317,11 @@ impl Store {
         }
         inner.compacting = true;
         let _compacting = Compacting(self);
-        let mut state = inner.state.clone();
+        let state = inner.state.clone();
         drop(inner);
-        state.generation += 1;
         self.encode(&state).and_then(|bytes| {
             self.write_checkpoint(&bytes)?;
             let mut inner = self.lock();
-            inner.state.generation = state.generation;
             inner.checkpoint_len = bytes.len() as u64;
             inner.synced = inner.synced.max(state.journal.seq);
             // Lines written meanwhile stay; the older ones before them are passed over.
@@ -317,7 +330,7 @@ impl Store {
             }
             drop(inner);
             self.changed.notify_all();
-            settle(state.generation)
+            Ok(())
         })
     }
 

@@ -88,7 +88,7 @@ impl SnapshotTree {
     ) -> Result<SnapshotWriter<'_>> {
         self.check_open()?;
         self.finish_removal(&id)?;
-        let mut reservation = self.store.reserve(Some(id.clone()))?;
+        let mut reservation = self.reserve(Some(id.clone()))?;
         // The message comes first: a record of an id that a shared pool has given to somebody else would delete that.
         // Nothing is written before the record is durable.
         let record = |reservation: &mut Reservation<'_>, snapshot: Snapshot| {

@@ -6,6 +6,7 @@ mod active;
 mod check;
 mod family;
 mod growth;
+mod identity;
 mod metadata;
 mod removal;
 mod rig;

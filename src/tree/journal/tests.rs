@@ -20,7 +20,16 @@ fn state() -> State {
         label: None,
     };
     let (tree, filesystem, graph) = (Uuid::from_u128(7), Filesystem::Ext4, Graph::default());
-    State { format: FORMAT, tree, generation: 3, journal: Position::default(), pool, filesystem, graph }
+    State {
+        format: FORMAT,
+        tree,
+        nonce: 7,
+        generation: 3,
+        journal: Position::default(),
+        pool,
+        filesystem,
+        graph,
+    }
 }
 
 fn add(index: u32) -> Record {

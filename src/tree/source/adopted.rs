@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::pool_mode;
 use crate::dm::{DeviceMapper, DeviceStatus, DmName};
-use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinPool, TransactionId};
+use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinPool};
 use crate::tree::Options;
 use crate::tree::journal::PoolRecord;
 use crate::tree::pool_source::Adopted;
@@ -31,10 +31,8 @@ pub(super) fn new_record(
     record.data_size = size.bytes();
     record.metadata_size = usage.total_metadata.bytes(METADATA_BLOCK_SIZE.sectors());
     record.made = true;
-    record.adopted = Some(Adopted {
-        uuid: status.uuid.map(|uuid| uuid.to_string()),
-        foreign_transaction: usage.transaction_id != TransactionId(0),
-    });
+    record.adopted =
+        Some(Adopted { uuid: status.uuid.map(|uuid| uuid.to_string()), foreign_transaction: true });
     Ok(record)
 }
 

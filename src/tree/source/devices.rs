@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use zerocopy::IntoBytes;
-
 use super::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::dm::DeviceMapper;
 use crate::kernel::Kernel;
@@ -61,8 +59,8 @@ pub(super) fn set_up(
 }
 
 fn demand_blank(kernel: &dyn Kernel, device: &ClaimedDevice, len: Bytes) -> Result<()> {
-    let mut bytes = vec![0; usize::try_from(len.0).unwrap_or(usize::MAX)];
-    let read = kernel.read_at(&device.file, 0, bytes.as_mut_bytes());
+    let mut bytes = vec![0u8; usize::try_from(len.0).unwrap_or(usize::MAX)];
+    let read = kernel.read_at(&device.file, 0, &mut bytes);
     let read = read.map_err(|errno| Error::io("read", &device.origin)(errno.into()))?;
     if bytes[..read].iter().all(|&byte| byte == 0) {
         return Ok(());

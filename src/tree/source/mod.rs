@@ -19,7 +19,7 @@ use crate::dm::{DeviceMapper, DmName, DmUuid};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::LoopDevice;
 use crate::thin::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
-use crate::thin::{PoolMode, PoolTable, SplitDevice, ThinId, ThinPool};
+use crate::thin::{PoolMode, PoolTable, SplitDevice, ThinPool};
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
@@ -123,10 +123,18 @@ impl InactivePool {
         Superblock::read(&self.blocks()?).map_err(self.damaged())
     }
 
-    /// The thin devices that the pool has.
-    pub(super) fn device_ids(&self) -> Result<Vec<ThinId>> {
-        let blocks = Arc::new(self.blocks()?);
-        Metadata::open(blocks).and_then(|metadata| metadata.device_ids()).map_err(self.damaged())
+    /// Reads the pool's metadata.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Metadata) -> Result<T>) -> Result<T> {
+        let metadata = Metadata::open(Arc::new(self.blocks()?)).map_err(self.damaged())?;
+        read(&metadata).map_err(|error| match error {
+            Error::Metadata(error) => self.damaged()(error),
+            error => error,
+        })
+    }
+
+    /// What errors call the pool's metadata.
+    pub(super) fn origin(&self) -> String {
+        self.metadata.origin.display().to_string()
     }
 
     /// The metadata device's node, for programs.

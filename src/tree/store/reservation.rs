@@ -14,6 +14,8 @@ pub(in crate::tree) struct Reservation<'a> {
     store: &'a Store,
     pub(in crate::tree) name: Option<SnapshotId>,
     pub(in crate::tree) thin_id: ThinId,
+    /// The number of the record that reserved the window of the id.
+    pub(in crate::tree) window: u64,
     /// The kernel may know the id, and no record does: only the next open can settle that.
     pub(in crate::tree) unresolved: bool,
 }
@@ -36,7 +38,7 @@ impl Store {
         }
         let window_seq = inner.window_seq;
         drop(inner);
-        let reservation = Reservation { store: self, name, thin_id, unresolved: false };
+        let reservation = Reservation { store: self, name, thin_id, window: window_seq, unresolved: false };
         // The window is durable before an id of it is used, so that a crash leaves no id unknown.
         self.sync(window_seq)?;
         Ok(reservation)
@@ -46,7 +48,7 @@ impl Store {
     pub(in crate::tree) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
         let mut inner = self.lock();
         let free = !inner.state.graph.uses(thin_id) && inner.pending_ids.insert(thin_id);
-        free.then(|| Reservation { store: self, name: None, thin_id, unresolved: false })
+        free.then(|| Reservation { store: self, name: None, thin_id, window: 0, unresolved: false })
     }
 
     /// Another id for a reservation whose id turned out to be taken by somebody else.
@@ -55,6 +57,7 @@ impl Store {
         let id = self.take_id(&mut inner)?;
         inner.pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
         let window_seq = inner.window_seq;
+        reservation.window = window_seq;
         drop(inner);
         self.sync(window_seq)
     }
