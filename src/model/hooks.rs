@@ -42,7 +42,7 @@ impl ModelKernel {
     ///
     /// # Errors
     /// ENOSPC when no data block is free, whether the pool would queue the write or fail it; EIO when
-    /// the pool is read-only or failed; EAGAIN when volume or pool is suspended and the write would wait.
+    /// the pool is failed, or read-only and a block is not mapped or shared; EAGAIN when volume or pool is suspended and the write would wait.
     pub fn write(&self, name: &str, blocks: Range<u64>) -> Result<(), Errno> {
         self.hook(|world| {
             let (number, _) = world.volume(name)?;

@@ -159,7 +159,7 @@ fn lines(machine: &Machine<'_>, ask: &Ask, payload: &[u8]) -> Vec<String> {
 }
 
 /// How many metadata blocks are used, and where in the metadata a root lies, is the real kernel's
-/// business: the model keeps no trees.
+/// business: the model puts its trees elsewhere.
 fn pool_status_word(n: usize, word: &str) -> String {
     match (n, word.split_once('/')) {
         (1, Some((_, total))) => format!("some/{total}"),
