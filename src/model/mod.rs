@@ -59,6 +59,7 @@ mod mounts;
 mod pool;
 mod store;
 mod table;
+mod volume;
 mod world;
 
 #[cfg(test)]
