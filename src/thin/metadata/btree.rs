@@ -119,6 +119,15 @@ impl Subtree {
         Self { block, first: 0, end: None }
     }
 
+    /// Keeps the keys that another parent of the same node allows, too.
+    pub(super) fn narrow(&mut self, other: &Self) {
+        self.first = self.first.max(other.first);
+        self.end = match (self.end, other.end) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        };
+    }
+
     /// Checks that a node's keys are where its parent says.
     pub(super) fn check_keys(&self, node: &Node) -> Result<(), MetadataError> {
         let Some(last) = node.len().checked_sub(1) else {

@@ -86,10 +86,12 @@ impl Metadata {
         loop {
             if levels[0] == levels[1] {
                 let [left, right] = &mut sides;
-                let names = |side: &[Subtree]| side.iter().map(|it| it.block).collect::<HashSet<_>>();
+                // In the same place, too: a block that one side has elsewhere, or twice, is read, and found damaged.
+                let place = |it: &Subtree| (it.block, it.first);
+                let names = |side: &[Subtree]| side.iter().map(place).collect::<HashSet<_>>();
                 let (in_left, in_right) = (names(left), names(right));
-                left.retain(|it| !in_right.contains(&it.block));
-                right.retain(|it| !in_left.contains(&it.block));
+                left.retain(|it| !in_right.contains(&place(it)));
+                right.retain(|it| !in_left.contains(&place(it)));
                 if levels[0] == 0 {
                     return Ok(sides);
                 }

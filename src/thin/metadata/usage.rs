@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::Metadata;
 use super::blocks::BATCH;
-use super::btree::{Subtree, expand, height};
+use super::btree::{Subtree, expand, height, read_leaves};
 use super::error::MetadataError;
 use crate::thin::{ThinId, ThinUsage};
 use crate::units::Blocks;
@@ -50,15 +50,16 @@ impl Metadata {
     /// [`MetadataError::Io`], [`MetadataError::Damaged`].
     pub fn usage(&self) -> Result<Vec<ThinUsage>, MetadataError> {
         let devices = self.devices()?;
-        let mut owners = Owners { metadata: self, nodes: HashMap::new(), leaves: Vec::new() };
+        let mut owners = Owners { metadata: self, nodes: HashMap::new(), leaves: HashMap::new() };
         for device in &devices {
             owners.visit(device.id, self.mapping_root(device.id)?)?;
         }
-        let Owners { nodes, mut leaves, .. } = owners;
-        leaves.sort_unstable();
+        let Owners { nodes, leaves, .. } = owners;
+        let mut leaves: Vec<Subtree> = leaves.into_values().collect();
+        leaves.sort_unstable_by_key(|leaf| leaf.block);
         let mut counts = Counts::default();
         self.each_entry(&leaves, |_, data| counts.add(data))?;
-        leaves.retain(|leaf| nodes[leaf] != SHARED);
+        leaves.retain(|leaf| nodes[&leaf.block] != SHARED);
         let mut exclusive: HashMap<u32, u64> = HashMap::new();
         self.each_entry(&leaves, |leaf, data| {
             if counts.is_one(data) {
@@ -73,10 +74,9 @@ impl Metadata {
         Ok(devices.into_iter().map(usage).collect())
     }
 
-    fn each_entry(&self, leaves: &[u64], mut each: impl FnMut(u64, u64)) -> Result<(), MetadataError> {
+    fn each_entry(&self, leaves: &[Subtree], mut each: impl FnMut(u64, u64)) -> Result<(), MetadataError> {
         for batch in leaves.chunks(BATCH) {
-            for leaf in self.reader.nodes(batch)? {
-                leaf.check(true, 8)?;
+            for leaf in read_leaves(&self.reader, batch, 8)? {
                 for index in 0..leaf.len() {
                     each(leaf.block, self.entry(&leaf, index)?.1);
                 }
@@ -90,7 +90,8 @@ impl Metadata {
 struct Owners<'a> {
     metadata: &'a Metadata,
     nodes: HashMap<u64, u32>,
-    leaves: Vec<u64>,
+    /// Each with the keys that all its parents allow.
+    leaves: HashMap<u64, Subtree>,
 }
 
 impl Owners<'_> {
@@ -101,6 +102,9 @@ impl Owners<'_> {
         while let Some((subtree, level, owner)) = stack.pop() {
             let before = self.nodes.get(&subtree.block).copied();
             let owner = if before.is_some() { SHARED } else { owner };
+            if level == 0 {
+                self.leaves.entry(subtree.block).or_insert(subtree).narrow(&subtree);
+            }
             if before == Some(SHARED) {
                 continue;
             }
@@ -109,8 +113,6 @@ impl Owners<'_> {
                 let node = reader.node(subtree.block)?;
                 let children = expand(reader, &subtree, &node, 0)?;
                 stack.extend(children.into_iter().map(|child| (child, level - 1, owner)));
-            } else if before.is_none() {
-                self.leaves.push(subtree.block);
             }
         }
         Ok(())
