@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,9 @@ pub trait BlockSource: fmt::Debug + Send + Sync {
 
 impl BlockSource for File {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len() / BLOCK_SIZE as u64)
+        // The length in a block device's inode is 0. Reads do not use the position.
+        let mut file = self;
+        Ok(file.seek(SeekFrom::End(0))? / BLOCK_SIZE as u64)
     }
 
     fn read(&self, first: u64, buffer: &mut [AlignedBlock]) -> io::Result<()> {
