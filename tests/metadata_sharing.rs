@@ -115,3 +115,22 @@ fn shared_leaves_in_each_others_place_are_damage() {
     assert!(is_key_damage(changed(&metadata)), "{:?}", changed(&metadata));
     assert!(is_key_damage(metadata.usage()), "{:?}", metadata.usage());
 }
+
+/// `metadata_nr_blocks` stays what it was when the pool was formatted.
+#[test]
+fn metadata_blocks_come_from_the_space_map() {
+    let (mut image, _) = image();
+    image.set(BlockKind::Superblock, 0, 344, BLOCKS / 2);
+    assert_eq!(image.open().superblock().metadata_blocks.0, BLOCKS);
+}
+
+#[test]
+fn the_superblock_is_no_metadata_snapshot() {
+    let (image, _) = image();
+    let result = Metadata::open_snapshot(Arc::new(image), 0);
+    let damage = Damage::Child { child: 0 };
+    assert!(
+        matches!(&result, Err(MetadataError::Damaged { block: 0, damage: it }) if *it == damage),
+        "{result:?}"
+    );
+}

@@ -73,7 +73,9 @@ impl Metadata {
     pub fn open_snapshot(source: Arc<dyn BlockSource>, root: u64) -> Result<Self, MetadataError> {
         // A metadata snapshot does not know the size of the data device; the pool's superblock does.
         let live = Self::open(source.clone())?;
+        live.reader.check_child(0, root)?;
         let superblock = Superblock::read_at(&*source, root)?.ok_or(MetadataError::NotFormatted)?;
+        let superblock = Superblock { metadata_blocks: live.superblock.metadata_blocks, ..superblock };
         Ok(Self { superblock, ..live })
     }
 

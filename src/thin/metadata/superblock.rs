@@ -137,7 +137,12 @@ impl Superblock {
             block_size,
             needs_check: disk.flags.get() & THIN_METADATA_NEEDS_CHECK_FLAG != 0,
             held_root: Some(disk.held_root.get()).filter(|&root| root != 0),
-            metadata_blocks: Blocks(disk.metadata_nr_blocks.get()),
+            // The field of that name is written when the pool is formatted, and not when it grows.
+            metadata_blocks: Blocks(if metadata.blocks == 0 {
+                disk.metadata_nr_blocks.get()
+            } else {
+                metadata.blocks
+            }),
             space: Some(space).filter(|space| space.metadata.bitmap_root != 0),
             mapping_root: disk.data_mapping_root.get(),
             details_root: disk.device_details_root.get(),
