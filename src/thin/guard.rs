@@ -6,8 +6,8 @@
 //!   [`SpaceGuard::max_age`] nobody has told of an event, so the status is read before the message.
 //! - For metadata the kernel raises an event each time that less than its own mark (4 MiB or a quarter) is
 //!   left. For data it raises one, once after each resume of the pool, when less than the low water mark is
-//!   left. So while none has come, at least the mark is left, and a guard at or below the mark costs a status in
-//!   [`SpaceGuard::max_messages`] messages.
+//!   left. So while none has come, at least the mark is left, and a guard at or below the mark costs
+//!   nothing at all.
 //! - The mark can be lowered. This process counts its reloads; after one, table and status are read. That another
 //!   process reloaded the pool is noticed with the next status.
 //! - A guard above the mark, or a data guard after such an event, has no one to tell it: then the status is
@@ -97,7 +97,8 @@ impl SpaceGuard {
         self
     }
 
-    /// Maximum number of allocating messages for which a cached status serves. Default: 100.
+    /// Maximum number of allocating messages for which a cached status serves where no event would tell that it is
+    /// wrong. Default: 100.
     #[must_use]
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.max_messages = messages;
@@ -245,7 +246,7 @@ impl Watch {
         let mut known = self.known();
         known.messages += 1;
         let is_current = known.reloads == RELOADS.load(Ordering::Acquire);
-        if known.messages > self.guard.max_messages || !is_current {
+        if !is_current {
             return false;
         }
         let Some(usage) = &known.usage else { return false };
@@ -259,7 +260,8 @@ impl Watch {
             usage.metadata_low_water.is_some_and(|mark| needed <= mark && usage.free_metadata() >= mark)
         });
         let told = data && metadata && known.heard.elapsed() <= self.guard.max_age;
-        told || known.at.elapsed() <= self.guard.max_age
+        let fresh = known.messages <= self.guard.max_messages && known.at.elapsed() <= self.guard.max_age;
+        told || fresh
     }
 
     fn judge(&self, pool: &ThinPool) -> Result<()> {
