@@ -18,6 +18,9 @@ const METADATA_MAX: u64 = 255 * ((1 << 14) - 64) * METADATA_BLOCK;
 /// Sectors of a metadata block.
 const METADATA_BLOCK: u64 = 8;
 
+/// Sectors of the largest table: its bytes have to fit a `loff_t`.
+const LARGEST: u64 = (i64::MAX as u64) >> 9;
+
 /// Target types and their versions, in the order in which the kernel lists them.
 pub(super) const TARGETS: [(&str, [u32; 3]); 5] = [
     ("thin", [1, 23, 0]),
@@ -160,7 +163,7 @@ impl World {
         }
         if !TARGETS.iter().any(|(name, _)| name.as_bytes() == target_type)
             || start != end
-            || start.checked_add(length).is_none()
+            || start.checked_add(length).is_none_or(|end| end > LARGEST)
         {
             return Err(Errno::EINVAL);
         }

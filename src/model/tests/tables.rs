@@ -83,6 +83,12 @@ fn targets_adjoin() {
     assert_eq!(load(&[Line(0, 8, "zero", ""), Line(9, 8, "zero", "")]), Err(Errno::EINVAL));
     assert_eq!(load(&[Line(0, 8, "zero", ""), Line(7, 8, "zero", "")]), Err(Errno::EINVAL));
     assert_eq!(load(&[Line(0, u64::MAX, "zero", ""), Line(u64::MAX, 8, "zero", "")]), Err(Errno::EINVAL));
+    // "too large device", on 6.1 and 6.12: the bytes would not fit a loff_t.
+    assert_eq!(load(&[Line(0, (1 << 54) - 1, "zero", "")]), Ok(0));
+    for length in [1 << 54, 1 << 55, 1 << 62] {
+        assert_eq!(load(&[Line(0, length, "zero", "")]), Err(Errno::EINVAL));
+    }
+    assert_eq!(load(&[Line(0, 1 << 53, "zero", ""), Line(1 << 53, 1 << 53, "zero", "")]), Err(Errno::EINVAL));
     assert_eq!(load(&[Line(0, 8, "zero", "argument")]), Err(Errno::EINVAL));
     assert_eq!(load(&[Line(0, 8, "linear", "7:0")]), Err(Errno::EINVAL));
 }
