@@ -37,7 +37,8 @@ pub enum DeviceEvent {
 /// an error does not end it either.
 ///
 /// Several events of one device between two looks are told as one, and a device that came and went
-/// between them is not told at all.
+/// between them is not told at all. The kernel's list tells name, uuid, number and event number: a device that was
+/// removed and made again with all of them is the same to it.
 #[derive(Debug)]
 pub struct DeviceEvents {
     /// With a control file of its own: what it arms, nobody else disarms.

@@ -46,6 +46,8 @@ pub(super) struct Device {
     pub(super) has_disk: bool,
     pub(super) limits: Limits,
     pub(super) event_nr: u32,
+    /// `diskseq`: how many disks there were before.
+    pub(super) sequence: u64,
 }
 
 /// What a mapped device takes over from below when it gets a table: the first, or one that goes live.
@@ -85,6 +87,8 @@ pub(super) struct World {
     pub(super) nodes: BTreeMap<PathBuf, DeviceNumber>,
     pub(super) mounts: Vec<Mount>,
     pub(super) next_mount: u32,
+    /// The next device's `diskseq`.
+    pub(super) next_sequence: u64,
     pub(super) handles: Vec<Handle>,
     /// Something was let go: unused pools, loop and deferred devices are looked for.
     pub(super) released: bool,
@@ -108,6 +112,7 @@ impl World {
             nodes: BTreeMap::new(),
             mounts: vec![Mount::root()],
             next_mount: 2,
+            next_sequence: 1,
             handles: Vec::new(),
             released: false,
         }
@@ -366,6 +371,7 @@ impl World {
         match (attribute, mapped) {
             ("dev", _) => Ok(number.to_string().into_bytes()),
             ("size", _) => Ok(self.sectors(number).ok_or(Errno::ENOENT)?.to_string().into_bytes()),
+            ("diskseq", Some(device)) => Ok(device.sequence.to_string().into_bytes()),
             ("dm/name", Some(device)) => Ok(device.name.clone()),
             ("dm/uuid", Some(device)) => Ok(device.uuid.clone()),
             ("dm/suspended", Some(device)) => Ok(vec![b'0' + u8::from(device.suspended)]),

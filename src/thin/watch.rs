@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use super::{PoolMode, PoolStatus, ThinPool};
 use crate::dm::{DeviceMapper, DmUuid, EventNr, UdevPolicy};
+use crate::kernel::DeviceNumber;
 use crate::units::Blocks;
 use crate::{Error, Result};
 
@@ -50,7 +51,7 @@ pub enum PoolEvent {
     Failed,
     /// All is well again: after any of the above, the pool can be written to and has space.
     Recovered,
-    /// The pool's device is gone. Nothing will be told any more.
+    /// The pool's device is gone, or was made again. Nothing will be told any more.
     Removed,
 }
 
@@ -81,6 +82,9 @@ pub struct PoolWatcher<'a> {
     dm: DeviceMapper,
     /// Who the pool is: its name and its number can be given to another device.
     uuid: Option<DmUuid>,
+    /// Which disk of the machine, counted from its start: a pool that was removed and made again with name, uuid and
+    /// number is another one. Since Linux 5.15.
+    sequence: Option<Vec<u8>>,
     /// The event number that was last seen.
     seen: Option<EventNr>,
     /// What holds, as far as it was told.
@@ -109,8 +113,17 @@ impl ThinPool {
         let uuid = self.uuid().copied();
         // Refused now if the pool is gone.
         self.table()?;
-        let (told, pending) = (Vec::new(), VecDeque::new());
-        Ok(PoolWatcher { pool: self, dm, uuid, seen: None, told, pending, armed: false, gone: false })
+        Ok(PoolWatcher {
+            pool: self,
+            uuid,
+            sequence: sequence(&dm, self.number()),
+            dm,
+            seen: None,
+            told: Vec::new(),
+            pending: VecDeque::new(),
+            armed: false,
+            gone: false,
+        })
     }
 }
 
@@ -151,7 +164,9 @@ impl PoolWatcher<'_> {
         self.dm.arm_poll()?;
         let looked = self.pool.look().and_then(|(status, device)| {
             let uuid = self.uuid.is_none_or(|uuid| device.uuid == Some(uuid));
-            let same = uuid && device.number == self.pool.number();
+            let same = uuid
+                && device.number == self.pool.number()
+                && self.sequence == sequence(&self.dm, self.pool.number());
             if same && self.seen != Some(device.event_nr) {
                 self.compare(&status)?;
                 self.seen = Some(device.event_nr);
@@ -185,6 +200,10 @@ impl PoolWatcher<'_> {
         self.told = holds;
         Ok(())
     }
+}
+
+fn sequence(dm: &DeviceMapper, number: DeviceNumber) -> Option<Vec<u8>> {
+    dm.kernel().block_attribute(&format!("dm-{}", number.minor), "diskseq").ok()
 }
 
 /// What a status says, the least grave first.

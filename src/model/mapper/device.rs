@@ -91,7 +91,9 @@ pub(super) fn create(world: &mut World, packet: &mut Packet) -> Result<u32, Errn
     if taken {
         return Err(Errno::EBUSY);
     }
-    world.devices.insert(minor, Device { name, uuid, ..Device::default() });
+    let sequence = world.next_sequence;
+    world.next_sequence += 1;
+    world.devices.insert(minor, Device { name, uuid, sequence, ..Device::default() });
     packet.clear(DmFlags::INACTIVE_PRESENT);
     fill_status(world, minor, packet);
     Ok(0)
