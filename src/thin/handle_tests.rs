@@ -308,3 +308,34 @@ fn a_guard_costs_a_message_nothing_while_answers_tell_of_no_event() {
     (2..50).for_each(|number| pool.create_thin(id(number)).unwrap());
     assert!(machine.kernel.log().iter().all(|call| call.name == "DM_TARGET_MSG"));
 }
+
+#[test]
+fn what_a_discard_leaves_of_a_last_block_is_zeroed() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    pool.create_thin(id(1)).unwrap();
+    // Two blocks and a part of a third.
+    let volume = pool.activate(&name("v"), &uuid("v"), id(1), Sectors(2 * 128 + 8)).unwrap();
+    let zeroed = || machine.kernel.log().iter().filter(|call| call.name == "BLKZEROOUT").count();
+    machine.kernel.clear_log();
+    machine.kernel.write("v", 0..2).unwrap();
+    volume.discard_all().unwrap();
+    assert_eq!(volume.status().unwrap(), ThinStatus::Mapped { mapped: Sectors(0), highest: None });
+    assert_eq!(zeroed(), 0, "nothing is mapped to be zeroed");
+    machine.kernel.write("v", 0..3).unwrap();
+    volume.discard_all().unwrap();
+    assert!(matches!(volume.status().unwrap(), ThinStatus::Mapped { mapped: Sectors(128), .. }));
+    assert_eq!(zeroed(), 1);
+}
+
+#[test]
+fn a_watcher_tells_of_a_pool_that_was_made_again() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    let mut watcher = pool.watch().unwrap();
+    while watcher.next_within(Duration::ZERO).unwrap().is_some() {}
+    pool.deactivate().unwrap();
+    let again = machine.pool("pool", "pool", 1);
+    assert_eq!(again.number(), pool.number());
+    assert_eq!(watcher.next_within(Duration::ZERO).unwrap(), Some(PoolEvent::Removed));
+}

@@ -7,9 +7,9 @@ use zerocopy::IntoBytes;
 
 use super::identity::Identity;
 use super::reload::reload;
-use super::{ThinId, ThinStatus, ThinTable};
+use super::{PoolTable, ThinId, ThinStatus, ThinTable, check_block_size};
 use crate::abi::Ioctl;
-use crate::abi::block::{BLKDISCARD, BLKGETSIZE64};
+use crate::abi::block::{BLKDISCARD, BLKGETSIZE64, BLKZEROOUT};
 use crate::dm::{
     DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Removal, TableKind, TargetLine, TargetSpec,
     TargetType,
@@ -145,18 +145,38 @@ impl ThinVolume {
         Ok(())
     }
 
-    /// Discard the whole volume: it reads as zeroes (or as its external origin), and blocks that no
+    /// Discards the whole volume: it reads as zeroes (or as its external origin), and blocks that no
     /// snapshot shares are free again, on the device below too if the pool passes discards down.
     ///
+    /// The kernel unmaps whole blocks of the pool. If the volume's size is not a multiple of them, its last block stays
+    /// mapped; what the volume has of it is written with zeroes, over an external origin, too.
+    ///
     /// # Errors
-    /// EOPNOTSUPP if the pool ignores discards, EPERM if the volume is read-only.
+    /// EOPNOTSUPP if the pool ignores discards, EPERM if the volume is read-only; ENOENT if there is no node,
+    /// [`Error::Replaced`] if it leads to another device.
     #[doc(alias = "BLKDISCARD")]
     pub fn discard_all(&self) -> Result<()> {
         let file = self.open(Access::READ_WRITE)?;
         let mut size = 0u64;
         self.block_ioctl(&file, BLKGETSIZE64, Arg::Bytes(size.as_mut_bytes()))?;
-        let mut range = [0, Bytes(size).sectors().bytes().0];
-        self.block_ioctl(&file, BLKDISCARD, Arg::Bytes(range.as_mut_bytes()))
+        let size = Bytes(size).sectors();
+        let mut range = [0, size.bytes().0];
+        self.block_ioctl(&file, BLKDISCARD, Arg::Bytes(range.as_mut_bytes()))?;
+        let ThinStatus::Mapped { highest: Some(highest), .. } = self.status()? else { return Ok(()) };
+        let tail = Sectors(size.0 % self.pool_block_size()?.0);
+        let start = size - tail;
+        if tail.0 == 0 || highest < start {
+            return Ok(());
+        }
+        let mut range = [start.bytes().0, tail.bytes().0];
+        self.block_ioctl(&file, BLKZEROOUT, Arg::Bytes(range.as_mut_bytes()))
+    }
+
+    fn pool_block_size(&self) -> Result<Sectors> {
+        let lines = self.dm.table(self.pool.id(&self.dm)?, TableKind::Live);
+        let lines = lines.map_err(|error| self.pool.named(error))?;
+        let table: PoolTable = lines.first().map_or("", |line| &line.text).parse()?;
+        check_block_size(table.block_size).map(|()| table.block_size)
     }
 
     /// Opens the node, and checks that it leads to this volume: as long as it is open it stays that one.

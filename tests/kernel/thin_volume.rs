@@ -217,6 +217,20 @@ fn discarded_it_is_empty_and_the_loop_file_shrinks() {
 }
 
 #[test]
+fn discarded_it_is_empty_to_its_last_sector() {
+    let bench = Bench::new();
+    let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
+    // Two blocks, and 4 KiB of a third.
+    let size = Bytes::kib(2 * 64 + 4);
+    let volume = rig.volume(1, size);
+    std::fs::write(volume.path(), vec![7; size.0 as usize]).unwrap();
+    File::open(volume.path()).unwrap().sync_all().unwrap();
+    volume.discard_all().unwrap();
+    crate::rig::drop_caches();
+    assert_eq!(std::fs::read(volume.path()).unwrap(), vec![0; size.0 as usize]);
+}
+
+#[test]
 fn a_pool_that_ignores_discards_says_so() {
     let bench = Bench::new();
     let features = PoolFeatures { discards: Discards::Ignore, ..Default::default() };
