@@ -2,8 +2,8 @@
 //!
 //! A message must not cost a status, so what the last status said serves until it may be wrong:
 //!
-//! - Every answer carries the event number. When it moved, the status is read anyway. After a silent stretch of
-//!   [`SpaceGuard::max_age`] nobody has told of an event, so the status is read before the message.
+//! - Every answer carries the event number. When it moved, the status is read anyway; if that says that there is too
+//!   little, the message that learnt of it is taken back: what it created is deleted.
 //! - For metadata the kernel raises an event each time that less than its own mark (4 MiB or a quarter) is
 //!   left. For data it raises one, once after each resume of the pool, when less than the low water mark is
 //!   left. So while none has come, at least the mark is left, and a guard at or below the mark costs
@@ -90,7 +90,7 @@ impl SpaceGuard {
         self
     }
 
-    /// Maximum age of a cached status, and of the last answer that could have told of an event. Default: 1 s.
+    /// Maximum age of a cached status where no event would tell that it is wrong. Default: 1 s.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
@@ -130,8 +130,6 @@ struct Known {
     /// then.
     spare: Bytes,
     at: Instant,
-    /// When the event number was last told, by a status or by the answer to a message.
-    heard: Instant,
     messages: u32,
     /// How often this process had reloaded a pool when the table was read.
     reloads: u64,
@@ -158,13 +156,11 @@ impl ThinPool {
         }
         let reloads = RELOADS.load(Ordering::Acquire);
         let (table, _) = self.table()?;
-        let now = Instant::now();
         let known = Known {
             table,
             usage: None,
             spare: Bytes(0),
-            at: now,
-            heard: now,
+            at: Instant::now(),
             messages: 0,
             reloads,
             // A device that has had no event at all has had none of the mark.
@@ -211,13 +207,7 @@ impl Watch {
         // Without an answer nothing is spare.
         let below = self.guard.backing.as_ref().and_then(|backing| backing.below().ok().flatten());
         known.spare = below.zip(used).map_or(Bytes(0), |(below, used)| below.spare(used));
-        let now = Instant::now();
-        (known.at, known.heard, known.messages, known.event) = (now, now, 0, event);
-    }
-
-    /// The event number was told, and is what it was.
-    pub(super) fn heard(&self) {
-        self.known().heard = Instant::now();
+        (known.at, known.messages, known.event) = (Instant::now(), 0, event);
     }
 
     /// Some pool was reloaded; this is the table of this one now. With another table it is not known whether the
@@ -259,12 +249,11 @@ impl Watch {
             let needed = free.blocks(usage.total_metadata, METADATA_BLOCK_SIZE.sectors());
             usage.metadata_low_water.is_some_and(|mark| needed <= mark && usage.free_metadata() >= mark)
         });
-        let told = data && metadata && known.heard.elapsed() <= self.guard.max_age;
         let fresh = known.messages <= self.guard.max_messages && known.at.elapsed() <= self.guard.max_age;
-        told || fresh
+        (data && metadata) || fresh
     }
 
-    fn judge(&self, pool: &ThinPool) -> Result<()> {
+    pub(super) fn judge(&self, pool: &ThinPool) -> Result<()> {
         let known = self.known();
         // A pool that has failed says so when it gets the message.
         let Some(usage) = &known.usage else { return Ok(()) };

@@ -263,14 +263,24 @@ impl ThinPool {
             }
         };
         if self.seen.load(Ordering::Acquire) == seen(event, true) {
-            self.guard.iter().for_each(Watch::heard);
             return Ok(());
         }
         let mode = self.status()?.mode();
         if mode.is_sound() {
-            return Ok(());
+            return self.take_back_if_low(message);
         }
         Err(self.mode_error(mode, "the message may not have been committed"))
+    }
+
+    /// Deletes what a message created if its answer told of the event that there is too little space. If that fails,
+    /// the message has had its effect.
+    fn take_back_if_low(&self, message: Message) -> Result<()> {
+        let (Message::CreateThin { id } | Message::CreateSnap { id, .. }) = message else { return Ok(()) };
+        let Some(Err(low)) = self.guard.as_ref().map(|guard| guard.judge(self)) else { return Ok(()) };
+        match self.delete(id) {
+            Ok(()) => Err(low),
+            Err(_) => Ok(()),
+        }
     }
 
     fn mode_error(&self, mode: PoolMode, consequence: &'static str) -> Error {

@@ -258,10 +258,12 @@ fn the_guard_refuses_in_time_and_costs_nothing() {
         rig.pool().create_thin(id(n)).unwrap();
     }
     assert_eq!(kernel.ioctls(), ["DM_TARGET_MSG"; 300]);
-    // 497 of 512 blocks: the event is in the next answer, and from then on it is known.
+    // 497 of 512 blocks: the event is in the next answer, which is taken back, and from then on it is known.
     write(&volume.path(), 0, 497, 1).unwrap();
-    rig.pool().create_thin(id(400)).unwrap();
-    assert_eq!(kernel.ioctls(), ["DM_TARGET_MSG", "DM_TABLE_STATUS"]);
+    assert!(rig.pool().create_thin(id(400)).unwrap_err().is_out_of_space());
+    assert_eq!(kernel.ioctls(), ["DM_TARGET_MSG", "DM_TABLE_STATUS", "DM_TARGET_MSG"]);
+    assert!(rig.pool().delete(id(400)).unwrap_err().is_not_found());
+    kernel.ioctls();
     let error = rig.pool().create_thin(id(401)).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -270,7 +272,7 @@ fn the_guard_refuses_in_time_and_costs_nothing() {
     assert!(error.is_out_of_space());
     assert_eq!(kernel.ioctls(), ["DM_TABLE_STATUS"], "nothing was sent");
     // What frees space is never refused, and then there is room again.
-    rig.pool().delete(id(400)).unwrap();
+    rig.pool().delete(id(399)).unwrap();
     volume.discard_all().unwrap();
     rig.pool().create_thin(id(401)).unwrap();
     // The mark's event has come and will not come again before a reload: now it looks now and then.
