@@ -1,6 +1,6 @@
 //! A pool that goes on with another table: larger, or with other features.
 
-use super::guard::Watch;
+use super::guard::{Watch, count_reload};
 use super::reload::reload;
 use super::{Discards, NoSpace, PoolFeatures, PoolMode, PoolStatus, PoolTable, ThinPool};
 use crate::dm::{DmFlags, TargetSpec, TargetType};
@@ -97,10 +97,10 @@ impl ThinPool {
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: &table };
         let event = self.guard.as_ref().map(Watch::event);
         let reloaded = reload(&self.dm, &held, self.identity.id(&self.dm)?, &[line], DmFlags::empty());
-        super::guard::count_reload();
+        let reloads = count_reload();
         reloaded.map_err(|error| self.identity.named(error))?;
         if let (Some(guard), Some(event)) = (&self.guard, event) {
-            guard.resumed(&table, event);
+            guard.resumed(&table, event, reloads);
         }
         // The mode may be another one, with no event to tell it.
         self.status().map(|_| table)

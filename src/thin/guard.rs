@@ -116,9 +116,9 @@ pub(super) struct Watch {
 /// How often this process has reloaded a pool.
 static RELOADS: AtomicU64 = AtomicU64::new(0);
 
-/// Counts a reload of a pool in this process.
-pub(super) fn count_reload() {
-    RELOADS.fetch_add(1, Ordering::AcqRel);
+/// Counts a reload of a pool in this process; how many there were before.
+pub(super) fn count_reload() -> u64 {
+    RELOADS.fetch_add(1, Ordering::AcqRel)
 }
 
 /// What was last seen.
@@ -225,10 +225,14 @@ impl Watch {
         self.known().event
     }
 
-    /// The pool was resumed with a table, which armed the low water mark; `event` was the number before.
-    pub(super) fn resumed(&self, table: &PoolTable, event: EventNr) {
+    /// The pool was resumed with a table, which armed the low water mark; `event` was the number before, `reloads` how
+    /// many there had been.
+    pub(super) fn resumed(&self, table: &PoolTable, event: EventNr, reloads: u64) {
         let mut known = self.known();
         (known.table, known.armed) = (*table, Some(event));
+        if known.reloads == reloads {
+            known.reloads += 1;
+        }
     }
 
     /// Whether what was last seen serves for one more message.

@@ -1,13 +1,15 @@
 //! Devices that change under those who use them: renamed, removed, made again, by others and by themselves.
 
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use dm_thin::Errno;
 use dm_thin::dm::targets::{Target, Zero};
-use dm_thin::dm::{DeviceMapper, DmFlags};
+use dm_thin::dm::{DeviceMapper, DmFlags, UdevPolicy};
+use dm_thin::kernel::RealKernel;
 use dm_thin::thin::{ActivateOptions, NoSpace, Origin, PoolEvent, PoolFeatures, ThinPool};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 
@@ -63,12 +65,10 @@ fn a_node_is_there_whoever_made_the_device_last() {
 fn a_file_where_a_node_belongs_is_left_alone() {
     let _bench = Bench::new();
     let _down = TakeDown;
-    let dm = dm();
+    let dm = DeviceMapper::with_kernel(Arc::new(RealKernel), UdevPolicy::None).unwrap();
     let path = dm.node_path(&name("v1"));
     fs::write(&path, "kept").unwrap();
-    if !dm.waits_for_udev() {
-        assert_eq!(zero(&dm, "v1").unwrap_err().errno(), Some(Errno::EEXIST));
-    }
+    assert_eq!(zero(&dm, "v1").unwrap_err().errno(), Some(Errno::EEXIST));
     zero(&dm, "v2").unwrap();
     assert_eq!(dm.rename(&name("v2"), &name("v1")).unwrap_err().errno(), Some(Errno::EEXIST));
     dm.remove_node(&name("v1")).unwrap();
@@ -175,11 +175,8 @@ fn equals_reactivate_a_volume() {
 fn a_rename_is_done_when_dev_is_read_only() {
     let _bench = Bench::new();
     let _down = TakeDown;
-    let dm = dm();
-    if dm.waits_for_udev() {
-        // Then the nodes are not this process' to change.
-        return;
-    }
+    // Nodes are this process' to change.
+    let dm = DeviceMapper::with_kernel(Arc::new(RealKernel), UdevPolicy::None).unwrap();
     zero(&dm, "v1").unwrap();
     let dev = |how| {
         let status = std::process::Command::new("mount").args(["-o", how, "/dev"]).status().unwrap();
