@@ -4,11 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use dm_thin::Error;
-use dm_thin::dm::targets::{Linear, Target};
+use dm_thin::dm::targets::{Linear, Target, Zero};
 use dm_thin::dm::{DeviceMapper, DmFlags};
 use dm_thin::kernel::{Kernel, RealKernel};
 use dm_thin::thin::{
@@ -115,7 +116,10 @@ fn who_extends_it_sees_what_others_took() {
     let path = disk(&dm, Bytes::mib(256));
     let options = SplitOptions::new().data(Bytes::mib(16).sectors());
     let one = SplitDevice::format(dm.clone(), &path, &options).unwrap();
-    let other = SplitDevice::open(dm.clone(), &path).unwrap();
+    // Through another node of the same device.
+    let node = bench.path().join("node");
+    RealKernel.make_node(&node, RealKernel.block_device(&path).unwrap()).unwrap();
+    let other = SplitDevice::open(dm.clone(), &node).unwrap();
     let [metadata, data] = [8, 64].map(|mib| Bytes::mib(mib).sectors());
     one.extend(Part::Data, data).unwrap();
     other.extend(Part::Metadata, metadata).unwrap();
@@ -276,4 +280,36 @@ fn a_policy_extends_it_from_what_is_free() {
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
     device.deactivate(&name("pool")).unwrap();
+}
+
+#[test]
+fn a_suspended_device_does_not_stop_the_search_for_a_label() {
+    let bench = Bench::new();
+    let _down = TakeDown;
+    let dm = dm();
+    let path = disk(&dm, Bytes::mib(64));
+    let label = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap().label();
+    // One that is suspended, and one that stands on it. Their names come before the disks'.
+    let size = Bytes::mib(16).sectors();
+    let below = dm.create_active(&name("v1"), &uuid("v1"), &[Zero.over(Sectors(0), size)], DmFlags::empty());
+    let linear = Linear { device: below.unwrap().number, start: Sectors(0) };
+    dm.create_active(&name("v2"), &uuid("v2"), &[linear.over(Sectors(0), size)], DmFlags::empty()).unwrap();
+    dm.suspend((&name("v1")).into(), DmFlags::NOFLUSH).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let search = {
+        let dm = dm.clone();
+        thread::spawn(move || {
+            let found =
+                [label.uuid, uuid::Uuid::nil()].map(|uuid| SplitDevice::find(dm.clone(), uuid).is_ok());
+            sender.send(found)
+        })
+    };
+    let found = receiver.recv_timeout(Duration::from_secs(20));
+    dm.resume(&name("v1")).unwrap();
+    search.join().unwrap().ok();
+    assert_eq!(found, Ok([true, false]));
+    for device in ["v2", "v1", "data"] {
+        dm.remove(&name(device)).unwrap();
+    }
+    bench.audit();
 }

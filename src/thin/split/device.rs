@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -82,28 +82,6 @@ impl SplitDevice {
             return Err(Error::BackingFile { path, reason: "is smaller than its label says" });
         }
         Ok(Self { dm, path, number, label: Mutex::new(label) })
-    }
-
-    /// The device with a certain label, among all of the system. What cannot be read is passed over.
-    ///
-    /// # Errors
-    /// [`Error::NoLabel`] if none has it.
-    pub fn find(dm: Arc<DeviceMapper>, uuid: Uuid) -> Result<Self> {
-        let names = dm.kernel().block_device_names().map_err(|errno| Error::Io {
-            action: "list",
-            path: "/sys/block".into(),
-            source: errno.into(),
-        })?;
-        for name in names {
-            // sysfs has `!` for `/`.
-            let path = Path::new("/dev").join(name.to_string_lossy().replace('!', "/"));
-            if let Ok(device) = Self::open(dm.clone(), path)
-                && device.label().uuid == uuid
-            {
-                return Ok(device);
-            }
-        }
-        Err(Error::NoLabel { device: format!("any block device, uuid {uuid}").into() })
     }
 
     /// What its label says.
@@ -194,14 +172,15 @@ impl SplitDevice {
     }
 
     /// Give a part what it takes to be `size` large, from what is free on the device. The label is on the
-    /// device before the part, if it is active, has its new size. Meanwhile the device is locked (`flock(2)`): whoever
-    /// else extends it, in this process or another one, waits, and sees what this took.
+    /// device before the part, if it is active, has its new size. Meanwhile the device is locked (`flock(2)` on its
+    /// directory in sysfs, which all of its nodes have in common): whoever else extends it, in this process or another
+    /// one, waits, and sees what this took.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if not so much is free; [`Error::NoLabel`] if the label is another one now.
     pub fn extend(&self, part: Part, size: Sectors) -> Result<()> {
-        let file = Flock::lock(open(&self.path, Access::READ, 0)?, FlockArg::LockExclusive);
-        let mut file = file.map_err(|(_, errno)| Error::io("lock", &self.path)(errno.into()))?;
+        let mut file = open(&self.path, Access::READ, 0)?;
+        let _locked = self.lock(&file)?;
         let same = read(&file, &self.path)?.filter(|label| label.uuid == self.known().uuid);
         let mut label = same.ok_or_else(|| Error::NoLabel { device: self.path.clone() })?;
         let free = Sectors(size_of(&mut file, &self.path)?.0.saturating_sub(label.end().0));
@@ -233,6 +212,21 @@ impl SplitDevice {
         let data = data.max(Sectors(whole.0 - whole.0 % label.block_size.0));
         self.extend(Part::Data, data)?;
         Ok(self.label())
+    }
+
+    /// Locks the device that is open, whichever of its nodes led to it.
+    fn lock(&self, file: &File) -> Result<Flock<File>> {
+        let metadata = file.metadata().map_err(Error::io("stat", &self.path))?;
+        #[allow(clippy::useless_conversion)] // the types differ between architectures
+        let found = DeviceNumber::from_dev_t(metadata.rdev().try_into().unwrap_or_default());
+        if found != self.number {
+            let (device, expected) = (self.path.display().to_string(), self.number);
+            return Err(Error::Replaced { device, expected, found });
+        }
+        let directory = PathBuf::from(format!("/sys/dev/block/{found}"));
+        let locked = File::open(&directory).map_err(Error::io("open", &directory))?;
+        Flock::lock(locked, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| Error::io("lock", &directory)(errno.into()))
     }
 
     fn resize_active(&self, part: Part) -> Result<()> {

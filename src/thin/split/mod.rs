@@ -3,6 +3,7 @@
 mod device;
 mod label;
 mod options;
+mod search;
 mod signature;
 
 use std::sync::Arc;
