@@ -10,6 +10,7 @@ mod id;
 mod node;
 #[cfg(all(test, feature = "model"))]
 mod node_tests;
+mod removal;
 mod table;
 mod tables;
 pub mod targets;
@@ -19,10 +20,10 @@ mod udev;
 pub mod wire;
 
 pub use control::DeviceMapper;
-pub use devices::Removal;
 pub use event::{DeviceEvent, DeviceEvents};
 pub(crate) use exclusive::{Claim, Exclusive};
 pub use id::{DmId, DmName, DmUuid, TargetType};
+pub use removal::Removal;
 pub use table::{TargetLine, TargetSpec};
 pub use tables::TableKind;
 pub use udev::UdevPolicy;

@@ -41,7 +41,10 @@ fn a_removal_leaves_the_node_of_the_next_device_of_that_name() {
     for round in 0..300 {
         let number = zero(&dm, "a").unwrap().number;
         thread::scope(|scope| {
-            scope.spawn(|| dm.remove(&name("a")).unwrap());
+            scope.spawn(|| match round % 2 {
+                0 => dm.remove(&name("a")).unwrap(),
+                _ => dm.remove(&uuid("a")).unwrap(),
+            });
             while zero(&dm, "a").is_err() {}
         });
         assert_eq!(kernel.block_device(&node("a")), Ok(number), "round {round}");
