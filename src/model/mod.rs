@@ -48,6 +48,7 @@ mod block;
 mod faults;
 mod handle;
 mod hooks;
+pub mod image;
 mod lines;
 mod loopdev;
 mod mapper;

@@ -2,6 +2,7 @@
 
 mod control;
 mod faults;
+mod image;
 mod io;
 mod loops;
 mod property;
