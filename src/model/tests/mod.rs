@@ -1,10 +1,12 @@
 //! The model against the contract, errno by errno: raw bytes where the typed layer could not say it.
 
 mod control;
+mod data;
 mod faults;
 mod image;
 mod io;
 mod loops;
+mod metadata;
 mod property;
 mod tables;
 mod thin;
