@@ -194,4 +194,17 @@ impl ModelKernel {
             }
         });
     }
+
+    /// What every committed pool's metadata device says is what the pool has.
+    #[cfg(test)]
+    pub(super) fn check_images(&self) {
+        self.hook(|world| {
+            for metadata in world.storage.values() {
+                let image = metadata.image().unwrap();
+                let (contents, held) = super::tests::image::decode(&|number| *image.block(number).unwrap());
+                assert_eq!(contents, metadata.contents);
+                assert_eq!(held.map(|(location, _)| location), metadata.held_root());
+            }
+        });
+    }
 }

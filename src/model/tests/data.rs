@@ -151,7 +151,7 @@ fn a_snapshot_keeps_what_its_origin_had() {
     assert_eq!(machine.read(S, BYTES - 4, 8).unwrap(), b"\0abc!ef\0");
     // Both blocks of the origin are its own since: they are written in place.
     let used = machine.used();
-    machine.write(V, 0, &vec![9; 2 * BLOCK as usize * 512]).unwrap();
+    machine.write(V, 0, &[9; 2 << 16]).unwrap();
     assert_eq!(machine.used(), used);
     assert_eq!(machine.write(V, 16 * BYTES - 1, b"end"), Ok(1));
 }

@@ -172,7 +172,7 @@ impl Walker<'_> {
 }
 
 /// Everything that the blocks say: the pool, and the metadata snapshot with its location.
-pub(super) fn decode(block: &dyn Fn(u64) -> Block) -> (PoolContents, Option<(u64, PoolContents)>) {
+pub(in crate::model) fn decode(block: &dyn Fn(u64) -> Block) -> (PoolContents, Option<(u64, PoolContents)>) {
     let mut walker =
         Walker { block, metadata: BTreeMap::new(), data: BTreeMap::new(), mappings: BTreeMap::new() };
     let (mut pool, superblock) = walker.contents(0);

@@ -3,11 +3,12 @@
 mod control;
 mod data;
 mod faults;
-mod image;
+pub(super) mod image;
 mod io;
 mod loops;
 mod metadata;
 mod property;
+mod reference;
 mod tables;
 mod thin;
 
