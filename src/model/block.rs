@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use nix::errno::Errno;
 
-use super::table::{Kind, Table, Target};
+use super::io::Io;
+use super::table::{Kind, Table};
 use super::world::{DM_MAJOR, Limits, World};
 use crate::abi::Ioctl;
 use crate::abi::block as abi;
@@ -56,7 +57,9 @@ impl World {
                 if read_only {
                     return Err(Errno::EPERM);
                 }
-                self.change_sectors(number, range.start / 512..range.end / 512, discard, 0)?;
+                let len = range.end - range.start;
+                let io = if discard { Io::Discard(len) } else { Io::Zero(len) };
+                self.transfer(number, range.start, io, 0)?;
             }
             _ => return Err(Errno::ENOTTY),
         }
@@ -80,59 +83,6 @@ impl World {
             Kind::ThinPool(pool) => pool.requested.discard && pool.requested.discard_passdown,
         });
         Limits { sector_size, discards }
-    }
-
-    /// Zero or discard sectors, down through the tables to the thin volumes, which map what is zeroed and
-    /// unmap what is discarded; elsewhere no data is kept. Every part is tried, and the first failure told. The kernel
-    /// lets devices stand on each other, and sends a write round for ever; here it fails when it must have come round.
-    fn change_sectors(
-        &mut self,
-        number: DeviceNumber,
-        sectors: Range<u64>,
-        discard: bool,
-        depth: usize,
-    ) -> Result<(), Errno> {
-        if discard && !self.discards(number) {
-            return Ok(());
-        }
-        if sectors.end > self.sectors(number).unwrap_or(0) || depth > self.devices.len() {
-            return Err(Errno::EIO);
-        }
-        let device = self.devices.get(&number.minor).filter(|_| number.major == DM_MAJOR);
-        let Some(table) = device.and_then(|device| device.live.as_ref()) else { return Ok(()) };
-        let mut result = Ok(());
-        for Target { start, length, kind } in table.targets.clone() {
-            let from = sectors.start.saturating_sub(start);
-            let part = from..sectors.end.saturating_sub(start).min(length);
-            if part.is_empty() {
-                continue;
-            }
-            result = result.and(match kind {
-                Kind::Zero => Ok(()),
-                Kind::Error => Err(Errno::EIO),
-                Kind::Linear { device, offset } => {
-                    let [start, end] = [part.start, part.end].map(|sector| offset.saturating_add(sector));
-                    self.change_sectors(device, start..end, discard, depth + 1)
-                }
-                Kind::Thin { pool, id, .. } => self.change_blocks(pool.minor, id, part, discard),
-                Kind::ThinPool(pool) => self.change_sectors(pool.data, part, discard, depth + 1),
-            });
-        }
-        result
-    }
-
-    fn change_blocks(&mut self, pool: u32, id: u32, sectors: Range<u64>, discard: bool) -> Result<(), Errno> {
-        let (pool, stored) = self.pool(pool).ok_or(Errno::EIO)?;
-        let block = pool.current.block_sectors;
-        if discard {
-            // Only whole blocks are unmapped.
-            let whole = sectors.start.div_ceil(block)..sectors.end / block;
-            let mapped = pool.current.mapped_in(id, whole);
-            mapped.into_iter().try_for_each(|block| pool.discard(id, block))
-        } else {
-            (sectors.start / block..sectors.end.div_ceil(block))
-                .try_for_each(|block| pool.write(stored, id, block))
-        }
     }
 
     /// The pool's minor number and the id of an active thin volume.

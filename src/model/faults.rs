@@ -7,8 +7,8 @@ use crate::abi::Ioctl;
 /// One call that crossed the seam.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// The ioctl's name as the kernel spells it, or `open`, `stat`, `mknod`, `unlink`, `readdir`,
-    /// `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`.
+    /// The ioctl's name as the kernel spells it, or `open`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
+    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`.
     pub name: &'static str,
     /// The device, path or node that it was about.
     pub subject: String,

@@ -14,7 +14,7 @@ pub(super) struct Handle {
     fd: RawFd,
     kind: DeviceKind,
     pub(super) number: DeviceNumber,
-    pub(super) writable: bool,
+    pub(super) access: Access,
     ours: UnixStream,
     signalled: bool,
 }
@@ -45,8 +45,7 @@ impl Handle {
         };
         let (ours, theirs) = pair().map_err(|_| Errno::EMFILE)?;
         let file = DeviceFile::simulated(OwnedFd::from(theirs), kind, number);
-        let writable = access.is_write();
-        Ok((Self { fd: file.as_raw_fd(), kind, number, writable, ours, signalled: false }, file))
+        Ok((Self { fd: file.as_raw_fd(), kind, number, access, ours, signalled: false }, file))
     }
 
     /// Whether this is the handle behind `file`.

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::pool::Mode;
+use super::store;
 use super::world::{Disk, World, dm_number, loop_number};
 use super::{ModelKernel, State};
 use crate::kernel::DeviceNumber;
@@ -17,12 +19,12 @@ impl World {
         found.map(|(&minor, _)| minor).ok_or(Errno::ENXIO)
     }
 
-    /// Minor number of the pool, and thin device id, of a volume that can do I/O.
-    fn volume(&self, name: &str) -> Result<(u32, u32), Errno> {
-        let minor = self.named(name)?;
-        let (pool, id) = self.thin_volume(dm_number(minor)).ok_or(Errno::EINVAL)?;
-        let suspended = |minor: &u32| self.devices.get(minor).is_some_and(|device| device.suspended);
-        if suspended(&minor) || suspended(&pool) { Err(Errno::EAGAIN) } else { Ok((pool, id)) }
+    /// A thin volume that can do I/O, and its pool's minor number.
+    fn volume(&self, name: &str) -> Result<(DeviceNumber, u32), Errno> {
+        let number = dm_number(self.named(name)?);
+        let (pool, _) = self.thin_volume(number).ok_or(Errno::EINVAL)?;
+        self.check_running(number).map_err(|_| Errno::EAGAIN)?;
+        Ok((number, pool))
     }
 }
 
@@ -36,28 +38,27 @@ impl ModelKernel {
         result
     }
 
-    /// Write to blocks of the active thin volume `name`, counted in the pool's data blocks.
+    /// Write to blocks of the active thin volume `name`, counted in the pool's data blocks: what is in them stays.
     ///
     /// # Errors
     /// ENOSPC when no data block is free, whether the pool would queue the write or fail it; EIO when
     /// the pool is read-only or failed; EAGAIN when volume or pool is suspended and the write would wait.
     pub fn write(&self, name: &str, blocks: Range<u64>) -> Result<(), Errno> {
         self.hook(|world| {
-            let (pool, id) = world.volume(name)?;
-            let (pool, stored) = world.pool(pool).ok_or(Errno::EIO)?;
-            blocks.into_iter().try_for_each(|block| pool.write(stored, id, block))
+            let (number, _) = world.volume(name)?;
+            blocks.into_iter().try_for_each(|block| world.map_block(number, block))
         })
     }
 
     /// Write to unmapped blocks of the thin volume `name` until the pool has only `left` free ones.
     pub fn fill(&self, name: &str, left: u64) -> Result<(), Errno> {
         self.hook(|world| {
-            let (pool, id) = world.volume(name)?;
-            let (pool, stored) = world.pool(pool).ok_or(Errno::EIO)?;
-            let mut block = 0;
-            while pool.current.free_data() > left {
-                pool.write(stored, id, block)?;
-                block += 1;
+            let (number, pool) = world.volume(name)?;
+            for block in 0.. {
+                if world.pools.get(&pool).ok_or(Errno::EIO)?.current.free_data() <= left {
+                    break;
+                }
+                world.map_block(number, block)?;
             }
             Ok(())
         })
@@ -114,7 +115,7 @@ impl ModelKernel {
     pub fn thin_devices(&self, name: &str) -> Result<Vec<(u32, u64)>, Errno> {
         self.with_pool(name, |pool, _| {
             let current = &pool.current;
-            current.thins.keys().map(|&id| (id, current.mapped(id))).collect()
+            current.contents.thins.keys().map(|&id| (id, current.mapped(id))).collect()
         })
     }
 
@@ -137,7 +138,7 @@ impl ModelKernel {
         })
     }
 
-    /// Add a plain disk, or give one another size. Its thin metadata survives a power cut.
+    /// Add a plain disk, or give one another size. Its synced bytes survive a power cut.
     ///
     /// # Errors
     /// EINVAL for a number that device mapper or the loop driver would give out.
@@ -146,8 +147,11 @@ impl ModelKernel {
             return Err(Errno::EINVAL);
         }
         self.hook(|world| {
-            let marker = world.disks.get(&number).and_then(|disk| disk.marker);
-            world.disks.insert(number, Disk { path: path.to_owned(), sectors: size.0, marker });
+            let file = match world.disks.get(&number) {
+                Some(disk) => Arc::clone(&disk.file),
+                None => store::memory()?,
+            };
+            world.disks.insert(number, Disk { path: path.to_owned(), sectors: size.0, file });
             Ok(())
         })
     }
@@ -187,6 +191,19 @@ impl ModelKernel {
                 assert!(world.devices.iter().all(|(other, twin)| other == minor || twin.name != device.name));
                 let used = device.live.iter().chain(&device.inactive).flat_map(|table| table.dependencies());
                 used.for_each(|number| assert!(world.exists(number)));
+            }
+        });
+    }
+
+    /// What every committed pool's metadata device says is what the pool has.
+    #[cfg(test)]
+    pub(super) fn check_images(&self) {
+        self.hook(|world| {
+            for metadata in world.storage.values() {
+                let image = metadata.image().unwrap();
+                let (contents, held) = super::tests::image::decode(&|number| *image.block(number).unwrap());
+                assert_eq!(contents, metadata.contents);
+                assert_eq!(held.map(|(location, _)| location), metadata.held_root());
             }
         });
     }

@@ -14,7 +14,7 @@ impl World {
             Kind::Thin { pool, id, origin: None } => format!("{pool} {id}"),
             Kind::Thin { pool, id, origin: Some(origin) } => format!("{pool} {id} {origin}"),
             Kind::ThinPool(line) => {
-                let block = self.pools.get(&minor).map_or(0, |pool| pool.current.block_sectors);
+                let block = self.pools.get(&minor).map_or(0, |pool| pool.current.block_sectors());
                 let mut text = format!("{} {} {block} {} ", line.metadata, line.data, line.low_water);
                 let features = line.requested;
                 let words = [
@@ -42,9 +42,8 @@ impl World {
             Kind::ThinPool(_) => self.pools.get(&minor).map_or_else(String::new, Pool::status),
             Kind::Thin { pool, id, .. } => match self.pools.get(&pool.minor) {
                 Some(pool) if pool.mode != Mode::Fail => {
-                    let block = pool.current.block_sectors;
-                    let last = pool.current.thins.get(id).and_then(|map| map.last_key_value());
-                    let highest = last.map(|(highest, _)| (highest + 1) * block - 1);
+                    let block = pool.current.block_sectors();
+                    let highest = pool.current.highest(*id).map(|highest| (highest + 1) * block - 1);
                     let highest = highest.map_or_else(|| "-".to_owned(), |sector| sector.to_string());
                     format!("{} {highest}", pool.current.mapped(*id) * block)
                 }

@@ -2,19 +2,20 @@
 
 use std::fs::File;
 use std::os::fd::RawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::table::Kind;
-use super::world::{DM_MAJOR, LOOP_MAJOR, World, loop_number};
+use super::store::{self, errno};
+use super::world::{World, loop_number};
 use crate::abi::Ioctl;
 use crate::abi::loopdev::{
     self as abi, LO_KEY_SIZE, LO_NAME_SIZE, LOOP_CONFIGURE_SETTABLE_FLAGS, LOOP_SET_STATUS_CLEARABLE_FLAGS,
     LOOP_SET_STATUS_SETTABLE_FLAGS, LoopFlags, loop_config, loop_info, loop_info64,
 };
-use crate::kernel::{Arg, DeviceNumber};
+use crate::kernel::{Access, Arg, DeviceNumber};
 
 /// A loop device, bound or not.
 #[derive(Debug, Default)]
@@ -24,7 +25,7 @@ pub(super) struct Loop {
 
 #[derive(Debug)]
 struct Binding {
-    file: File,
+    file: Arc<File>,
     sectors: u64,
     offset: u64,
     size_limit: u64,
@@ -40,6 +41,7 @@ impl Binding {
         let mut flags = LoopFlags::empty();
         flags.set(LoopFlags::READ_ONLY, !(file_writable && writable));
         let name = [0; LO_NAME_SIZE];
+        let file = Arc::new(file);
         let mut binding = Self { file, sectors: 0, offset: 0, size_limit: 0, flags, name, sector_size: 512 };
         binding.measure()?;
         Ok(binding)
@@ -53,7 +55,7 @@ impl Binding {
     /// The sectors that there are now: a file may have changed since.
     fn measured(&self) -> Result<u64, Errno> {
         use std::io::{Seek, SeekFrom};
-        let bytes = (&self.file).seek(SeekFrom::End(0)).map_err(errno)?.saturating_sub(self.offset);
+        let bytes = (&*self.file).seek(SeekFrom::End(0)).map_err(errno)?.saturating_sub(self.offset);
         let limit = if self.size_limit == 0 { bytes } else { self.size_limit };
         Ok(bytes.min(limit) / 512)
     }
@@ -127,6 +129,11 @@ impl Loop {
         self.binding.as_ref().is_some_and(|binding| binding.flags.contains(flag))
     }
 
+    /// The backing file, and the byte that the device begins with.
+    pub(super) fn bytes(&self) -> Option<(Arc<File>, u64)> {
+        self.binding.as_ref().map(|binding| (Arc::clone(&binding.file), binding.offset))
+    }
+
     /// Device number and inode of the backing file.
     pub(super) fn backing(&self) -> Option<String> {
         let stat = self.binding.as_ref()?.file.metadata().ok()?;
@@ -170,14 +177,16 @@ impl World {
     pub(super) fn loop_ioctl(
         &mut self,
         index: u32,
-        writable: bool,
+        access: Access,
         request: Ioctl,
         argument: Arg<'_>,
     ) -> Result<u32, Errno> {
         use std::os::fd::AsRawFd;
         let number = loop_number(index);
-        // Claimed by a table or a file system.
-        let claimed = self.is_in_table(number) || self.is_mounted(number);
+        let writable = access.is_write();
+        // Claimed by a table, a file system or another O_EXCL open: an O_EXCL open of one's own is the claim.
+        let claimed = !access.is_exclusive()
+            && (self.is_in_table(number) || self.is_mounted(number) || self.is_open_exclusively(number));
         let openers = self.open_count(number);
         // 6.12 looks at the file before it looks at the device, and at the block size last,
         // of which 0 is the default.
@@ -280,66 +289,28 @@ impl World {
         Ok(0)
     }
 
-    /// The marker of the thin metadata that begins at `sector`; none if its first block is all zero.
-    pub(super) fn read_marker(&self, device: DeviceNumber, sector: u64) -> Result<Option<u64>, Errno> {
-        let (file, at) = match self.backing(device, sector)? {
-            Backing::Disk(device) => return Ok(self.disks.get(&device).and_then(|disk| disk.marker)),
-            Backing::File(file, at) => (file, at),
-        };
+    /// The marker of the thin metadata that a device begins with; none if its first block is all zero.
+    ///
+    /// # Errors
+    /// EILSEQ for bytes that are no superblock of this kernel.
+    pub(super) fn read_marker(&self, device: DeviceNumber) -> Result<Option<u64>, Errno> {
+        let (file, at) = self.backing(device, 0)?;
         let mut block = [0; 4096];
-        file.read_exact_at(&mut block, at).map_err(|_| Errno::EIO)?;
-        if block.iter().all(|&byte| byte == 0) {
-            return Ok(None);
-        }
-        let (first, _) = block.split_first_chunk::<8>().ok_or(Errno::EIO)?;
-        Ok(Some(u64::from_le_bytes(*first)))
-    }
-
-    pub(super) fn write_marker(
-        &mut self,
-        device: DeviceNumber,
-        sector: u64,
-        marker: u64,
-    ) -> Result<(), Errno> {
-        match self.backing(device, sector)? {
-            Backing::File(file, at) => file.write_all_at(&marker.to_le_bytes(), at).map_err(errno),
-            Backing::Disk(device) => {
-                self.disks.get_mut(&device).ok_or(Errno::EIO)?.marker = Some(marker);
-                Ok(())
-            }
+        store::read(&file, at, &mut block)?;
+        let (marker, rest) = block.split_first_chunk::<8>().ok_or(Errno::EIO)?;
+        match (u64::from_le_bytes(*marker), rest.iter().all(|&byte| byte == 0)) {
+            (0, true) => Ok(None),
+            (marker, true) => Ok(Some(marker)),
+            (_, false) => Err(Errno::EILSEQ),
         }
     }
 
-    /// What a sector of a device lies on, through linear tables.
-    fn backing(&self, device: DeviceNumber, sector: u64) -> Result<Backing<'_>, Errno> {
-        match device.major {
-            LOOP_MAJOR => {
-                let binding = self.loops.get(&device.minor).and_then(|device| device.binding.as_ref());
-                let binding = binding.ok_or(Errno::EIO)?;
-                Ok(Backing::File(&binding.file, binding.offset + sector * 512))
-            }
-            DM_MAJOR => {
-                let live = self.devices.get(&device.minor).and_then(|device| device.live.as_ref());
-                let target = live
-                    .and_then(|table| table.targets.iter().rfind(|target| target.start <= sector))
-                    .ok_or(Errno::EIO)?;
-                match target.kind {
-                    Kind::Linear { device, offset } => {
-                        let sector = (sector - target.start).checked_add(offset).ok_or(Errno::EIO)?;
-                        self.backing(device, sector)
-                    }
-                    _ => Err(Errno::EIO),
-                }
-            }
-            _ if self.disks.contains_key(&device) && sector == 0 => Ok(Backing::Disk(device)),
-            _ => Err(Errno::EIO),
-        }
+    /// Formatting ends in a commit: the marker is durable, and what was written to the device before.
+    pub(super) fn write_marker(&mut self, device: DeviceNumber, marker: u64) -> Result<(), Errno> {
+        let (file, at) = self.backing(device, 0)?;
+        self.store.write(&file, at, &marker.to_le_bytes())?;
+        self.store.sync(&file)
     }
-}
-
-enum Backing<'a> {
-    File(&'a File, u64),
-    Disk(DeviceNumber),
 }
 
 /// `loop_info64_from_old`
@@ -385,8 +356,4 @@ fn reopen(fd: RawFd) -> Result<(File, bool), Errno> {
     let writable = flags & ACCESS_MODE != 0;
     let file = File::options().read(true).write(writable).open(path).map_err(errno)?;
     Ok((file, writable))
-}
-
-fn errno(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

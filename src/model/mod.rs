@@ -1,9 +1,10 @@
 //! A kernel in memory: device mapper with thin provisioning, loop devices and mounts behind the
 //! [`Kernel`] seam, for tests that have no root and no device mapper.
 //!
-//! It reads requests byte by byte as strictly as the kernel and answers in kernel bytes, errno for
-//! errno. Its loop devices are bound to real files, of which it uses the size and the identity, and the
-//! first eight bytes of a metadata file, where it leaves a mark by which it knows its pool again.
+//! It reads requests byte by byte as strictly as the kernel and answers in kernel bytes, errno for errno. Devices keep
+//! what is written to them: loop devices in their real files, disks in memory, thin volumes on the data devices of
+//! their pools. A metadata device reads as the kernel writes it (see [`image`]), as of the last commit; of the device
+//! itself the first eight bytes are used, for a mark by which the pool is known again.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -17,7 +18,7 @@
 //! # Ok::<(), dm_thin::Error>(())
 //! ```
 //!
-//! A tree without root, in any directory. Programs such as `mkfs`, `thin_ls` and `thin_check` would find nothing on
+//! A tree without root, in any directory. Programs such as `mkfs`, `thin_ls` and `thin_check` cannot open
 //! the model's devices: a tree on it has no file system, so that it cannot be mounted, and no
 //! [`usage`](crate::tree::SnapshotTree::usage).
 //!
@@ -39,21 +40,24 @@
 //! # Ok::<(), dm_thin::Error>(())
 //! ```
 //!
-//! What differs from a real kernel: no data is kept, and I/O happens only through
-//! [`write`](ModelKernel::write) and its like; nothing commits by the clock; the count of used metadata
-//! blocks is an estimate; the targets are error, linear, thin, thin-pool and zero; a request that would
-//! wait for ever is answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK.
+//! What differs from a real kernel: there is no page cache, so that a write fails at once, not when it is synced;
+//! nothing commits by the clock; the count of used metadata blocks is an estimate; metadata cannot be restored by
+//! writing its blocks; the targets are error, linear, thin, thin-pool and zero; a request that would wait for ever is
+//! answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK, a write to a full pool ENOSPC.
 
 mod block;
 mod faults;
 mod handle;
 mod hooks;
+pub mod image;
+mod io;
 mod lines;
 mod loopdev;
 mod mapper;
 mod metadata;
 mod mounts;
 mod pool;
+mod store;
 mod table;
 mod world;
 
@@ -137,11 +141,13 @@ impl ModelKernel {
     }
 
     /// Pull the plug, and boot again. Mapped devices, loop bindings, nodes and mounts are gone; of a
-    /// pool is left what was committed. This kernel is dead from now on: every call fails with EIO.
+    /// pool is left what was committed, of data what was synced: each 4 KiB that was written since is as it was
+    /// before. This kernel is dead from now on: every call fails with EIO.
     pub fn power_cut(&self) -> Self {
         let state = &mut *self.lock();
         state.faults.kill();
-        let world = &state.world;
+        let world = &mut state.world;
+        world.store.power_cut();
         Self::with_world(World::new(world.options.clone(), world.storage.clone(), world.disks.clone()))
     }
 
@@ -234,7 +240,7 @@ impl ModelKernel {
 impl World {
     fn ioctl(&mut self, file: &DeviceFile, request: Ioctl, argument: &mut Arg<'_>) -> Result<u32, Errno> {
         let handle = self.handles.iter().find(|handle| handle.is(file)).ok_or(Errno::EBADF)?;
-        let (kind, number, writable) = (file.kind(), file.number(), handle.writable);
+        let (kind, number, access) = (file.kind(), file.number(), handle.access);
         let loop_as_block = kind == DeviceKind::Loop && request.device() == DeviceKind::Block;
         if kind != request.device() && !loop_as_block {
             return Err(Errno::ENOTTY);
@@ -257,8 +263,8 @@ impl World {
         };
         match (request.device(), argument) {
             (DeviceKind::LoopControl, Arg::Value(value)) => self.loop_control(request, value),
-            (DeviceKind::Loop, argument) => self.loop_ioctl(number.minor, writable, request, argument),
-            (DeviceKind::Block, argument) => self.block_ioctl(number, writable, request, argument),
+            (DeviceKind::Loop, argument) => self.loop_ioctl(number.minor, access, request, argument),
+            (DeviceKind::Block, argument) => self.block_ioctl(number, access.is_write(), request, argument),
             _ => Err(Errno::ENOTTY),
         }
     }
@@ -266,7 +272,6 @@ impl World {
 
 /// The name or the uuid in a request's header, without judging it.
 fn subject(file: &DeviceFile, argument: &Arg<'_>) -> String {
-    let number = file.number();
     match (file.kind(), argument) {
         (DeviceKind::MapperControl, Arg::Bytes(bytes)) => {
             let text = |from, len| {
@@ -283,10 +288,16 @@ fn subject(file: &DeviceFile, argument: &Arg<'_>) -> String {
                 (.., dev) => DeviceNumber::from_huge(dev).to_string(),
             }
         }
-        (DeviceKind::MapperControl, _) => "control".to_owned(),
-        (DeviceKind::LoopControl, _) => "loop-control".to_owned(),
-        (DeviceKind::Loop, _) => format!("loop{}", number.minor),
-        (DeviceKind::Block, _) => number.to_string(),
+        _ => subject_of_device(file),
+    }
+}
+
+fn subject_of_device(file: &DeviceFile) -> String {
+    match file.kind() {
+        DeviceKind::MapperControl => "control".to_owned(),
+        DeviceKind::LoopControl => "loop-control".to_owned(),
+        DeviceKind::Loop => format!("loop{}", file.number().minor),
+        DeviceKind::Block => file.number().to_string(),
     }
 }
 
@@ -298,6 +309,18 @@ impl Kernel for ModelKernel {
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         let subject = subject(file, &argument);
         self.call_ioctl(file, request, argument, subject)
+    }
+
+    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.call("pread", subject_of_device(file), |world| world.read_at(file, offset, buffer))
+    }
+
+    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        self.call("pwrite", subject_of_device(file), |world| world.write_at(file, offset, bytes))
+    }
+
+    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
+        self.call("fdatasync", subject_of_device(file), |world| world.sync(file))
     }
 
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {

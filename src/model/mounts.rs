@@ -66,7 +66,9 @@ impl World {
         match self.sectors(number) {
             None => return Err(Errno::ENXIO),
             Some(0) => return Err(Errno::EINVAL),
-            Some(_) if self.is_in_table(number) => return Err(Errno::EBUSY),
+            Some(_) if self.is_in_table(number) || self.is_open_exclusively(number) => {
+                return Err(Errno::EBUSY);
+            }
             Some(_) => {}
         }
         if self.mounts.iter().any(|mount| mount.number == Some(number) && mount.target == target) {

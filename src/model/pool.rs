@@ -48,6 +48,22 @@ impl Features {
     }
 }
 
+/// Where a write to a block goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Write {
+    /// It is mapped to this data block alone.
+    InPlace(u64),
+    /// It is mapped and shared.
+    Copy {
+        /// The data block with its contents.
+        from: u64,
+        /// A free one.
+        to: u64,
+    },
+    /// It is not mapped; this data block is free.
+    Fresh(u64),
+}
+
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) metadata_device: DeviceNumber,
@@ -66,6 +82,8 @@ pub(super) struct Pool {
     pub(super) bound: Option<u64>,
     /// Events that its device has not been told yet.
     pub(super) raised: u32,
+    /// A commit makes the data device's data durable first: that is still to be done.
+    pub(super) flushes_data: bool,
     /// Commits fail: a test wants it so.
     pub(super) commits_fail: bool,
 }
@@ -91,6 +109,7 @@ impl Pool {
             suspended: true,
             bound: None,
             raised: 0,
+            flushes_data: false,
             commits_fail: false,
         }
     }
@@ -98,7 +117,7 @@ impl Pool {
     /// `set_pool_mode`: a failed pool stays failed, and one that needs a check does not become writable.
     pub(super) fn set_mode(&mut self, new: Mode) {
         let mut new = new;
-        if new == Mode::Write && self.current.needs_check {
+        if new == Mode::Write && self.current.contents.needs_check {
             new = if self.mode == Mode::Write { Mode::ReadOnly } else { self.mode };
         }
         if self.mode == Mode::Fail {
@@ -123,7 +142,7 @@ impl Pool {
 
     /// 4 MiB, or a quarter of the device if that is less.
     pub(super) fn metadata_low_water(&self) -> u64 {
-        (self.current.metadata_blocks / 4).min(1024)
+        (self.current.contents.metadata_blocks / 4).min(1024)
     }
 
     /// Make what was changed durable. The result is nobody's business: the kernel discards it.
@@ -131,9 +150,10 @@ impl Pool {
         if self.mode >= Mode::OutOfMetadataSpace {
             return;
         }
+        self.flushes_data = true;
         if self.commits_fail {
             // abort_transaction: what was not committed is lost; the flag is kept on disk if possible.
-            stored.needs_check = true;
+            stored.set_needs_check(true);
             self.current = stored.clone();
             self.pending.clear();
             self.set_mode(Mode::ReadOnly);
@@ -166,7 +186,7 @@ impl Pool {
             }
             (b"delete", [id]) => {
                 let id = thin_id(id)?;
-                if self.current.thins.contains_key(&id) && active(id) {
+                if self.current.exists(id) && active(id) {
                     return Err(Errno::EBUSY);
                 }
                 Change::Delete(id)
@@ -200,22 +220,22 @@ impl Pool {
         self.features = features;
         self.low_water = low_water;
         self.set_mode(mode);
-        let result = self.grow(stored, length / self.current.block_sectors, metadata_blocks);
+        let result = self.grow(stored, length / self.current.block_sectors(), metadata_blocks);
         if self.mode == Mode::Fail { Ok(()) } else { result }
     }
 
     fn grow(&mut self, stored: &mut Metadata, data: u64, metadata: u64) -> Result<(), Errno> {
         let before = self.pending.len();
-        if data < self.current.data_blocks {
+        if data < self.current.contents.data_blocks {
             return Err(Errno::EINVAL);
         }
-        if data > self.current.data_blocks && !self.current.needs_check {
+        if data > self.current.contents.data_blocks && !self.current.contents.needs_check {
             self.change(Change::ResizeData(data))?;
         }
-        if metadata < self.current.metadata_blocks {
+        if metadata < self.current.contents.metadata_blocks {
             return Err(Errno::EINVAL);
         }
-        if metadata > self.current.metadata_blocks && !self.current.needs_check {
+        if metadata > self.current.contents.metadata_blocks && !self.current.contents.needs_check {
             if self.mode == Mode::OutOfMetadataSpace {
                 self.set_mode(Mode::Write);
             }
@@ -232,16 +252,17 @@ impl Pool {
         self.suspended = false;
     }
 
-    /// A write to one block of a thin device.
-    pub(super) fn write(&mut self, stored: &mut Metadata, id: u32, block: u64) -> Result<(), Errno> {
+    /// Where a write to one block of a thin device goes. Nothing is mapped yet: see [`insert`](Self::insert).
+    pub(super) fn provision(&mut self, stored: &mut Metadata, id: u32, block: u64) -> Result<Write, Errno> {
+        if self.mode == Mode::Fail || !self.current.exists(id) {
+            return Err(Errno::EIO);
+        }
+        let found = self.current.find(id, block);
+        if let Some((data, false)) = found {
+            return Ok(Write::InPlace(data));
+        }
         if self.mode >= Mode::OutOfMetadataSpace {
             return Err(Errno::EIO);
-        }
-        if !self.current.thins.contains_key(&id) {
-            return Err(Errno::EIO);
-        }
-        if !self.current.needs_allocation(id, block) {
-            return Ok(());
         }
         if self.mode == Mode::OutOfDataSpace {
             return Err(Errno::ENOSPC);
@@ -250,28 +271,43 @@ impl Pool {
             self.low_water_triggered = true;
             self.raised += 1;
         }
-        if self.current.free_data() == 0 {
+        let mut free = self.current.find_free(stored);
+        if free.is_none() {
             self.commit(stored);
+            free = self.current.find_free(stored);
+        }
+        let Some(data) = free else {
             self.set_mode(Mode::OutOfDataSpace);
             return Err(Errno::ENOSPC);
-        }
-        self.change(Change::Write { id, block })
+        };
+        Ok(found.map_or(Write::Fresh(data), |(from, _)| Write::Copy { from, to: data }))
     }
 
-    pub(super) fn discard(&mut self, id: u32, block: u64) -> Result<(), Errno> {
-        if self.mode >= Mode::OutOfMetadataSpace {
+    /// Maps a block to the data block that [`provision`](Self::provision) found.
+    pub(super) fn insert(&mut self, id: u32, block: u64, data: u64) -> Result<(), Errno> {
+        self.change(Change::Insert { id, block, data })
+    }
+
+    /// Unmaps a block. The data block that it had, if nothing else refers to it. A read-only pool takes the
+    /// request and does nothing.
+    pub(super) fn discard(&mut self, id: u32, block: u64) -> Result<Option<u64>, Errno> {
+        if !self.features.discard {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if self.mode == Mode::Fail {
             return Err(Errno::EIO);
         }
-        if self.features.discard {
-            self.change(Change::Discard { id, block })
-        } else {
-            Err(Errno::EOPNOTSUPP)
-        }
+        let Some((data, _)) = self.current.find(id, block).filter(|_| self.mode < Mode::OutOfMetadataSpace)
+        else {
+            return Ok(None);
+        };
+        self.change(Change::Discard { id, block })?;
+        Ok(Some(data).filter(|&data| self.current.is_free(data)))
     }
 
     pub(super) fn set_needs_check(&mut self, stored: &mut Metadata, needed: bool) {
-        stored.needs_check = needed;
-        self.current.needs_check = needed;
+        stored.set_needs_check(needed);
+        self.current.set_needs_check(needed);
     }
 
     /// The status line, with the space that ends it.
@@ -280,7 +316,7 @@ impl Pool {
             return "Fail".to_owned();
         }
         let metadata = &self.current;
-        let held = metadata.held_root.map_or_else(|| "-".to_owned(), |root| root.to_string());
+        let held = metadata.held_root().map_or_else(|| "-".to_owned(), |root| root.to_string());
         let mode = match self.mode {
             Mode::Write => "rw",
             Mode::OutOfDataSpace => "out_of_data_space",
@@ -293,14 +329,14 @@ impl Pool {
         };
         let no_space =
             if self.features.error_if_no_space { "error_if_no_space" } else { "queue_if_no_space" };
-        let check = if metadata.needs_check { "needs_check" } else { "-" };
+        let check = if metadata.contents.needs_check { "needs_check" } else { "-" };
         format!(
             "{} {}/{} {}/{} {held} {mode} {discard} {no_space} {check} {} ",
-            metadata.transaction,
+            metadata.contents.transaction_id,
             metadata.used_metadata(),
-            metadata.metadata_blocks,
+            metadata.contents.metadata_blocks,
             metadata.used_data(),
-            metadata.data_blocks,
+            metadata.contents.data_blocks,
             self.metadata_low_water(),
         )
     }

@@ -181,7 +181,7 @@ impl World {
         Ok(Target { start, length, kind })
     }
 
-    /// `dm_get_device`: by number or by path; not what is mounted, nor the device itself.
+    /// `dm_get_device`: by number or by path; not what is mounted or claimed, nor the device itself.
     fn get_device(&self, minor: u32, text: &[u8]) -> Result<DeviceNumber, Errno> {
         let text = std::str::from_utf8(text).map_err(|_| Errno::ENOENT)?;
         let by_number = text.split_once(':').and_then(|(major, minor)| {
@@ -209,7 +209,7 @@ impl World {
         if !self.exists(number) {
             return Err(Errno::ENXIO);
         }
-        if self.is_mounted(number) {
+        if self.is_mounted(number) || self.is_open_exclusively(number) {
             return Err(Errno::EBUSY);
         }
         Ok(number)
@@ -252,17 +252,17 @@ impl World {
 
     /// `dm_pool_metadata_open`: find the metadata on a device, or format it.
     fn open_metadata(&mut self, device: DeviceNumber, block: u64, format: bool) -> Result<u64, Errno> {
-        if let Some(marker) = self.read_marker(device, 0)? {
+        if let Some(marker) = self.read_marker(device)? {
             // Bytes that are no superblock of this kernel.
             let stored = self.storage.get(&marker).ok_or(Errno::EILSEQ)?;
-            return if stored.block_sectors == block { Ok(marker) } else { Err(Errno::EINVAL) };
+            return if stored.block_sectors() == block { Ok(marker) } else { Err(Errno::EINVAL) };
         }
         if !format {
             return Err(Errno::EPERM);
         }
         let metadata = Metadata::format(block, self.metadata_blocks(device))?;
         let marker = new_marker();
-        self.write_marker(device, 0, marker)?;
+        self.write_marker(device, marker)?;
         self.storage.insert(marker, metadata);
         Ok(marker)
     }
@@ -285,7 +285,7 @@ impl World {
         if pool.mode == Mode::Fail {
             return Err(Errno::EINVAL);
         }
-        if !pool.current.thins.contains_key(&id) {
+        if !pool.current.exists(id) {
             return Err(Errno::ENODATA);
         }
         if pool.suspended {

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -13,6 +15,7 @@ use super::loopdev::Loop;
 use super::metadata::Metadata;
 use super::mounts::Mount;
 use super::pool::Pool;
+use super::store::Store;
 use super::table::{Kind, Table};
 use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, loop_index};
 
@@ -64,8 +67,8 @@ impl Default for Limits {
 pub(super) struct Disk {
     pub(super) path: PathBuf,
     pub(super) sectors: u64,
-    /// The thin metadata on it.
-    pub(super) marker: Option<u64>,
+    /// Its bytes, sparse and in memory.
+    pub(super) file: Arc<File>,
 }
 
 #[derive(Debug)]
@@ -78,6 +81,7 @@ pub(super) struct World {
     pub(super) pools: BTreeMap<u32, Pool>,
     /// Committed metadata by marker: what a power cut leaves.
     pub(super) storage: BTreeMap<u64, Metadata>,
+    pub(super) store: Store,
     pub(super) nodes: BTreeMap<PathBuf, DeviceNumber>,
     pub(super) mounts: Vec<Mount>,
     pub(super) next_mount: u32,
@@ -100,6 +104,7 @@ impl World {
             disks,
             pools: BTreeMap::new(),
             storage,
+            store: Store::default(),
             nodes: BTreeMap::new(),
             mounts: vec![Mount::root()],
             next_mount: 2,
@@ -150,6 +155,11 @@ impl World {
                 (kind, number)
             }
         };
+        let block = matches!(kind, DeviceKind::Loop | DeviceKind::Block);
+        let taken = self.is_in_table(number) || self.is_mounted(number) || self.is_open_exclusively(number);
+        if block && access.is_exclusive() && taken {
+            return Err(Errno::EBUSY);
+        }
         let (handle, file) = Handle::new(kind, number, access)?;
         self.handles.push(handle);
         Ok(file)
@@ -204,6 +214,13 @@ impl World {
 
     pub(super) fn is_mounted(&self, number: DeviceNumber) -> bool {
         self.mounts.iter().any(|mount| mount.number == Some(number))
+    }
+
+    /// Whether an O_EXCL open has claimed it: no table, mount or other O_EXCL open gets it. Tables claim their devices
+    /// for device mapper, so that one device can be in several.
+    pub(super) fn is_open_exclusively(&self, number: DeviceNumber) -> bool {
+        let claims = |handle: &Handle| handle.is_block() && handle.access.is_exclusive();
+        self.handles.iter().any(|handle| handle.number == number && claims(handle))
     }
 
     /// How often mapped devices have it open. A device opens another once for both of its tables, but for
@@ -273,6 +290,7 @@ impl World {
         drop_closed(&mut self.handles);
         self.released |= self.handles.len() < open;
         self.deliver_events();
+        self.flush_committed();
         while std::mem::take(&mut self.released) {
             self.close_pools();
             let autoclear: Vec<u32> = self
@@ -314,6 +332,7 @@ impl World {
             }
             if !used {
                 pool.commit(stored);
+                self.flush_committed();
                 self.pools.remove(&minor);
             }
         }

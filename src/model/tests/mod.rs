@@ -1,10 +1,14 @@
 //! The model against the contract, errno by errno: raw bytes where the typed layer could not say it.
 
 mod control;
+mod data;
 mod faults;
+pub(super) mod image;
 mod io;
 mod loops;
+mod metadata;
 mod property;
+mod reference;
 mod tables;
 mod thin;
 

@@ -124,6 +124,7 @@ proptest! {
         for step in steps {
             run(&mut machine, &mut open, step);
             machine.kernel.check();
+            machine.kernel.check_images();
             // Raw: a rename to any bytes is fine with the kernel, not with this crate's names.
             for device in ["d0", "d1", "d2", "d3"] {
                 let answer = machine.raw(dm::DM_TABLE_STATUS, &mut request(device, 4096));
