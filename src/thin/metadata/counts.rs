@@ -52,6 +52,9 @@ mod tests {
         for expected in 1..=1000 {
             assert_eq!((counts.add(11), counts.get(11)), (expected, expected));
         }
-        assert_eq!((counts.add(9), counts.add(12), counts.get(9), counts.get(12), counts.get(10)), (0, 0, 0, 0, 0));
+        assert_eq!(
+            (counts.add(9), counts.add(12), counts.get(9), counts.get(12), counts.get(10)),
+            (0, 0, 0, 0, 0)
+        );
     }
 }

@@ -88,7 +88,10 @@ impl SpaceMap<'_> {
         if !matches!(&self.last, Some((last, _)) if *last == number) {
             let bitmap = match self.bitmaps.remove(&number) {
                 Some(bitmap) => bitmap,
-                None => self.bitmap(&self.entry(number)?)?,
+                None => {
+                    let entry = self.entry(number)?;
+                    self.bitmap(&entry)?
+                }
             };
             if self.bitmaps.len() >= CACHED {
                 self.bitmaps.clear();
@@ -107,7 +110,10 @@ impl SpaceMap<'_> {
                 Some(index) => index,
                 None => self.index.insert(self.metadata_index()?),
             };
-            return usize::try_from(number).ok().and_then(|at| index.index.get(at).copied()).ok_or_else(missing);
+            return usize::try_from(number)
+                .ok()
+                .and_then(|at| index.index.get(at).copied())
+                .ok_or_else(missing);
         }
         let value = lookup(self.reader, root, number, INDEX_ENTRY_SIZE)?.ok_or_else(missing)?;
         disk_index_entry::read_from_bytes(&value).map_err(|_| missing())
