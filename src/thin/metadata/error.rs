@@ -177,10 +177,4 @@ pub enum Damage {
         /// How many it can have.
         available: u64,
     },
-    /// A device has details without mappings, or the reverse.
-    #[error("thin device {id} has details without mappings, or the reverse")]
-    Unpaired {
-        /// The device.
-        id: u64,
-    },
 }

@@ -51,7 +51,7 @@ impl<'a> Comparison<'a> {
         let entry = self.index[at];
         let bitmap = self.map.bitmap(&entry)?;
         let first = number * ENTRIES_PER_BITMAP;
-        let (mut free, mut first_free) = (0, None);
+        let mut free = 0;
         for at in 0..ENTRIES_PER_BITMAP.min(self.map.root.blocks - first) {
             let block = first + at;
             let large = self.large.take(block)?;
@@ -72,7 +72,6 @@ impl<'a> Comparison<'a> {
             // The index goes by the bits.
             if two_bits(&bitmap.0, at) == 0 {
                 free += 1;
-                first_free = first_free.or(u32::try_from(at).ok());
             }
             let found = counted.get(block);
             if recorded != found {
@@ -80,12 +79,9 @@ impl<'a> Comparison<'a> {
             }
         }
         self.allocated += ENTRIES_PER_BITMAP.min(self.map.root.blocks - first) - u64::from(free);
-        let (nr_free, before) = (entry.nr_free.get(), entry.none_free_before.get());
-        if nr_free != free {
-            report.add(Finding::FreeBlocks { map, bitmap: number, recorded: nr_free, found: free });
-        }
-        if let Some(found) = first_free.filter(|&found| found < before) {
-            report.add(Finding::NoneFreeBefore { map, bitmap: number, recorded: before, found });
+        let recorded = entry.nr_free.get();
+        if recorded > free {
+            report.add(Finding::FreeBlocks { map, bitmap: number, recorded, found: free });
         }
         Ok(())
     }
@@ -93,7 +89,7 @@ impl<'a> Comparison<'a> {
     /// What is left after the last bitmap.
     pub(super) fn finish(mut self, report: &mut Report) -> Result<(), MetadataError> {
         let (map, recorded, found) = (self.kind, Blocks(self.map.root.allocated), Blocks(self.allocated));
-        if recorded != found {
+        if recorded < found {
             report.add(Finding::Allocated { map, recorded, found });
         }
         while let Some((block, _)) = self.large.next()? {
