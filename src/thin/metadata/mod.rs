@@ -32,6 +32,7 @@ mod diff;
 mod error;
 pub mod format;
 mod mapping;
+mod sharers;
 mod source;
 mod space_map;
 mod superblock;
