@@ -8,6 +8,8 @@
 
 pub mod decode;
 pub mod encode;
+#[cfg(feature = "model")]
+pub mod metadata;
 pub mod names;
 pub mod reader;
 #[cfg(feature = "model")]
@@ -27,6 +29,8 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("names", names::fuzz),
     ("tables", tables::fuzz),
     ("stream", stream::fuzz),
+    #[cfg(feature = "model")]
+    ("metadata", metadata::fuzz),
     #[cfg(feature = "model")]
     ("state", state::fuzz),
     #[cfg(feature = "model")]

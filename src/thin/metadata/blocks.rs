@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::BlockSource;
 use super::btree::Node;
 use super::error::{Damage, MetadataError};
-use super::format::{Block, BlockKind};
+use super::format::{Block, BlockKind, DM_SM_METADATA_MAX_BLOCKS};
+use super::{BlockSource, Superblock};
 use crate::kernel::AlignedBlock;
 
 /// Blocks read at once: 1 MiB.
 pub(super) const BATCH: usize = 256;
-/// Internal nodes that are kept: 4 MiB.
+/// Nodes that are kept: 4 MiB.
 const CACHED: usize = 1024;
 
 /// Reads metadata blocks and verifies each one's checksum and number.
@@ -21,18 +21,30 @@ pub(super) struct BlockReader {
     source: Arc<dyn BlockSource>,
     len: u64,
     read: AtomicU64,
-    internal: Mutex<HashMap<u64, Arc<Node>>>,
+    cached: Mutex<HashMap<u64, Arc<Node>>>,
 }
 
 impl BlockReader {
     pub(super) fn new(source: Arc<dyn BlockSource>) -> Result<Self, MetadataError> {
         let len = source.len().map_err(|source| MetadataError::Io { block: 0, source })?;
-        Ok(Self { source, len, read: AtomicU64::new(0), internal: Mutex::default() })
+        let len = len.min(DM_SM_METADATA_MAX_BLOCKS);
+        Ok(Self { source, len, read: AtomicU64::new(0), cached: Mutex::default() })
+    }
+
+    /// Blocks that there are; the kernel uses no more than [`DM_SM_METADATA_MAX_BLOCKS`].
+    pub(super) fn len(&self) -> u64 {
+        self.len
     }
 
     /// Blocks read so far.
     pub(super) fn blocks_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// The superblock of a metadata snapshot.
+    pub(super) fn superblock(&self, block: u64) -> Result<Option<Superblock>, MetadataError> {
+        self.read.fetch_add(1, Ordering::Relaxed);
+        Superblock::read_at(&*self.source, block)
     }
 
     /// One block.
@@ -45,6 +57,15 @@ impl BlockReader {
 
     /// Up to [`BATCH`] blocks, in the order asked for: read in the order of the device, adjacent ones at once.
     pub(super) fn blocks(&self, kind: BlockKind, blocks: &[u64]) -> Result<Vec<AlignedBlock>, MetadataError> {
+        let result = self.unverified(blocks)?;
+        for (&block, bytes) in blocks.iter().zip(&result) {
+            verify(kind, block, &bytes.0)?;
+        }
+        Ok(result)
+    }
+
+    /// The same, whatever the blocks contain.
+    pub(super) fn unverified(&self, blocks: &[u64]) -> Result<Vec<AlignedBlock>, MetadataError> {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
         order.sort_unstable_by_key(|&index| blocks[index]);
         let mut sorted = AlignedBlock::zeroed(blocks.len());
@@ -56,9 +77,6 @@ impl BlockReader {
             self.fill(first, &mut sorted[at..at + run])?;
             at += run;
         }
-        for (&index, bytes) in order.iter().zip(&sorted) {
-            verify(kind, blocks[index], &bytes.0)?;
-        }
         if order.is_sorted() {
             return Ok(sorted);
         }
@@ -69,20 +87,18 @@ impl BlockReader {
         Ok(result)
     }
 
-    /// An internal node, or a node that may be one, from the cache if it is there.
+    /// A node on the way to a leaf, from the cache if it is there.
     pub(super) fn node(&self, block: u64) -> Result<Arc<Node>, MetadataError> {
         if let Some(node) = self.cache().get(&block) {
             return Ok(node.clone());
         }
         self.check_child(block, block)?;
         let node = Arc::new(Node::parse(block, self.block(BlockKind::Node, block)?)?);
-        if node.is_internal() {
-            let mut cache = self.cache();
-            if cache.len() >= CACHED {
-                cache.clear();
-            }
-            cache.insert(block, node.clone());
+        let mut cache = self.cache();
+        if cache.len() >= CACHED {
+            cache.clear();
         }
+        cache.insert(block, node.clone());
         Ok(node)
     }
 
@@ -101,7 +117,7 @@ impl BlockReader {
     }
 
     fn cache(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Node>>> {
-        self.internal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fill(&self, first: u64, buffer: &mut [AlignedBlock]) -> Result<(), MetadataError> {

@@ -1,5 +1,7 @@
 //! B-trees: their nodes, and walks over their leaves.
 
+use std::sync::Arc;
+
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
@@ -85,6 +87,12 @@ impl Node {
         self.keys().partition_point(|it| it.get() <= key).checked_sub(1)
     }
 
+    /// The value of a key of a leaf.
+    pub(super) fn find(&self, key: u64) -> Option<&[u8]> {
+        let index = self.floor(key).filter(|&index| !self.internal && self.key(index) == key)?;
+        Some(self.value(index))
+    }
+
     pub(super) fn damaged(&self, damage: Damage) -> MetadataError {
         MetadataError::Damaged { block: self.block, damage }
     }
@@ -153,14 +161,30 @@ impl Subtree {
         from: u64,
     ) -> Result<Vec<Self>, MetadataError> {
         let start = node.floor(from).unwrap_or(0);
-        let mut children = Vec::with_capacity(node.len() - start);
-        for index in start..node.len() {
-            let block = node.value_u64(index);
-            reader.check_child(node.block, block)?;
-            let end = if index + 1 < node.len() { Some(node.key(index + 1)) } else { self.end };
-            children.push(Self { block, first: node.key(index), end });
-        }
-        Ok(children)
+        (start..node.len()).map(|index| self.child(reader, node, index)).collect()
+    }
+
+    fn child(&self, reader: &BlockReader, node: &Node, index: usize) -> Result<Self, MetadataError> {
+        let block = node.value_u64(index);
+        reader.check_child(node.block, block)?;
+        let end = if index + 1 < node.len() { Some(node.key(index + 1)) } else { self.end };
+        Ok(Self { block, first: node.key(index), end })
+    }
+
+    /// Reads the node that this is, on the way to a key. Returns it with the subtree below that can have the key; a leaf
+    /// has none.
+    pub(super) fn step(
+        &self,
+        reader: &BlockReader,
+        key: u64,
+        value_size: usize,
+    ) -> Result<(Arc<Node>, Option<Self>), MetadataError> {
+        let node = reader.node(self.block)?;
+        node.check(!node.is_internal(), value_size)?;
+        self.check_keys(&node)?;
+        let index = node.floor(key).filter(|_| node.is_internal());
+        let below = index.map(|index| self.child(reader, &node, index)).transpose()?;
+        Ok((node, below))
     }
 }
 
@@ -186,18 +210,14 @@ pub(super) fn lookup(
     value_size: usize,
 ) -> Result<Option<Vec<u8>>, MetadataError> {
     let mut subtree = Subtree::root(root);
-    for level in (0..=height(reader, root)?).rev() {
-        let node = reader.node(subtree.block)?;
-        node.check(level == 0, value_size)?;
-        subtree.check_keys(&node)?;
-        let Some(index) = node.floor(key) else { return Ok(None) };
-        if level == 0 {
-            return Ok((node.key(index) == key).then(|| node.value(index).to_vec()));
+    for _ in 0..DEPTH_MAX {
+        let (node, below) = subtree.step(reader, key, value_size)?;
+        match below {
+            Some(below) => subtree = below,
+            None => return Ok(node.find(key).map(<[u8]>::to_vec)),
         }
-        let child = subtree.children(reader, &node, key)?.into_iter().next();
-        subtree = child.ok_or_else(|| node.damaged(Damage::Depth))?;
     }
-    Ok(None)
+    Err(MetadataError::Damaged { block: root, damage: Damage::Depth })
 }
 
 /// The leaves of a tree in the order of their keys, from the one on that can have `from`.

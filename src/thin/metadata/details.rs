@@ -33,8 +33,13 @@ impl Metadata {
     /// # Errors
     /// [`MetadataError::Io`], [`MetadataError::Damaged`]; so for all that follow.
     pub fn devices(&self) -> Result<Vec<ThinDevice>, MetadataError> {
+        self.devices_in(self.superblock.details_root)
+    }
+
+    /// All devices in a tree of details.
+    pub(super) fn devices_in(&self, root: u64) -> Result<Vec<ThinDevice>, MetadataError> {
         let mut devices = Vec::new();
-        let mut leaves = Leaves::new(&self.reader, self.superblock.details_root, 0, DETAILS_SIZE)?;
+        let mut leaves = Leaves::new(&self.reader, root, 0, DETAILS_SIZE)?;
         while let Some(leaf) = leaves.next()? {
             for index in 0..leaf.len() {
                 let device = device(leaf.key(index), leaf.value(index));
@@ -59,9 +64,14 @@ impl Metadata {
     }
 }
 
-fn device(key: u64, value: &[u8]) -> Result<ThinDevice, Damage> {
+/// The device of a key.
+pub(super) fn device_id(key: u64) -> Result<ThinId, Damage> {
     let id = u32::try_from(key).ok().and_then(|id| ThinId::new(id).ok());
-    let id = id.ok_or(Damage::DeviceId { id: key })?;
+    id.ok_or(Damage::DeviceId { id: key })
+}
+
+fn device(key: u64, value: &[u8]) -> Result<ThinDevice, Damage> {
+    let id = device_id(key)?;
     let disk = disk_device_details::read_from_bytes(value);
     let disk = disk.map_err(|_| Damage::ValueSize { found: 0, expected: 24 })?;
     Ok(ThinDevice {

@@ -149,10 +149,32 @@ pub enum Damage {
         /// How many there are.
         blocks: u64,
     },
-    /// A device has details without mappings, or the reverse.
-    #[error("thin device {id} has details without mappings, or the reverse")]
-    Unpaired {
-        /// The device.
-        id: u64,
+    /// A count of 3 or more that is not in the tree of such counts.
+    #[error("no reference count of block {block}, which has one above 2")]
+    NoCount {
+        /// The data or metadata block.
+        block: u64,
+    },
+    /// A bitmap block of a space map that its index does not have.
+    #[error("the space map has no bitmap {number}")]
+    NoBitmap {
+        /// Its place in the index.
+        number: u64,
+    },
+    /// A block beyond the end of a space map.
+    #[error("the space map ends at block {blocks}, before block {block}")]
+    SpaceMap {
+        /// The data or metadata block.
+        block: u64,
+        /// How many blocks the space map has.
+        blocks: u64,
+    },
+    /// A space map that does not fit into the metadata.
+    #[error("a space map of {blocks} blocks, at most {available} are possible")]
+    SpaceMapSize {
+        /// How many blocks the space map has.
+        blocks: u64,
+        /// How many it can have.
+        available: u64,
     },
 }

@@ -2,6 +2,7 @@
 
 use super::Metadata;
 use super::btree::{Leaves, Node, lookup};
+use super::details::device_id;
 use super::error::{Damage, MetadataError};
 use super::format::MAPPING_TIME_BITS;
 use crate::thin::ThinId;
@@ -35,6 +36,19 @@ impl Metadata {
         let root = u64::from_le_bytes(root);
         self.reader.check_child(top, root)?;
         Ok(root)
+    }
+
+    /// All devices in a top-level tree, with the roots of their mapping trees.
+    pub(super) fn mapping_roots(&self, top: u64) -> Result<Vec<(ThinId, u64)>, MetadataError> {
+        let mut roots = Vec::new();
+        let mut leaves = Leaves::new(&self.reader, top, 0, 8)?;
+        while let Some(leaf) = leaves.next()? {
+            for index in 0..leaf.len() {
+                let id = device_id(leaf.key(index)).map_err(|damage| leaf.damaged(damage))?;
+                roots.push((id, leaf.value_u64(index)));
+            }
+        }
+        Ok(roots)
     }
 
     /// Returns what a device maps from the virtual block `from` on, in ascending runs.

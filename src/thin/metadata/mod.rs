@@ -25,25 +25,32 @@
 
 mod blocks;
 mod btree;
+mod check;
+mod counts;
 mod details;
 mod diff;
 mod error;
 pub mod format;
 mod mapping;
+mod sharers;
 mod source;
+mod space_map;
 mod superblock;
 mod usage;
 
 use std::sync::Arc;
 
+pub use check::{Finding, Report, Tree, check};
 pub use details::ThinDevice;
 pub use diff::{Change, ChangeKind, Changes};
 pub use error::{Damage, MetadataError};
 pub use mapping::{Mapping, Mappings};
 pub use source::{BlockSource, DeviceBlocks};
+pub use space_map::SpaceMapKind;
 pub use superblock::{SpaceMaps, Superblock};
 
 use blocks::BlockReader;
+use format::{ENTRIES_PER_BITMAP, THIN_SUPERBLOCK_LOCATION};
 
 /// The metadata of a pool as it was committed, or as a metadata snapshot keeps it.
 #[derive(Debug)]
@@ -61,8 +68,19 @@ impl Metadata {
     /// [`MetadataError::NotFormatted`] if the superblock is zeroes; [`MetadataError::Damaged`].
     pub fn open(source: Arc<dyn BlockSource>) -> Result<Self, MetadataError> {
         let superblock = Superblock::read(&*source)?.ok_or(MetadataError::NotFormatted)?;
-        let data_blocks = superblock.space.as_ref().map_or(0, |space| space.data_blocks.0);
-        Ok(Self { reader: BlockReader::new(source)?, superblock, data_blocks })
+        let reader = BlockReader::new(source)?;
+        let space = superblock.space.as_ref();
+        let data_blocks = space.map_or(0, |space| space.data_blocks.0);
+        let metadata_blocks = space.map_or(0, |space| space.metadata.blocks);
+        // A bitmap block for each of so many data blocks is in the metadata.
+        let data_max = reader.len().saturating_mul(ENTRIES_PER_BITMAP);
+        for (blocks, available) in [(data_blocks, data_max), (metadata_blocks, reader.len())] {
+            if blocks > available {
+                let damage = Damage::SpaceMapSize { blocks, available };
+                return Err(MetadataError::Damaged { block: THIN_SUPERBLOCK_LOCATION, damage });
+            }
+        }
+        Ok(Self { reader, superblock, data_blocks })
     }
 
     /// Opens the metadata snapshot whose superblock is in the block `root`

@@ -1,84 +1,179 @@
 //! Who shares data blocks with whom.
 //!
-//! A data block is exclusive to a device if just one leaf names it, and the path to that leaf belongs to that device
-//! alone. Whether a node belongs to one device or to several is told by the trees themselves, so this works on a
-//! metadata snapshot, which has no reference counts. Each node is read once however many devices share it, and the
-//! leaves in the order of the device.
+//! A data block is exclusive to a device if just one leaf names it, and no node on the path from the device's root to
+//! that leaf has a second parent. Both are what the space maps count. A metadata snapshot has no space maps; then the
+//! parents of all nodes are counted, which takes their internal nodes only, and the leaves that name a data block,
+//! among those that have the same virtual blocks.
 
 use std::collections::HashMap;
 
 use super::Metadata;
 use super::blocks::BATCH;
 use super::btree::{Subtree, expand, height, read_leaves};
+use super::counts::Counts;
 use super::error::MetadataError;
+use super::format::ENTRIES_PER_BITMAP;
+use super::space_map::SpaceMapKind;
 use crate::thin::{ThinId, ThinUsage};
 use crate::units::Blocks;
 
-/// A node that several devices lead to.
-const SHARED: u32 = u32::MAX;
-/// Blocks that one chunk of counts covers.
-const CHUNK: u64 = 256;
-
-/// How many leaves name a data block: none, one, or more. Two bits each.
-#[derive(Debug, Default)]
-struct Counts(HashMap<u64, [u64; 8]>);
-
-impl Counts {
-    fn add(&mut self, block: u64) {
-        let words = self.0.entry(block / CHUNK).or_default();
-        let (word, bit) = Self::place(block);
-        let one = words[word] >> bit & 1;
-        words[word] |= 1 << bit | one << (bit + 1);
-    }
-
-    fn is_one(&self, block: u64) -> bool {
-        let (word, bit) = Self::place(block);
-        self.0.get(&(block / CHUNK)).is_some_and(|words| words[word] >> bit & 3 == 1)
-    }
-
-    #[allow(clippy::cast_possible_truncation)] // below 256
-    fn place(block: u64) -> (usize, u32) {
-        let index = (block % CHUNK) as usize;
-        (index / 32, (index % 32 * 2) as u32)
-    }
-}
+/// Data blocks that are counted at once, a byte each: 127 MiB, of which only what is in use takes memory.
+pub(super) const WINDOW: u64 = 8192 * ENTRIES_PER_BITMAP;
 
 impl Metadata {
     /// Returns what each device maps, alone and together with others, in the order of their ids.
+    ///
+    /// On the superblock this is exact, by the reference counts of the space maps, and takes the nodes that are not
+    /// shared. On a metadata snapshot, or while one is held, it is by comparison of the trees, and exact if data
+    /// blocks are shared at equal virtual blocks only, as the kernel's snapshots share them.
     ///
     /// # Errors
     /// [`MetadataError::Io`], [`MetadataError::Damaged`].
     pub fn usage(&self) -> Result<Vec<ThinUsage>, MetadataError> {
         let devices = self.devices()?;
-        let mut owners = Owners { metadata: self, nodes: HashMap::new(), leaves: HashMap::new() };
-        for device in &devices {
-            owners.visit(device.id, self.mapping_root(device.id)?)?;
-        }
-        let Owners { nodes, leaves, .. } = owners;
-        let mut leaves: Vec<Subtree> = leaves.into_values().collect();
-        leaves.sort_unstable_by_key(|leaf| leaf.block);
-        let mut counts = Counts::default();
-        self.each_entry(&leaves, |_, data| counts.add(data))?;
-        leaves.retain(|leaf| nodes[&leaf.block] != SHARED);
-        let mut exclusive: HashMap<u32, u64> = HashMap::new();
-        self.each_entry(&leaves, |leaf, data| {
-            if counts.is_one(data) {
-                *exclusive.entry(nodes[&leaf]).or_default() += 1;
-            }
-        })?;
-        let usage = |device: super::ThinDevice| {
-            let exclusive = Blocks(exclusive.get(&device.id.get()).copied().unwrap_or_default());
-            let shared = Blocks(device.mapped.0.saturating_sub(exclusive.0));
-            ThinUsage { id: device.id, mapped: device.mapped, exclusive, shared }
+        let ids: Vec<ThinId> = devices.iter().map(|device| device.id).collect();
+        let exclusive = self.exclusive_of(&ids)?;
+        let usage = |(device, exclusive): (super::ThinDevice, u64)| {
+            let shared = Blocks(device.mapped.0.saturating_sub(exclusive));
+            ThinUsage { id: device.id, mapped: device.mapped, exclusive: Blocks(exclusive), shared }
         };
-        Ok(devices.into_iter().map(usage).collect())
+        Ok(devices.into_iter().zip(exclusive).map(usage).collect())
     }
 
-    fn each_entry(&self, leaves: &[Subtree], mut each: impl FnMut(u64, u64)) -> Result<(), MetadataError> {
+    /// Returns the data blocks that a device maps and no other one does; to delete the device frees these. For what the
+    /// figure is exact, see [`usage`](Self::usage).
+    ///
+    /// # Errors
+    /// [`MetadataError::NoDevice`], [`MetadataError::Io`], [`MetadataError::Damaged`].
+    pub fn exclusive(&self, id: ThinId) -> Result<Blocks, MetadataError> {
+        let exclusive = self.exclusive_of(&[id])?;
+        Ok(Blocks(exclusive.into_iter().sum()))
+    }
+
+    fn exclusive_of(&self, ids: &[ThinId]) -> Result<Vec<u64>, MetadataError> {
+        let maps = (self.space_map(SpaceMapKind::Metadata), self.space_map(SpaceMapKind::Data));
+        // The counts of the space maps have what a metadata snapshot keeps, too.
+        if let ((Some(mut nodes), Some(mut data)), None) = (maps, self.superblock.held_root) {
+            let mut exclusive = vec![0; ids.len()];
+            for (id, exclusive) in ids.iter().zip(&mut exclusive) {
+                let root = self.mapping_root(*id)?;
+                let leaves = self.own_leaves(root, |block| Ok(nodes.count(block)? > 1))?;
+                self.each_data_block(&leaves, |_, block| {
+                    *exclusive += u64::from(data.bits(block)? == 1);
+                    Ok(())
+                })?;
+            }
+            return Ok(exclusive);
+        }
+        self.exclusive_by_comparison(ids)
+    }
+
+    fn exclusive_by_comparison(&self, ids: &[ThinId]) -> Result<Vec<u64>, MetadataError> {
+        let (nodes, leaves) = self.node_parents()?;
+        let (mut own, mut ranges) = (Vec::new(), Vec::new());
+        for (at, id) in ids.iter().enumerate() {
+            let root = self.mapping_root(*id)?;
+            for leaf in self.own_leaves(root, |block| Ok(nodes.get(block) > 1))? {
+                own.push((leaf.block, at));
+                ranges.push(leaf);
+            }
+        }
+        own.sort_unstable();
+        let owner = |leaf| own.binary_search_by_key(&leaf, |(block, _)| *block).ok().map(|at| own[at].1);
+        let mut own_leaves = ranges.clone();
+        let ranges = merge(ranges);
+        let mut beside: Vec<Subtree> = leaves.into_iter().filter(|leaf| overlaps(&ranges, leaf)).collect();
+        beside.sort_unstable_by_key(|leaf| leaf.block);
+        own_leaves.sort_unstable_by_key(|leaf| leaf.block);
+
+        let mut exclusive = vec![0; ids.len()];
+        let mut first = 0;
+        while first < self.data_blocks {
+            let mut named = Counts::new(first, WINDOW.min(self.data_blocks - first));
+            self.each_data_block(&beside, |_, data| {
+                named.add(data);
+                Ok(())
+            })?;
+            self.each_data_block(&own_leaves, |leaf, data| {
+                if named.get(data) == 1
+                    && let Some(owner) = owner(leaf)
+                {
+                    exclusive[owner] += 1;
+                }
+                Ok(())
+            })?;
+            first += WINDOW;
+        }
+        Ok(exclusive)
+    }
+
+    /// The leaves of a tree to which no shared node leads, and which are not shared.
+    fn own_leaves(
+        &self,
+        root: u64,
+        mut shared: impl FnMut(u64) -> Result<bool, MetadataError>,
+    ) -> Result<Vec<Subtree>, MetadataError> {
+        let mut leaves = Vec::new();
+        if shared(root)? {
+            return Ok(leaves);
+        }
+        let mut stack = vec![(Subtree::root(root), height(&self.reader, root)?)];
+        while let Some((subtree, level)) = stack.pop() {
+            if level == 0 {
+                leaves.push(subtree);
+                continue;
+            }
+            let node = self.reader.node(subtree.block)?;
+            for child in expand(&self.reader, &subtree, &node, 0)?.into_iter().rev() {
+                if !shared(child.block)? {
+                    stack.push((child, level - 1));
+                }
+            }
+        }
+        Ok(leaves)
+    }
+
+    /// Counts the parents of all nodes of all mapping trees, and returns the leaves.
+    fn node_parents(&self) -> Result<(Counts, Vec<Subtree>), MetadataError> {
+        let reader = &self.reader;
+        let (mut nodes, mut leaves) = (Counts::new(0, reader.len()), HashMap::<u64, Subtree>::new());
+        // A leaf must fit the keys of all its parents.
+        let mut add_leaf = |leaf: Subtree| leaves.entry(leaf.block).or_insert(leaf).narrow(&leaf);
+        for id in self.device_ids()? {
+            let root = self.mapping_root(id)?;
+            if nodes.add(root) > 1 {
+                continue;
+            }
+            let mut stack = vec![(Subtree::root(root), height(reader, root)?)];
+            while let Some((subtree, level)) = stack.pop() {
+                if level == 0 {
+                    add_leaf(subtree);
+                    continue;
+                }
+                let node = reader.node(subtree.block)?;
+                for child in expand(reader, &subtree, &node, 0)?.into_iter().rev() {
+                    let new = nodes.add(child.block) == 1;
+                    if level == 1 {
+                        add_leaf(child);
+                    } else if new {
+                        stack.push((child, level - 1));
+                    }
+                }
+            }
+        }
+        Ok((nodes, leaves.into_values().collect()))
+    }
+
+    /// Calls `each` with leaf and data block of all entries of these leaves.
+    pub(super) fn each_data_block(
+        &self,
+        leaves: &[Subtree],
+        mut each: impl FnMut(u64, u64) -> Result<(), MetadataError>,
+    ) -> Result<(), MetadataError> {
         for batch in leaves.chunks(BATCH) {
             for leaf in read_leaves(&self.reader, batch, 8)? {
                 for index in 0..leaf.len() {
-                    each(leaf.block, self.entry(&leaf, index)?.1);
+                    each(leaf.block, self.entry(&leaf, index)?.1)?;
                 }
             }
         }
@@ -86,35 +181,21 @@ impl Metadata {
     }
 }
 
-/// Which device leads to a node of a mapping tree.
-struct Owners<'a> {
-    metadata: &'a Metadata,
-    nodes: HashMap<u64, u32>,
-    /// Each with the keys that all its parents allow.
-    leaves: HashMap<u64, Subtree>,
+/// Ascending ranges, those that touch as one.
+fn merge(mut ranges: Vec<Subtree>) -> Vec<Subtree> {
+    ranges.sort_unstable_by_key(|range| range.first);
+    ranges.dedup_by(|next, range| {
+        let touches = range.end.is_none_or(|end| next.first <= end);
+        if touches && range.end.is_some() {
+            range.end = next.end.map(|end| range.end.map_or(end, |other| other.max(end)));
+        }
+        touches
+    });
+    ranges
 }
 
-impl Owners<'_> {
-    /// Marks all nodes of a tree. Those that another device has marked are shared, and what is below them.
-    fn visit(&mut self, id: ThinId, root: u64) -> Result<(), MetadataError> {
-        let reader = &self.metadata.reader;
-        let mut stack = vec![(Subtree::root(root), height(reader, root)?, id.get())];
-        while let Some((subtree, level, owner)) = stack.pop() {
-            let before = self.nodes.get(&subtree.block).copied();
-            let owner = if before.is_some() { SHARED } else { owner };
-            if level == 0 {
-                self.leaves.entry(subtree.block).or_insert(subtree).narrow(&subtree);
-            }
-            if before == Some(SHARED) {
-                continue;
-            }
-            self.nodes.insert(subtree.block, owner);
-            if level > 0 {
-                let node = reader.node(subtree.block)?;
-                let children = expand(reader, &subtree, &node, 0)?;
-                stack.extend(children.into_iter().map(|child| (child, level - 1, owner)));
-            }
-        }
-        Ok(())
-    }
+/// Whether a subtree has keys in one of these ranges.
+fn overlaps(ranges: &[Subtree], subtree: &Subtree) -> bool {
+    let before = ranges.partition_point(|range| range.end.is_some_and(|end| end <= subtree.first));
+    ranges.get(before).is_some_and(|range| subtree.end.is_none_or(|end| range.first < end))
 }

@@ -1,0 +1,60 @@
+//! References to blocks, counted while trees are walked.
+
+use std::collections::HashMap;
+
+/// How often each block of a range is referred to.
+#[derive(Debug)]
+pub(super) struct Counts {
+    first: u64,
+    /// What a byte can hold.
+    low: Vec<u8>,
+    /// What is above that.
+    high: HashMap<u64, u32>,
+}
+
+impl Counts {
+    /// Counts for `len` blocks from `first` on. Pages that are never written take no memory.
+    pub(super) fn new(first: u64, len: u64) -> Self {
+        Self { first, low: vec![0; usize::try_from(len).unwrap_or(0)], high: HashMap::new() }
+    }
+
+    /// Adds a reference and returns how many there are. Blocks outside of the range are not counted.
+    pub(super) fn add(&mut self, block: u64) -> u32 {
+        let Some(low) = place(block, self.first).and_then(|at| self.low.get_mut(at)) else { return 0 };
+        if *low < u8::MAX {
+            *low += 1;
+            return u32::from(*low);
+        }
+        let high = self.high.entry(block).or_default();
+        *high = high.saturating_add(1);
+        high.saturating_add(u8::MAX.into())
+    }
+
+    pub(super) fn get(&self, block: u64) -> u32 {
+        match place(block, self.first).and_then(|at| self.low.get(at)) {
+            Some(&u8::MAX) => self.high.get(&block).map_or(0, |&high| high).saturating_add(u8::MAX.into()),
+            low => low.map_or(0, |&low| low.into()),
+        }
+    }
+}
+
+fn place(block: u64, first: u64) -> Option<usize> {
+    usize::try_from(block.checked_sub(first)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_exact_beyond_a_byte_and_limited_to_their_range() {
+        let mut counts = Counts::new(10, 2);
+        for expected in 1..=1000 {
+            assert_eq!((counts.add(11), counts.get(11)), (expected, expected));
+        }
+        assert_eq!(
+            (counts.add(9), counts.add(12), counts.get(9), counts.get(12), counts.get(10)),
+            (0, 0, 0, 0, 0)
+        );
+    }
+}
