@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use uuid::Uuid;
 
 use crate::dm::{DmVersion, TargetType};
 use crate::kernel::DeviceNumber;
@@ -468,6 +469,63 @@ pub enum Error {
         child: String,
     },
 
+    /// No snapshot of this content is here, sealed.
+    #[error("no sealed snapshot with content {uuid}: receive that one first, or send without a base")]
+    NoBase {
+        /// Identity of the content.
+        uuid: Uuid,
+    },
+
+    /// The pool does not zero new blocks: what was not written in a block is what its last owner wrote.
+    #[error(
+        "pool {pool} does not zero new blocks: parts that were never written contain old data of others; see allow_unzeroed"
+    )]
+    NotZeroed {
+        /// The pool's name.
+        pool: String,
+    },
+
+    /// A receive failed.
+    #[error("receive of {id:?} at {offset}: {source}; {}", match resume {
+        Some(resume) => format!("send from {resume} on to continue"),
+        None => "nothing is left of it".to_owned(),
+    })]
+    Receive {
+        /// The snapshot that was received.
+        id: String,
+        /// How far it came.
+        offset: Bytes,
+        /// From where it can be continued; `None` if nothing is left of it.
+        resume: Option<Bytes>,
+        /// What failed.
+        source: Box<Error>,
+    },
+
+    /// A stream goes on where no receive stopped.
+    #[error("the stream of {volume} begins at {asked}; received so far: {received}")]
+    NotResumable {
+        /// Identity of the volume's content.
+        volume: Uuid,
+        /// Where the stream begins.
+        asked: Bytes,
+        /// What is here of the same volume with the same base.
+        received: Bytes,
+    },
+
+    /// No receive of this volume waits for being continued.
+    #[error("no receive of {volume} waits for being continued")]
+    NoReceive {
+        /// Identity of the volume's content.
+        volume: Uuid,
+    },
+
+    /// Another call receives the volume.
+    #[error("volume {volume} is being received by another call")]
+    Receiving {
+        /// Identity of the volume's content.
+        volume: Uuid,
+    },
+
     /// A device is held open by somebody.
     #[error("{device} is busy: open {open_count} times; SnapshotTree::holders tells by whom")]
     Busy {
@@ -599,6 +657,7 @@ impl Error {
             Self::NotPermitted { .. } => Some(Errno::EPERM),
             Self::MetadataSnapHeld { .. } => Some(Errno::EBUSY),
             Self::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            Self::Receive { source, .. } => source.errno(),
             _ => None,
         }
     }

@@ -281,6 +281,12 @@ impl Graph {
         self.making.iter().find(|making| making.thin_id == thin_id)
     }
 
+    /// A snapshot that callers see, by the identity of its content.
+    pub(super) fn sealed_as(&self, uuid: Uuid) -> Option<SnapshotId> {
+        let mut visible = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+        visible.find(|(_, snapshot)| snapshot.sealed == Some(uuid)).map(|(id, _)| id.clone())
+    }
+
     /// The snapshot of a thin device, if callers see it.
     pub(super) fn id_of(&self, thin_id: ThinId) -> Option<SnapshotId> {
         let mut visible = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);

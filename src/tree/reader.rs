@@ -1,5 +1,6 @@
 //! Reading a sealed snapshot.
 
+use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::SnapshotTree;
@@ -23,6 +24,7 @@ pub struct SnapshotReader<'a> {
     tree: &'a SnapshotTree,
     thin_id: ThinId,
     size: Bytes,
+    uuid: Uuid,
     /// Open until the drop.
     file: Option<VolumeFile>,
 }
@@ -46,9 +48,7 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`], [`Error::NotSealed`].
     pub fn open_snapshot(&self, id: &str) -> Result<SnapshotReader<'_>> {
         self.with_slot(id, |slot, snapshot| {
-            if snapshot.sealed.is_none() {
-                return Err(Error::NotSealed { id: id.to_owned() });
-            }
+            let uuid = snapshot.sealed.ok_or_else(|| Error::NotSealed { id: id.to_owned() })?;
             let was_active = slot.volume.is_some();
             self.activate_slot(slot, id, snapshot)?;
             let volume = slot.volume.as_ref().ok_or(Error::Closed)?;
@@ -56,7 +56,7 @@ impl SnapshotTree {
                 Ok(file) => {
                     slot.readers += 1;
                     let (thin_id, size) = (snapshot.thin_id, snapshot.size);
-                    Ok(SnapshotReader { tree: self, thin_id, size, file: Some(file) })
+                    Ok(SnapshotReader { tree: self, thin_id, size, uuid, file: Some(file) })
                 }
                 Err(error) => {
                     if !was_active {
@@ -74,6 +74,11 @@ impl SnapshotReader<'_> {
     /// Its size.
     pub fn size(&self) -> Bytes {
         self.size
+    }
+
+    /// The identity of its content.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
     }
 
     /// Reads into all of `buffer` from `offset`, past the page cache; any alignment.

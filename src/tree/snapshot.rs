@@ -69,7 +69,7 @@ impl SnapshotTree {
         let name = SnapshotId::new(id)?;
         self.finish_removal(&name)?;
         let mut reservation = self.reserve(Some(name.clone()))?;
-        let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot| {
+        let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot, _| {
             let record = Record::Add { id: name.clone(), snapshot: snapshot.clone() };
             self.record(reservation, snapshot.thin_id, &record).map(|seq| (snapshot, seq))
         })?;
@@ -83,13 +83,14 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// Makes the volume of a snapshot and runs `record`, while the parent can neither be renamed nor removed.
+    /// Makes the volume of a snapshot and runs `record` with it and its parent, while the parent can neither be renamed
+    /// nor removed.
     pub(super) fn snap<T>(
         &self,
         reservation: &mut Reservation<'_>,
         parent: Parent<'_>,
         options: &AddOptions,
-        record: impl FnOnce(&mut Reservation<'_>, Snapshot) -> Result<T>,
+        record: impl FnOnce(&mut Reservation<'_>, Snapshot, Option<&Snapshot>) -> Result<T>,
     ) -> Result<T> {
         match parent {
             Parent::Base => {
@@ -97,7 +98,7 @@ impl SnapshotTree {
                 let base = base.ok_or(Error::Closed)?;
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
                 let made = self.create_snap(reservation, made, &Origin::Inactive(base.thin_id))?;
-                record(reservation, made)
+                record(reservation, made, None)
             }
             Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
                 let parent_name = Some(SnapshotId::new(parent_id)?);
@@ -108,7 +109,7 @@ impl SnapshotTree {
                     Some(volume) if parent.sealed.is_none() => self.snap_active(reservation, made, volume)?,
                     _ => self.create_snap(reservation, made, &Origin::Inactive(parent.thin_id))?,
                 };
-                record(reservation, made)
+                record(reservation, made, Some(parent))
             }),
         }
     }
@@ -214,7 +215,7 @@ impl SnapshotTree {
     }
 
     /// Take back what has no record. If that fails the id stays reserved, and the next open does it.
-    fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
+    pub(super) fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
         reservation.unresolved = self.delete_id(id).is_err();
     }
 

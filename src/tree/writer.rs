@@ -47,6 +47,35 @@ enum AtDrop {
     Nothing,
 }
 
+/// What a volume is written for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    Create,
+    Receive {
+        /// Identity of the content to be.
+        volume: Uuid,
+        /// Identity that the parent has to have.
+        base: Option<Uuid>,
+        /// What was received stays when the receive fails.
+        resumable: bool,
+    },
+}
+
+impl Purpose {
+    fn is_kept(self) -> bool {
+        matches!(self, Self::Receive { resumable: true, .. })
+    }
+
+    fn receiving(self, id: &SnapshotId) -> Option<Receiving> {
+        match self {
+            Self::Receive { volume, base, resumable: true } => {
+                Some(Receiving { volume, base, id: id.clone(), offset: Bytes(0) })
+            }
+            _ => None,
+        }
+    }
+}
+
 impl SnapshotTree {
     /// Begins a snapshot of `parent` that is written block by block, and published when it is complete. Without a parent
     /// it is an empty volume of [`AddOptions::size`]: it reads as zeroes, has no file system, and is listed under the base.
@@ -75,29 +104,35 @@ impl SnapshotTree {
         parent: Option<Parent<'_>>,
         options: &AddOptions,
     ) -> Result<SnapshotWriter<'_>> {
-        self.make(SnapshotId::new(id)?, parent, options, None)
+        self.make(SnapshotId::new(id)?, parent, options, Purpose::Create)
     }
 
-    /// The same, for a receive that can be continued.
+    /// The same for a purpose.
     pub(super) fn make(
         &self,
         id: SnapshotId,
         parent: Option<Parent<'_>>,
         options: &AddOptions,
-        receive: Option<Receiving>,
+        purpose: Purpose,
     ) -> Result<SnapshotWriter<'_>> {
         self.check_open()?;
         self.finish_removal(&id)?;
         let mut reservation = self.reserve(Some(id.clone()))?;
         // The message comes first: a record of an id that a shared pool has given to somebody else would delete that.
         // Nothing is written before the record is durable.
-        let record = |reservation: &mut Reservation<'_>, snapshot: Snapshot| {
+        let record = |reservation: &mut Reservation<'_>, snapshot: Snapshot, parent: Option<&Snapshot>| {
             let (thin_id, size) = (snapshot.thin_id, snapshot.size);
-            let making = Making { thin_id, size, receive: receive.clone() };
+            if let Purpose::Receive { base: Some(uuid), .. } = purpose
+                && parent.and_then(|parent| parent.sealed) != Some(uuid)
+            {
+                self.undo(reservation, thin_id);
+                return Err(Error::NoBase { uuid });
+            }
+            let making = Making { thin_id, size, receive: purpose.receiving(&id) };
             let seq = self.record(reservation, thin_id, &Record::Making(making))?;
-            Ok((snapshot, seq))
+            Ok((snapshot, parent.map(|parent| parent.thin_id), seq))
         };
-        let (snapshot, seq) = match parent {
+        let (snapshot, parent, seq) = match parent {
             Some(parent) => self.snap(&mut reservation, parent, options, record)?,
             None => {
                 let missing = Error::InvalidOption {
@@ -111,23 +146,22 @@ impl SnapshotTree {
                 let empty = Snapshot { labels: options.labels.clone(), ..empty };
                 let create = |thin_id| self.pool.create_thin(thin_id);
                 let empty = self.create_volume(&mut reservation, empty, create)?;
-                record(&mut reservation, empty)?
+                record(&mut reservation, empty, None)?
             }
         };
         self.store.sync(seq).inspect_err(|_| reservation.unresolved = true)?;
-        self.write_making(id, snapshot, receive.is_some(), reservation)
+        self.write_making(id, (snapshot, parent), purpose, reservation)
     }
 
     /// Activates a volume that is under a record.
     pub(super) fn write_making<'a>(
         &'a self,
         id: SnapshotId,
-        snapshot: Snapshot,
-        keep: bool,
+        (snapshot, parent): (Snapshot, Option<ThinId>),
+        purpose: Purpose,
         reservation: Reservation<'a>,
     ) -> Result<SnapshotWriter<'a>> {
         let (thin_id, size) = (snapshot.thin_id, snapshot.size);
-        let parent = self.store.read(|graph| Some(graph.get(snapshot.parent.as_ref()?.as_str())?.thin_id));
         let name = unpublished_name(&self.options.name_prefix, &self.root, &thin_id.to_string())?;
         let opened = self.activate_as(&name, thin_id, size, &ActivateOptions::new()).and_then(|volume| {
             match self.open_volume(&volume, Access::READ_WRITE) {
@@ -142,7 +176,7 @@ impl SnapshotTree {
         let (volume, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                if !keep {
+                if !purpose.is_kept() {
                     // The next open deletes it; the first error counts.
                     let _ = self.unmake(thin_id);
                 }
@@ -150,7 +184,7 @@ impl SnapshotTree {
             }
         };
         let block_size = self.store.read_state(|state| state.pool.block_size.0);
-        let at_drop = if keep { AtDrop::Deactivate } else { AtDrop::Delete };
+        let at_drop = if purpose.is_kept() { AtDrop::Deactivate } else { AtDrop::Delete };
         let (file, _reservation) = (Some(file), reservation);
         Ok(SnapshotWriter {
             tree: self,
@@ -269,6 +303,37 @@ impl SnapshotWriter<'_> {
     pub fn commit_sealed(self) -> Result<Uuid> {
         let uuid = Uuid::new_v4();
         self.publish(Some(uuid)).map(|()| uuid)
+    }
+
+    /// Notes that everything before `offset` is durable.
+    pub(super) fn received(&self, offset: Bytes) -> Result<()> {
+        if self.received_offset() >= Some(offset) {
+            return Ok(());
+        }
+        self.tree.store.commit(&Record::Received { thin_id: self.snapshot.thin_id, offset })?;
+        self.tree.compact();
+        Ok(())
+    }
+
+    /// From where the receive can be continued.
+    pub(super) fn received_offset(&self) -> Option<Bytes> {
+        let thin_id = self.snapshot.thin_id;
+        self.tree.store.read(|graph| Some(graph.making(thin_id)?.receive.as_ref()?.offset))
+    }
+
+    /// The content is complete as it is written: its file system is not grown.
+    pub(super) fn set_ready(&mut self) {
+        self.snapshot.fs = FsState::Ready;
+    }
+
+    /// Deletes the volume when this is dropped, though the receive could be continued.
+    pub(super) fn delete_at_drop(&mut self) {
+        self.at_drop = AtDrop::Delete;
+    }
+
+    /// Whether the volume stays when this is dropped.
+    pub(super) fn is_kept(&self) -> bool {
+        self.at_drop == AtDrop::Deactivate
     }
 
     pub(super) fn publish(mut self, sealed: Option<Uuid>) -> Result<()> {

@@ -14,3 +14,4 @@ mod root;
 mod seal;
 mod space;
 mod status;
+mod stream;

@@ -1,5 +1,7 @@
 //! Names and thin ids for what is being added.
 
+use uuid::Uuid;
+
 use super::{Inner, SnapshotId, Store};
 use crate::thin::ThinId;
 use crate::tree::graph::{IdWindow, Record};
@@ -27,11 +29,7 @@ impl Store {
     /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
     pub(in crate::tree) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
         let mut inner = self.lock();
-        if let Some(name) = &name
-            && (inner.state.graph.snapshots.contains_key(name) || inner.pending_names.contains(name))
-        {
-            return Err(Error::SnapshotExists { id: name.to_string() });
-        }
+        inner.check_name(name.as_ref())?;
         let thin_id = self.take_id(&mut inner)?;
         if let Some(name) = &name {
             inner.pending_names.insert(name.clone());
@@ -42,6 +40,25 @@ impl Store {
         // The window is durable before an id of it is used, so that a crash leaves no id unknown.
         self.sync(window_seq)?;
         Ok(reservation)
+    }
+
+    /// Take a name, and the volume of a receive that is to be continued.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotExists`]; [`Error::Receiving`] if another call has the volume.
+    pub(in crate::tree) fn reserve_making(
+        &self,
+        name: Option<SnapshotId>,
+        thin_id: ThinId,
+        volume: Uuid,
+    ) -> Result<Reservation<'_>> {
+        let mut inner = self.lock();
+        inner.check_name(name.as_ref())?;
+        if inner.state.graph.making(thin_id).is_none() || !inner.pending_ids.insert(thin_id) {
+            return Err(Error::Receiving { volume });
+        }
+        inner.pending_names.extend(name.clone());
+        Ok(Reservation { store: self, name, thin_id, unresolved: false })
     }
 
     /// Take this thin id, if no record and no other call has it.
@@ -83,6 +100,18 @@ impl Store {
             let window = Record::Reserve(IdWindow { from, to, stragglers });
             inner.window_seq = self.append_locked(inner, &window)?;
             inner.next_id = from;
+        }
+    }
+}
+
+impl Inner {
+    fn check_name(&self, name: Option<&SnapshotId>) -> Result<()> {
+        let taken = |name: &&SnapshotId| {
+            self.state.graph.snapshots.contains_key(*name) || self.pending_names.contains(*name)
+        };
+        match name.filter(taken) {
+            Some(name) => Err(Error::SnapshotExists { id: name.to_string() }),
+            None => Ok(()),
         }
     }
 }

@@ -1,0 +1,321 @@
+//! Sealed snapshots from one tree to another one.
+
+#![allow(clippy::cast_possible_truncation)] // offsets in volumes of some MiB
+
+use std::cell::Cell;
+use std::io::{self, Read};
+
+use dm_thin::tree::stream::StreamError;
+use dm_thin::tree::{
+    AddOptions, Finding, Labels, Parent, ReceiveOptions, ReceiveReport, SendOptions, SnapshotTree,
+};
+use dm_thin::units::Bytes;
+use dm_thin::{Error, Result};
+
+use crate::rig::{Rig, crash_everywhere_with};
+
+const BLOCK: u64 = 64 << 10;
+
+/// A tree with `one`, its difference `two`, and `three`, which differs from `two`.
+fn family() -> (Rig, SnapshotTree) {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let size = AddOptions::new().size(Bytes::mib(2));
+    let writer = tree.create("one", None, &size).unwrap();
+    writer.write_at(Bytes(0), &pattern(1, 300_000)).unwrap();
+    writer.write_at(Bytes::mib(1), &pattern(2, 70_000)).unwrap();
+    writer.commit_sealed().unwrap();
+    let mut labels = Labels::new();
+    labels.set("layer", "2").unwrap();
+    let labels = AddOptions::new().labels(labels);
+    let writer = tree.create("two", Some(Parent::Snapshot("one")), &labels).unwrap();
+    writer.write_at(Bytes(5000), &pattern(3, 6000)).unwrap();
+    writer.zero(Bytes(2 * BLOCK), Bytes(2 * BLOCK)).unwrap();
+    writer.write_at(Bytes(2 * BLOCK + 4096), b"island").unwrap();
+    writer.commit_sealed().unwrap();
+    let larger = AddOptions::new().size(Bytes::mib(3));
+    let writer = tree.create("three", Some(Parent::Snapshot("two")), &larger).unwrap();
+    writer.write_at(Bytes(2 * (1 << 20) - 10), &pattern(4, 20)).unwrap();
+    writer.commit_sealed().unwrap();
+    (rig, tree)
+}
+
+fn pattern(seed: u64, length: u64) -> Vec<u8> {
+    (0..length).map(|at| ((at * 31 + at / 251 + seed * 17) % 255) as u8 + 1).collect()
+}
+
+fn content(tree: &SnapshotTree, id: &str) -> Vec<u8> {
+    let reader = tree.open_snapshot(id).unwrap();
+    let mut bytes = vec![0; reader.size().0 as usize];
+    reader.read_at(Bytes(0), &mut bytes).unwrap();
+    bytes
+}
+
+fn send(tree: &SnapshotTree, target: &str, base: Option<&str>) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let summary = tree.send(target, base, &mut stream, SendOptions::new()).unwrap();
+    assert_eq!(summary.size.0, stream.len() as u64);
+    assert_eq!(tree.send_size(target, base, SendOptions::new()).unwrap().size, summary.size);
+    stream
+}
+
+fn receive(tree: &SnapshotTree, stream: &[u8]) -> Result<ReceiveReport> {
+    tree.receive(stream, ReceiveOptions::new())
+}
+
+fn assert_same(from: &SnapshotTree, to: &SnapshotTree, id: &str) {
+    let (sent, received) = (from.get(id).unwrap(), to.get(id).unwrap());
+    assert_eq!((&sent.sealed, &sent.labels, sent.size), (&received.sealed, &received.labels, received.size));
+    assert!(content(from, id) == content(to, id), "{id} differs");
+}
+
+fn thins(rig: &Rig, tree: &SnapshotTree) -> usize {
+    rig.kernel.thin_devices(tree.pool().name().to_str().unwrap()).unwrap().len()
+}
+
+#[test]
+fn a_chain_arrives_as_it_was_sent() {
+    let (_from_rig, from) = family();
+    for block_size in [Bytes::kib(64), Bytes::kib(128), Bytes::mib(1)] {
+        let rig = Rig::new();
+        let to = rig.open(rig.options().block_size(block_size)).unwrap();
+        let streams =
+            [send(&from, "one", None), send(&from, "two", Some("one")), send(&from, "three", Some("two"))];
+        assert!(streams[1].len() < 80_000, "two blocks, of one a part: {}", streams[1].len());
+        for stream in &streams {
+            receive(&to, stream).unwrap();
+        }
+        ["one", "two", "three"].iter().for_each(|id| assert_same(&from, &to, id));
+        assert_eq!(to.to_text(), "base\n└── one\n    └── two\n        └── three\n");
+        assert_eq!(to.check().unwrap(), []);
+        to.close().unwrap();
+        drop(to);
+        // What was received is durable, and sealed still.
+        let to = rig.open(rig.options().block_size(block_size)).unwrap();
+        ["one", "two", "three"].iter().for_each(|id| assert_same(&from, &to, id));
+        to.close().unwrap();
+    }
+}
+
+#[test]
+fn a_subtree_is_one_stream() {
+    let (_from_rig, from) = family();
+    from.add("unsealed", Parent::Snapshot("one")).unwrap();
+    let writer = from.create("below", Some(Parent::Snapshot("unsealed")), &AddOptions::new()).unwrap();
+    writer.write_at(Bytes(77), b"below").unwrap();
+    writer.commit_sealed().unwrap();
+    let mut stream = Vec::new();
+    let sent = from.send_tree("one", &mut stream, SendOptions::new()).unwrap();
+    let rig = Rig::new();
+    let to = rig.tree();
+    let rename = ReceiveOptions::new().rename(|id| format!("x-{id}"));
+    let report = to.receive(stream.as_slice(), rename).unwrap();
+    assert_eq!(report.summary, sent);
+    let names: Vec<_> = report.snapshots.iter().map(|id| id.as_str()).collect();
+    assert_eq!(names, ["x-one", "x-two", "x-three", "x-below"]);
+    assert!(content(&to, "x-below") == content(&from, "below"));
+    assert!(content(&to, "x-three") == content(&from, "three"));
+    assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+    let error = from.send_tree("unsealed", io::sink(), SendOptions::new()).unwrap_err();
+    assert!(matches!(error, Error::NotSealed { id } if id == "unsealed"));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let (_from_rig, from) = family();
+    let rig = Rig::new();
+    let to = rig.tree();
+    from.add("loose", Parent::Base).unwrap();
+    for (target, base) in [("loose", None), ("one", Some("loose"))] {
+        let error = from.send(target, base, io::sink(), SendOptions::new()).unwrap_err();
+        assert!(matches!(error, Error::NotSealed { id } if id == "loose"));
+    }
+    let difference = send(&from, "two", Some("one"));
+    let one = from.get("one").unwrap().sealed.unwrap();
+    assert!(matches!(receive(&to, &difference), Err(Error::NoBase { uuid }) if uuid == one));
+    receive(&to, &send(&from, "one", None)).unwrap();
+    // The base may have another name, but has to be sealed.
+    to.rename("one", "uno").unwrap();
+    to.unseal("uno").unwrap();
+    assert!(matches!(receive(&to, &difference), Err(Error::NoBase { uuid }) if uuid == one));
+    to.remove("uno").unwrap();
+    receive(&to, &send(&from, "one", None)).unwrap();
+    to.rename("one", "uno").unwrap();
+    to.add("two", Parent::Base).unwrap();
+    assert!(matches!(receive(&to, &difference), Err(Error::SnapshotExists { id }) if id == "two"));
+    to.receive(difference.as_slice(), ReceiveOptions::new().name("dos")).unwrap();
+    assert!(content(&to, "dos") == content(&from, "two"));
+    let resumed = SendOptions::new().resume_from(Bytes(BLOCK));
+    let mut stream = Vec::new();
+    from.send("three", None, &mut stream, resumed).unwrap();
+    assert!(matches!(receive(&to, &stream), Err(Error::NotResumable { asked: Bytes(BLOCK), .. })));
+    assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+}
+
+#[test]
+fn pools_that_do_not_zero_are_refused_unless_allowed() {
+    let features = dm_thin::thin::PoolFeatures { skip_block_zeroing: true, ..Default::default() };
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().features(features)).unwrap();
+    tree.add("one", Parent::Base).unwrap();
+    tree.seal("one").unwrap();
+    let mut stream = Vec::new();
+    let refused = tree.send("one", None, &mut stream, SendOptions::new());
+    assert!(matches!(refused, Err(Error::NotZeroed { .. })));
+    assert!(stream.is_empty());
+    tree.send("one", None, &mut stream, SendOptions::new().allow_unzeroed(true)).unwrap();
+    let refused = tree.receive(stream.as_slice(), ReceiveOptions::new().name("two"));
+    assert!(matches!(refused, Err(Error::NotZeroed { .. })));
+    tree.receive(stream.as_slice(), ReceiveOptions::new().name("two").allow_unzeroed(true)).unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_damaged_stream_leaves_nothing() {
+    let (_from_rig, from) = family();
+    let rig = Rig::new();
+    let to = rig.tree();
+    receive(&to, &send(&from, "one", None)).unwrap();
+    let stream = send(&from, "two", Some("one"));
+    let (before, base) = (thins(&rig, &to), content(&to, "one"));
+    let look = |error: Error| {
+        assert!(matches!(&error, Error::Stream(_) | Error::Receive { resume: None, .. }), "{error}");
+        assert!(!to.contains("two"));
+        assert_eq!(thins(&rig, &to), before);
+    };
+    for cut in (0..stream.len()).step_by(997).chain(stream.len() - 40..stream.len()) {
+        look(receive(&to, &stream[..cut]).unwrap_err());
+    }
+    for flipped in (0..stream.len()).step_by(1009) {
+        let mut damaged = stream.clone();
+        damaged[flipped] ^= 1;
+        look(receive(&to, &damaged).unwrap_err());
+    }
+    look(receive(&to, &[stream.as_slice(), b"x"].concat()).unwrap_err());
+    assert!(content(&to, "one") == base);
+    assert_eq!(to.check().unwrap(), []);
+    receive(&to, &stream).unwrap();
+    assert_same(&from, &to, "two");
+    to.close().unwrap();
+}
+
+#[test]
+fn a_receive_is_continued_where_it_stopped() {
+    let (_from_rig, from) = family();
+    let rig = Rig::new();
+    let mut to = rig.tree();
+    let stream = send(&from, "one", None);
+    let uuid = from.get("one").unwrap().sealed.unwrap();
+    let resumable = || ReceiveOptions::new().resumable(true);
+    let error = to.receive(&stream[..stream.len() - 30_000], resumable()).unwrap_err();
+    let Error::Receive { id, offset, resume: Some(resume), source } = error else { panic!("{error}") };
+    assert_eq!((id.as_str(), offset), ("one", resume));
+    assert!(matches!(*source, Error::Stream(StreamError::Truncated { .. })));
+    assert!(resume > Bytes(0));
+
+    // It survives.
+    for _ in 0..2 {
+        assert_eq!(to.check().unwrap(), []);
+        let [partial] = &to.partial_receives()[..] else { panic!("{:?}", to.partial_receives()) };
+        assert_eq!((partial.volume, partial.offset, partial.size), (uuid, resume, Bytes::mib(2)));
+        to.close().unwrap();
+        drop(to);
+        to = rig.tree();
+    }
+    let later = SendOptions::new().resume_from(resume + Bytes(4096));
+    let mut gap = Vec::new();
+    from.send("one", None, &mut gap, later).unwrap();
+    let refused = to.receive(gap.as_slice(), resumable()).unwrap_err();
+    assert!(matches!(refused, Error::NotResumable { received, .. } if received == resume), "{refused}");
+
+    let mut rest = Vec::new();
+    from.send("one", None, &mut rest, SendOptions::new().resume_from(resume)).unwrap();
+    assert!(rest.len() < stream.len());
+    let seen = Cell::new(Bytes(0));
+    let options = ReceiveOptions::new().progress(|progress| {
+        assert_eq!(progress.volume, uuid);
+        assert!(progress.offset >= seen.replace(progress.offset));
+    });
+    to.receive(rest.as_slice(), options).unwrap();
+    assert!(seen.get() > resume);
+    assert_same(&from, &to, "one");
+    assert!(to.partial_receives().is_empty());
+
+    // Another one is given up.
+    let stream = send(&from, "two", Some("one"));
+    to.receive(&stream[..stream.len() / 2], resumable()).unwrap_err();
+    let uuid = to.partial_receives()[0].volume;
+    let before = thins(&rig, &to);
+    to.discard_receive(uuid).unwrap();
+    assert_eq!(thins(&rig, &to), before - 1);
+    assert!(matches!(to.discard_receive(uuid), Err(Error::NoReceive { .. })));
+    assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+}
+
+/// Gives the stream in short pieces, and asks the tree for something in between.
+struct Watched<'a>(&'a [u8], &'a dyn Fn());
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (self.1)();
+        let length = buffer.len().min(10_000);
+        self.0.read(&mut buffer[..length])
+    }
+}
+
+#[test]
+fn nobody_sees_a_snapshot_before_it_is_complete() {
+    let (_from_rig, from) = family();
+    let rig = Rig::new();
+    let to = rig.tree();
+    let stream = send(&from, "one", None);
+    let look = || {
+        assert!(!to.contains("one"));
+        assert!(to.list().is_empty());
+        assert_eq!(to.repair().unwrap().left, Vec::<Finding>::new());
+        if !to.partial_receives().is_empty() {
+            let volume = to.partial_receives()[0].volume;
+            assert!(matches!(to.discard_receive(volume), Err(Error::Receiving { .. })));
+        }
+    };
+    to.receive(Watched(&stream, &look), ReceiveOptions::new().resumable(true)).unwrap();
+    assert_same(&from, &to, "one");
+    to.close().unwrap();
+}
+
+#[test]
+fn a_crash_in_a_receive_leaves_nothing_or_what_can_be_continued() {
+    let (_from_rig, from) = family();
+    let (whole, difference) = (send(&from, "one", None), send(&from, "two", Some("one")));
+    let base = content(&from, "one");
+    let wanted = content(&from, "two");
+    for resumable in [false, true] {
+        crash_everywhere_with(
+            |options, _| options,
+            |_, tree| drop(receive(tree, &whole).unwrap()),
+            |tree| {
+                let options = ReceiveOptions::new().resumable(resumable).checkpoint_every(Bytes(4096));
+                tree.receive(difference.as_slice(), options).map(drop)
+            },
+            |rig, tree| {
+                assert_eq!(tree.check().unwrap(), []);
+                assert!(content(tree, "one") == base, "the base is as it was");
+                let partial = tree.partial_receives();
+                assert!(resumable || partial.is_empty());
+                assert_eq!(thins(rig, tree), 1 + tree.list().len() + partial.len());
+                if !tree.contains("two") {
+                    let resume = partial.first().map_or(Bytes(0), |partial| partial.offset);
+                    let mut rest = Vec::new();
+                    let from_there = SendOptions::new().resume_from(resume);
+                    from.send("two", Some("one"), &mut rest, from_there).unwrap();
+                    receive(tree, &rest).unwrap();
+                }
+                assert!(content(tree, "two") == wanted);
+                assert!(tree.partial_receives().is_empty());
+            },
+        );
+    }
+}
