@@ -96,7 +96,7 @@ impl SnapshotTree {
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
         let left = self.reap_closed().map_err(|error| self.closed_or(error))?;
-        self.delete_abandoned()?;
+        self.delete_abandoned(None).map_err(|error| self.closed_or(error))?;
         self.compact();
         Ok(left)
     }

@@ -1,5 +1,7 @@
 //! Snapshots that are written before anybody sees them.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 
 use super::graph::{FsState, Making, Receiving, Record, Snapshot};
@@ -205,9 +207,13 @@ impl SnapshotTree {
         self.store.commit(&Record::Unmade { thin_id })
     }
 
-    /// Deletes volumes that were neither published nor deleted.
-    pub(super) fn delete_abandoned(&self) -> Result<()> {
+    /// Deletes volumes that were neither published nor deleted; `volumes` are those of the pool, if they are known.
+    pub(super) fn delete_abandoned(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
         for thin_id in self.store.abandoned() {
+            if volumes.is_some_and(|volumes| !volumes.contains(&thin_id)) {
+                self.store.commit(&Record::Unmade { thin_id })?;
+                continue;
+            }
             if let Some(device) = self.pool.device_mapper().find((&self.volume_uuid(thin_id)?).into())? {
                 self.patiently(&device.name, || self.pool.device_mapper().remove(&device.name))?;
             }
