@@ -42,7 +42,7 @@ impl SnapshotTree {
             self.record_deleted(&volumes.present)?;
         }
         self.reap_closed()?;
-        self.delete_abandoned(volumes.as_ref())?;
+        self.delete_abandoned(volumes.as_ref().map(|volumes| &volumes.present))?;
         if let Some(volumes) = &volumes {
             self.settle_unknown(volumes)?;
         }

@@ -58,7 +58,7 @@ impl Store {
             return Err(Error::Receiving { volume });
         }
         inner.pending_names.extend(name.clone());
-        Ok(Reservation { store: self, name, thin_id, unresolved: false })
+        Ok(Reservation { store: self, name, thin_id, window: 0, unresolved: false })
     }
 
     /// Take this thin id, if no record and no other call has it.
