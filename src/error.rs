@@ -429,6 +429,15 @@ pub enum Error {
         id: String,
     },
 
+    /// What a snapshot was made from was removed.
+    #[error("snapshot {id:?} was made from {parent:?}, which was removed")]
+    ParentGone {
+        /// The id.
+        id: String,
+        /// What it was made from.
+        parent: String,
+    },
+
     /// The snapshot is mounted.
     #[error("snapshot {id:?} is mounted on {target}", target = target.display())]
     Mounted {

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
-use super::metadata::{DeviceBlocks, Metadata};
+use super::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
 use super::{PoolStatus, ThinId, ThinPool, tools};
 use crate::units::Blocks;
 use crate::{Error, Result};
@@ -81,6 +81,13 @@ impl ThinPool {
             let root = root.ok_or_else(|| Error::MetadataSnapGone { pool: self.name().to_string() })?;
             read(&Metadata::open_snapshot(blocks, root.0)?)
         })
+    }
+
+    /// The pool's time, which rises with each snapshot: blocks that are written from now on, in snapshots that are made
+    /// from now on, are mapped with a later one.
+    pub(crate) fn time(&self) -> Result<u32> {
+        let superblock = Superblock::read(&self.metadata_blocks()?)?;
+        Ok(superblock.ok_or(MetadataError::NotFormatted)?.time)
     }
 
     /// The metadata device's blocks, past the page cache.

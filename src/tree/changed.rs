@@ -1,9 +1,11 @@
 //! Which parts of a snapshot differ from another one's.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::{SnapshotId, SnapshotTree, unknown};
-use crate::Result;
+use super::graph::Record;
+use super::{Lineage, SnapshotId, SnapshotTree, unknown};
+use crate::{Error, Result};
 use crate::thin::ThinId;
 use crate::thin::metadata::{Change, ChangeKind};
 use crate::units::Bytes;
@@ -21,6 +23,24 @@ pub enum Since<'a> {
     Base,
     /// Another snapshot.
     Snapshot(&'a str),
+    /// A sealed snapshot that may be gone since: see [`Bookmark`].
+    Bookmark(&'a Bookmark),
+}
+
+/// A sealed snapshot, remembered without its data: what was written to its descendants since can still be told, by the
+/// time that the pool gives each block.
+///
+/// The limits of that: only snapshots that descend from the remembered one can be compared with it, what was discarded
+/// since is not reported, and a pool in which 2^24 snapshots were taken tells nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Bookmark {
+    /// The tree.
+    pub tree: Uuid,
+    /// The identity of the snapshot's content.
+    pub volume: Uuid,
+    /// The pool's time when it was sealed.
+    pub time: u32,
 }
 
 /// A part of a snapshot that differs.
@@ -38,13 +58,20 @@ pub struct ChangedRange {
 #[derive(Debug)]
 pub struct Changed<'a> {
     tree: &'a SnapshotTree,
-    base: Option<Volume>,
+    base: Compared,
     target: Volume,
     size: u64,
     block_size: u64,
     /// The next block to look at; none at the end.
     next: Option<u64>,
     batch: std::vec::IntoIter<Change>,
+}
+
+#[derive(Debug)]
+enum Compared {
+    Nothing,
+    Volume(Volume),
+    Time(u32),
 }
 
 /// A volume, and the snapshot that it must still be.
@@ -70,17 +97,80 @@ impl SnapshotTree {
         self.check_open()?;
         let (target, size) = self.volume(target)?;
         let base = match since {
-            Since::Nothing => None,
-            Since::Base => self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id)),
-            Since::Snapshot(_) => None,
-        };
-        let base = match since {
-            Since::Snapshot(id) => Some(self.volume(id)?.0),
-            _ => base.map(|thin_id| Volume { id: None, thin_id }),
+            Since::Nothing => Compared::Nothing,
+            Since::Base => {
+                let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id));
+                base.map_or(Compared::Nothing, |thin_id| Compared::Volume(Volume { id: None, thin_id }))
+            }
+            Since::Snapshot(id) => Compared::Volume(self.volume(id)?.0),
+            Since::Bookmark(bookmark) if bookmark.tree == self.tree => Compared::Time(bookmark.time),
+            Since::Bookmark(bookmark) => {
+                let (option, value) = ("bookmark", bookmark.volume.to_string());
+                return Err(Error::InvalidOption { option, value, reason: "of another tree" });
+            }
         };
         let block_size = self.store.read_state(|state| state.pool.block_size.0);
         let batch = Vec::new().into_iter();
         Ok(Changed { tree: self, base, target, size: size.0, block_size, next: Some(0), batch })
+    }
+
+    /// Returns what is needed to tell later what was written to the descendants of a sealed snapshot, even if the
+    /// snapshot is removed.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`]; [`Error::NotSealed`], also for one that was received and not sealed here.
+    pub fn bookmark(&self, id: &str) -> Result<Bookmark> {
+        self.check_open()?;
+        let found = self.store.read(|graph| graph.get(id).map(|found| (found.sealed, found.seal_time)));
+        match found.ok_or_else(|| unknown(id))? {
+            (Some(volume), Some(time)) => Ok(Bookmark { tree: self.tree, volume, time }),
+            _ => Err(Error::NotSealed { id: id.to_owned() }),
+        }
+    }
+
+    /// Returns how much data a snapshot has that what it was made from has not. Of a sealed snapshot of a sealed parent,
+    /// or of the base, it is determined once and recorded.
+    ///
+    /// # Errors
+    /// As [`changed`](Self::changed); [`Error::ParentGone`] if what it was made from was removed.
+    pub fn own_data(&self, id: &str) -> Result<Bytes> {
+        self.check_open()?;
+        let found = self.store.read(|graph| {
+            let snapshot = graph.get(id)?;
+            let parent = snapshot.lineage();
+            let constant = snapshot.sealed.is_some()
+                && match &parent {
+                    Lineage::Base => true,
+                    Lineage::Snapshot(parent) => graph.get(parent.as_str()).is_some_and(|it| it.sealed.is_some()),
+                    Lineage::Removed(_) => false,
+                };
+            Some((parent, constant, snapshot.own))
+        });
+        let (parent, constant, own) = found.ok_or_else(|| unknown(id))?;
+        if let Some(own) = own {
+            return Ok(own);
+        }
+        let since = match &parent {
+            Lineage::Base => Since::Base,
+            Lineage::Snapshot(parent) => Since::Snapshot(parent.as_str()),
+            Lineage::Removed(parent) => {
+                return Err(Error::ParentGone { id: id.to_owned(), parent: parent.to_string() });
+            }
+        };
+        let mut own = Bytes(0);
+        for range in self.changed(since, id)? {
+            let range = range?;
+            if range.kind == ChangeKind::Data {
+                own = own + range.length;
+            }
+        }
+        if constant {
+            self.with_slot(id, |_, snapshot| match snapshot.sealed {
+                Some(_) => self.store.commit(&Record::Own { id: SnapshotId::new(id)?, own }),
+                None => Ok(()),
+            })?;
+        }
+        Ok(own)
     }
 
     fn volume(&self, id: &str) -> Result<(Volume, Bytes)> {
@@ -110,11 +200,26 @@ impl Changed<'_> {
 
     fn fetch(&mut self, from: u64) -> Result<()> {
         self.tree.check_open()?;
-        let base = self.base.as_ref().map(|base| base.thin_id);
+        let target = self.target.thin_id;
         let batch = self.tree.read_metadata(|metadata| {
             // Under the snapshot: what is removed from now on stays readable.
-            self.base.iter().chain([&self.target]).try_for_each(|volume| self.tree.check_volume(volume))?;
-            let changes = metadata.changed(base, self.target.thin_id, from)?;
+            self.tree.check_volume(&self.target)?;
+            let changes = match &self.base {
+                Compared::Nothing => metadata.changed(None, target, from)?,
+                Compared::Volume(base) => {
+                    self.tree.check_volume(base)?;
+                    metadata.changed(Some(base.thin_id), target, from)?
+                }
+                Compared::Time(time) => {
+                    let created = metadata.device(target)?.map_or(0, |device| device.creation_time);
+                    if created <= *time {
+                        let (option, value) = ("bookmark", format!("time {time}"));
+                        let reason = "the snapshot was made before the one that it remembers was sealed";
+                        return Err(Error::InvalidOption { option, value, reason });
+                    }
+                    metadata.changed_since(target, *time, from)?
+                }
+            };
             Ok(changes.take(BATCH).collect::<Result<Vec<_>, _>>()?)
         })?;
         self.next = batch.last().filter(|_| batch.len() == BATCH).map(|last| last.begin + last.length);

@@ -65,6 +65,9 @@ pub(super) struct Snapshot {
     /// The pool's time when it was sealed: every block written since has a mapping of a later time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) seal_time: Option<u32>,
+    /// Data that it has and what it was made from has not; known once both are sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) own: Option<Bytes>,
     /// To be deleted from the pool. No caller sees it any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) deleting: bool,
@@ -84,6 +87,7 @@ impl Snapshot {
             init: None,
             sealed: None,
             seal_time: None,
+            own: None,
             deleting: false,
         }
     }
@@ -226,6 +230,13 @@ pub(super) enum Record {
         /// The pool's time, if it is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         time: Option<u32>,
+    },
+    /// This much data a sealed snapshot has that what it was made from has not.
+    Own {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// How much.
+        own: Bytes,
     },
     /// These are a snapshot's labels.
     Labels {
@@ -401,7 +412,9 @@ impl Graph {
                     return Err("sealed before its file system is ready");
                 }
                 (snapshot.sealed, snapshot.seal_time) = (*sealed, time.filter(|_| sealed.is_some()));
+                snapshot.own = None;
             }
+            Record::Own { id, own } => self.find(id)?.own = Some(*own),
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
             Record::Renamed { id, to } => {
                 if self.snapshots.contains_key(to) {

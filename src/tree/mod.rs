@@ -77,7 +77,7 @@ use crate::{Error, Result};
 
 pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
-pub use changed::{Changed, ChangedRange, Since};
+pub use changed::{Bookmark, Changed, ChangedRange, Since};
 pub use finding::{DeviceProblem, Finding};
 pub use holders::Holder;
 pub use id::SnapshotId;

@@ -28,11 +28,6 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::UnknownSnapshot`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
     pub fn seal(&self, id: &str) -> Result<Uuid> {
-        self.seal_at(id, None)
-    }
-
-    /// The same with the pool's time, from which on a mapping is younger than the seal.
-    pub(super) fn seal_at(&self, id: &str, time: Option<u32>) -> Result<Uuid> {
         let sealed = self.with_slot(id, |slot, snapshot| {
             if let Some(uuid) = snapshot.sealed {
                 return Ok(uuid);
@@ -49,6 +44,7 @@ impl SnapshotTree {
             }
             flushed?;
             let uuid = Uuid::new_v4();
+            let time = Some(self.pool.time()?);
             self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: Some(uuid), time })?;
             Ok(uuid)
         })?;

@@ -61,6 +61,54 @@ fn changed_reports_data_and_holes_in_order() {
 }
 
 #[test]
+fn a_bookmark_outlives_its_snapshot() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    write(&rig, &tree, "a", 0..10);
+    assert!(matches!(tree.bookmark("a"), Err(Error::NotSealed { .. })));
+    tree.add("before", Parent::Snapshot("a")).unwrap();
+    tree.seal("a").unwrap();
+    let bookmark = tree.bookmark("a").unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    write(&rig, &tree, "b", 3..5);
+    tree.add("c", Parent::Snapshot("b")).unwrap();
+    write(&rig, &tree, "c", 12..13);
+    tree.remove("a").unwrap();
+    let since = Since::Bookmark(&bookmark);
+    assert_eq!(changed(&tree, since, "b"), ["3..5"]);
+    assert_eq!(changed(&tree, since, "c"), ["3..5", "12..13"]);
+    let refused = tree.changed(since, "before").unwrap().next();
+    assert!(matches!(refused, Some(Err(Error::InvalidOption { .. }))), "{refused:?}");
+    tree.close().unwrap();
+}
+
+#[test]
+fn own_data_is_recorded_once_snapshot_and_parent_are_sealed() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    write(&rig, &tree, "a", 0..10);
+    tree.seal("a").unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    write(&rig, &tree, "b", 8..12);
+    let own = |id: &str| tree.own_data(id).unwrap().0 >> 16;
+    assert_eq!((own("a"), own("b")), (10, 4));
+    write(&rig, &tree, "b", 20..21);
+    assert_eq!(own("b"), 5);
+    tree.seal("b").unwrap();
+    assert_eq!(own("b"), 5);
+    // Another program holds the metadata: what is recorded needs none.
+    tree.pool().reserve_metadata_snap().unwrap();
+    assert_eq!((own("a"), own("b")), (10, 5));
+    tree.pool().release_metadata_snap().unwrap();
+    tree.unseal("b").unwrap();
+    tree.remove("a").unwrap();
+    assert!(matches!(tree.own_data("b"), Err(Error::ParentGone { .. })));
+    tree.close().unwrap();
+}
+
+#[test]
 fn changed_fails_when_a_snapshot_was_removed_meanwhile() {
     let rig = Rig::new();
     let tree = rig.tree();
