@@ -357,6 +357,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// A pool that is to be adopted was made by a tree, which deletes what it does not know.
+    #[error("pool {pool} belongs to another tree alone, and cannot be adopted")]
+    PrivatePool {
+        /// Its name.
+        pool: String,
+    },
+
     /// The pool carries another tree's nonce, or none.
     #[error(
         "{pool} is another tree's pool: its transaction id is {found}, this tree's is {expected}; nothing was changed"

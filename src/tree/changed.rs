@@ -5,10 +5,10 @@ use uuid::Uuid;
 
 use super::graph::Record;
 use super::{Lineage, SnapshotId, SnapshotTree, unknown};
-use crate::{Error, Result};
 use crate::thin::ThinId;
 use crate::thin::metadata::{Change, ChangeKind};
 use crate::units::Bytes;
+use crate::{Error, Result};
 
 /// Ranges that one metadata snapshot is held for.
 const BATCH: usize = 16_384;
@@ -141,7 +141,9 @@ impl SnapshotTree {
             let constant = snapshot.sealed.is_some()
                 && match &parent {
                     Lineage::Base => true,
-                    Lineage::Snapshot(parent) => graph.get(parent.as_str()).is_some_and(|it| it.sealed.is_some()),
+                    Lineage::Snapshot(parent) => {
+                        graph.get(parent.as_str()).is_some_and(|it| it.sealed.is_some())
+                    }
                     Lineage::Removed(_) => false,
                 };
             Some((parent, constant, snapshot.own))

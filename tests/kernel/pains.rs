@@ -32,11 +32,12 @@ use std::time::{Duration, Instant};
 use dm_thin::Error;
 use dm_thin::dm::DmName;
 use dm_thin::kernel::{DeviceNumber, Kernel, RealKernel};
-use dm_thin::thin::{MinFree, PoolStatus, ThinId};
+use dm_thin::thin::{MinFree, PoolFeatures, PoolStatus, ThinId, ThinPool};
 use dm_thin::tree::{AddOptions, Filesystem, Finding, Holder, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::bench::{Bench, dm, small};
+use crate::rig::{Rig, uuid};
 
 fn impatient() -> Options {
     small().busy_timeout(Duration::from_millis(50))
@@ -265,22 +266,20 @@ fn pain_11_a_stray_or_truncated_file() {
 #[test]
 fn pain_13_the_wrong_pool_behind_the_right_name() {
     let bench = Bench::new();
-    let owner = bench.tree();
-    let name = *owner.pool().name();
+    let mut rig = Rig::with(&bench, dm(), Bytes::gib(1), Bytes::mib(8), PoolFeatures::default());
+    let (name, table) = (*rig.pool().name(), rig.table(PoolFeatures::default()));
     let guest = bench.path().join("guest");
     let source = PoolSource::Pool { name: name.to_string() };
     let tree =
         SnapshotTree::open(&guest, Options::new().base_size(Bytes::mib(64)).pool_source(source)).unwrap();
     tree.close().unwrap();
     drop(tree);
-    bench.restart(owner);
-    let other = SnapshotTree::open(bench.path().join("other"), small()).unwrap();
-    let others = *other.pool().name();
-    dm().rename(&others, &name).unwrap();
+    rig.deactivate();
+    let size = Bytes::gib(1).sectors();
+    let other = ThinPool::create(dm(), &name, &uuid("other"), &table, size).unwrap();
     let error = SnapshotTree::open(&guest, Options::new()).unwrap_err();
     assert!(matches!(error, Error::OptionConflict { option: "pool uuid", .. }), "{error}");
-    dm().rename(&name, &others).unwrap();
-    other.close().unwrap();
+    other.deactivate().unwrap();
 }
 
 #[test]

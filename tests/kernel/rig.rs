@@ -21,7 +21,7 @@ pub fn name(name: &str) -> DmName {
 }
 
 pub fn uuid(name: &str) -> DmUuid {
-    DmUuid::new(&format!("DMTHIN-TEST-{name}")).unwrap()
+    DmUuid::new(&format!("EXAMPLE-{name}")).unwrap()
 }
 
 pub fn id(id: u32) -> ThinId {

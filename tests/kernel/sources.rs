@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use dm_thin::Error;
-use dm_thin::dm::DmName;
 use dm_thin::thin::tools::CheckPolicy;
-use dm_thin::thin::{Message, ThinId, ThinPool, TransactionId};
+use dm_thin::thin::{PoolFeatures, ThinId, TransactionId};
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::bench::{Bench, dm};
+use crate::rig::Rig;
 
 const DATA: &str = "/dev/vdb";
 const METADATA: &str = "/dev/vdc";
@@ -175,15 +175,12 @@ fn a_close_waits_for_who_reads_the_metadata() {
 #[test]
 fn an_adopted_pool_is_shared() {
     let bench = Bench::new();
-    // The pool of another tree, with devices that this one knows nothing of.
-    let owner = bench.tree();
-    owner.close().unwrap();
-    drop(owner);
-    let owner = bench.tree();
-    let name = owner.pool().name().to_string();
-    owner.add("theirs", Parent::Base).unwrap();
-    let stray = ThinId::new(2).unwrap();
-    owner.pool().create_thin(stray).unwrap();
+    // A pool with devices that the tree knows nothing of.
+    let mut rig = Rig::with(&bench, dm(), Bytes::gib(1), Bytes::mib(8), PoolFeatures::default());
+    let name = rig.pool().name().to_string();
+    let theirs = [0, 1, 2].map(|id| ThinId::new(id).unwrap());
+    theirs.iter().for_each(|id| rig.pool().create_thin(*id).unwrap());
+    rig.pool().set_transaction_id(TransactionId(0), TransactionId(7)).unwrap();
     let options = || {
         let source = PoolSource::Pool { name: name.clone() };
         Options::new().base_size(Bytes::mib(64)).pool_source(source)
@@ -201,42 +198,30 @@ fn an_adopted_pool_is_shared() {
     tree.close().unwrap();
     drop(tree);
     // Closing and opening took nothing away.
-    let pool = ThinPool::open(dm(), &DmName::new(&name).unwrap()).unwrap();
-    assert!(pool.create_thin(stray).unwrap_err().is_exists());
+    assert!(theirs.iter().all(|id| rig.pool().create_thin(*id).unwrap_err().is_exists()));
+    assert_eq!(rig.usage().transaction_id, TransactionId(7));
     let tree = SnapshotTree::open(&root, Options::new()).unwrap();
     tree.activate("a").unwrap();
     tree.remove("a").unwrap();
     tree.close().unwrap();
     drop(tree);
-    owner.activate("theirs").unwrap();
-    owner.close().unwrap();
-    drop(owner);
+    rig.deactivate();
     let error = SnapshotTree::open(&root, Options::new()).unwrap_err();
     assert!(error.is_not_found(), "{error}");
 }
 
 #[test]
-fn a_pool_with_an_unused_transaction_id_follows_the_state() {
+fn another_trees_pool_is_not_adopted() {
     let bench = Bench::new();
-    wipe();
-    let owner = SnapshotTree::open(bench.root(), devices()).unwrap();
+    let owner = bench.tree();
+    owner.add("theirs", Parent::Base).unwrap();
     let source = PoolSource::Pool { name: owner.pool().name().to_string() };
     let root = bench.path().join("guest");
-    let tree =
-        SnapshotTree::open(&root, Options::new().base_size(Bytes::mib(64)).pool_source(source)).unwrap();
-    tree.close().unwrap();
-    drop(tree);
-    owner
-        .pool()
-        .message(Message::SetTransactionId { current: TransactionId(1), new: TransactionId(7) })
-        .unwrap();
-    let error = SnapshotTree::open(&root, Options::new()).unwrap_err();
-    assert!(
-        matches!(error, Error::GenerationMismatch { state: TransactionId(1), pool: TransactionId(7) }),
-        "{error}"
-    );
-    bench.restart(owner);
-    wipe();
+    let error = SnapshotTree::open(&root, Options::new().pool_source(source)).unwrap_err();
+    assert!(matches!(error, Error::PrivatePool { .. }), "{error}");
+    assert!(!root.exists());
+    assert_eq!(owner.check().unwrap(), []);
+    owner.close().unwrap();
 }
 
 #[test]

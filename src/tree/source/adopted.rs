@@ -19,6 +19,9 @@ pub(super) fn new_record(
     name: &str,
 ) -> Result<PoolRecord> {
     let (pool, status) = find(dm, name)?;
+    if status.uuid.is_some_and(|uuid| uuid.as_bytes().starts_with(b"DMTHIN-")) {
+        return Err(Error::PrivatePool { pool: name.to_owned() });
+    }
     let (table, size) = pool.table()?;
     options.check_adopted(&table)?;
     let usage = match pool.status()? {
