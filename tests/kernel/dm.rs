@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use dm_thin::Errno;
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, DmUuid, Removal, TableKind, TargetSpec, TargetType};
+use dm_thin::kernel::{DeviceNumber, Kernel, RealKernel};
 use dm_thin::units::Sectors;
 
 use crate::bench::{Bench, dm};
@@ -65,7 +66,8 @@ fn a_stale_node_is_replaced() {
     let _bench = Bench::new();
     let dm = dm();
     let name = name("dm-thin-stale");
-    fs::write(dm.node_path(&name), "something else").unwrap();
+    let other = DeviceNumber { major: 7, minor: 4000 };
+    RealKernel.make_node(&dm.node_path(&name), other).unwrap();
     zero(&dm, &name);
     assert_eq!(fs::read(dm.node_path(&name)).unwrap(), [0; 4096]);
     dm.remove(&name).unwrap();
