@@ -126,19 +126,15 @@ impl DeviceMapper {
     pub fn rename<'a>(&self, from: impl Into<DmId<'a>>, to: &DmName) -> Result<()> {
         let from = from.into();
         let held = self.exclusive(Claim::from(from).with_name(to));
-        let known = match from {
-            DmId::Name(_) => None,
-            id => Some(self.status(id)?),
-        };
-        match (from, known) {
-            (DmId::Name(name), _) => self.rename_held(&held, name, to, None),
-            (_, Some(device)) => self.rename_held(&held, &device.name, to, Some(device.number)),
-            _ => Ok(()),
+        if let DmId::Name(name) = from {
+            return self.rename_held(&held, name, to, None);
         }
+        let device = self.status(from)?;
+        self.rename_held(&held, &device.name, to, Some(device.number))
     }
 
     /// Renames a device; undone if it was not the one with `number`.
-    fn rename_held(
+    pub(crate) fn rename_held(
         &self,
         _held: &Exclusive,
         from: &DmName,

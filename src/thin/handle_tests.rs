@@ -193,6 +193,28 @@ fn a_volume_that_is_renamed_while_suspended_is_resumed_and_its_successor_is_not(
 }
 
 #[test]
+fn a_rename_is_of_the_device_whatever_it_is_called_now_and_costs_one_ioctl() {
+    let machine = Machine::new();
+    let pool = machine.pool("pool", "pool", 1);
+    let mut volume = machine.volume(&pool, "v", 1);
+    let mut again = volume.clone();
+    machine.kernel.clear_log();
+    volume.rename(&name("first")).unwrap();
+    let log = machine.kernel.log();
+    let ioctls: Vec<_> = log.iter().map(|call| call.name).filter(|call| call.starts_with("DM_")).collect();
+    assert_eq!(ioctls, ["DM_DEV_RENAME"]);
+    // Another device has the name that the other handle knows.
+    let line = Zero.over(Sectors(0), Sectors(8));
+    machine.dm.create_active(&name("v"), &uuid("stranger"), &[line], DmFlags::empty()).unwrap();
+    again.rename(&name("second")).unwrap();
+    assert_eq!(machine.dm.status((&uuid("v")).into()).unwrap().name, name("second"));
+    assert_eq!(machine.dm.status((&uuid("stranger")).into()).unwrap().name, name("v"));
+    assert_eq!(machine.kernel.block_device(&again.path()), Ok(again.number()));
+    volume.deactivate().unwrap();
+    assert!(again.rename(&name("third")).unwrap_err().is_not_found());
+}
+
+#[test]
 fn changes_of_a_pool_by_several_threads_are_all_kept() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);

@@ -48,16 +48,41 @@ impl Identity {
         Err(Error::Replaced { device, expected, found: found.number })
     }
 
-    /// Checks that the device still has its number. Where the kernel's sysfs can be read, that costs no ioctl.
+    /// A text of the kernel's sysfs about the device that has the number now. That costs no ioctl.
+    fn attribute(&self, dm: &DeviceMapper, attribute: &str) -> Option<Vec<u8>> {
+        dm.kernel().block_attribute(&format!("dm-{}", self.number.minor), attribute).ok()
+    }
+
+    /// Whether sysfs says that the device still has its number; if not, somebody else has to be asked.
+    fn has_its_number(&self, dm: &DeviceMapper) -> bool {
+        let uuid = self.uuid.as_ref().map(DmUuid::as_bytes);
+        uuid.is_some() && self.attribute(dm, "dm/uuid").as_deref() == uuid
+    }
+
+    /// Checks that the device still has its number. Where sysfs can be read, that costs no ioctl.
     pub(super) fn check_number(&self, dm: &DeviceMapper) -> Result<()> {
-        if let Some(uuid) = &self.uuid
-            && let Ok(found) = dm.kernel().block_attribute(&format!("dm-{}", self.number.minor), "dm/uuid")
-            && found == uuid.as_bytes()
-        {
+        if self.has_its_number(dm) {
             return Ok(());
         }
         let found = dm.status(self.key()).map_err(|error| self.named(error))?;
         self.compare(&found)
+    }
+
+    /// Renames the device, whatever it is called now.
+    pub(super) fn rename(&mut self, dm: &DeviceMapper, to: &DmName) -> Result<()> {
+        let held = dm.exclusive(Claim::from(self.key()).with_name(&self.name).with_name(to));
+        let name = self.attribute(dm, "dm/name").and_then(|name| DmName::from_bytes(&name).ok());
+        let known = name.filter(|_| self.has_its_number(dm)).map(|name| (name, self.number));
+        let (name, number) = match known {
+            Some(known) => known,
+            None => {
+                let found = dm.status(self.id(dm)?).map_err(|error| self.named(error))?;
+                (found.name, found.number)
+            }
+        };
+        dm.rename_held(&held, &name, to, Some(number)).map_err(|error| self.named(error))?;
+        self.name = *to;
+        Ok(())
     }
 
     /// Whether it is the same device.

@@ -133,16 +133,13 @@ impl ThinVolume {
     }
 
     /// Give it another name; its node moves along. Who has it open notices nothing. Clones of this handle still mean
-    /// it, though they tell its old name and [path](Self::path). The kernel renames by name alone, so this costs a
-    /// DEV_STATUS.
+    /// it, though they tell its old name and [path](Self::path).
     ///
     /// # Errors
     /// EBUSY if the name is taken ([`Error::is_busy`]).
     #[doc(alias = "DM_DEV_RENAME")]
     pub fn rename(&mut self, name: &DmName) -> Result<()> {
-        self.dm.rename(self.address()?, name).map_err(|error| self.identity.named(error))?;
-        self.identity.name = *name;
-        Ok(())
+        self.identity.rename(&self.dm, name)
     }
 
     /// Discards the whole volume: it reads as zeroes (or as its external origin), and blocks that no
