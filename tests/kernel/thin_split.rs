@@ -137,6 +137,15 @@ fn who_extends_it_sees_what_others_took() {
     let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
     let sizes = [24, 80].map(|mib| Bytes::mib(mib).sectors());
     assert_eq!([label.size(Part::Metadata), label.size(Part::Data)], sizes);
+    for step in 1..=40 {
+        let sizes = [24 + step, 80 + step].map(|mib| Bytes::mib(mib).sectors());
+        thread::scope(|scope| {
+            scope.spawn(|| one.extend(Part::Data, sizes[1]).unwrap());
+            scope.spawn(|| other.extend(Part::Metadata, sizes[0]).unwrap());
+        });
+        let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
+        assert_eq!([label.size(Part::Metadata), label.size(Part::Data)], sizes, "step {step}");
+    }
     dm.remove(&name("data")).unwrap();
     bench.audit();
 }
