@@ -334,16 +334,16 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The tree's pool is active, and its name says that another root activated it: the root is a copy of that one.
+    /// A device of the tree is in use, and its name says that another root made it: the root is a copy of that one.
     #[error(
-        "{path} is a copy of the root that {pool} belongs to; nothing was changed; see Options::take_over_pool",
+        "{path} is a copy of the root that {device} belongs to; nothing was changed; see Options::take_over_pool",
         path = path.display()
     )]
     OtherRoot {
         /// The root that was to be opened.
         path: PathBuf,
-        /// The pool's name.
-        pool: String,
+        /// The device's name.
+        device: String,
     },
 
     /// The state cannot be read as what was written.

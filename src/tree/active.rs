@@ -356,6 +356,12 @@ impl SnapshotTree {
         first_error
     }
 
+    /// The same for a tree that is being closed, whoever has activated something meanwhile.
+    pub(super) fn deactivate_slots(&self) -> Result<()> {
+        let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
+        slots.into_iter().try_for_each(|(id, slot)| self.deactivate_slot(&mut lock(&slot), id.as_str()))
+    }
+
     pub(super) fn activate_volume(&self, id: &str, thin_id: ThinId, size: Bytes) -> Result<ThinVolume> {
         self.activate_volume_with(id, thin_id, size, &ActivateOptions::new())
     }

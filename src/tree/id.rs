@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// A snapshot's id: 1 to 72 letters, digits and `#+-.:=@_`, the characters that neither device mapper
-/// nor udev has to escape. `base`, `pool`, `pool-tmeta` and `pool-tdata` are taken.
+/// nor udev has to escape. `base`, `pool`, `pool-lock`, `pool-tmeta` and `pool-tdata` are taken.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SnapshotId(Arc<str>);
@@ -23,7 +23,7 @@ impl SnapshotId {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c);
         let reason = match id {
             "" => "empty",
-            "base" | "pool" | "pool-tmeta" | "pool-tdata" | "." | ".." => "reserved",
+            "base" | "pool" | "pool-lock" | "pool-tmeta" | "pool-tdata" | "." | ".." => "reserved",
             _ if id.len() > Self::MAX_LEN => "longer than 72 bytes",
             _ if id.contains('/') => "contains a slash",
             _ if !id.chars().all(allowed) => "contains something else than letters, digits and #+-.:=@_",

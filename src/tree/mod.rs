@@ -23,6 +23,7 @@ mod base;
 mod base_check;
 mod changed;
 mod check;
+mod claim;
 mod contents;
 pub mod files;
 mod finding;
@@ -65,9 +66,10 @@ mod usage;
 mod volume_file;
 mod writer;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -99,6 +101,7 @@ pub use usage::SnapshotUsage;
 pub use writer::SnapshotWriter;
 
 use active::SlotCell;
+use claim::Claim;
 use generation::PoolGeneration;
 use hold::HoldNote;
 use mount::Mounts;
@@ -127,6 +130,8 @@ pub struct SnapshotTree {
     slots: Mutex<HashMap<SnapshotId, Arc<SlotCell>>>,
     /// What this tree has mounted.
     mounts: Mounts,
+    /// The tree is this manager's, until it is closed.
+    claim: Mutex<Claim>,
     /// Held by who makes the pool larger, or takes it down. Before any slot.
     growing: Mutex<()>,
     closed: AtomicBool,
@@ -168,6 +173,20 @@ impl SnapshotTree {
         self.deactivate_all()?;
         // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
         let _ = self.reap_closed();
+        // From here on nobody begins anything. What fails opens the tree again.
+        self.closed.store(true, Ordering::Release);
+        let checkpoint = self.shut_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
+        match checkpoint {
+            // The journal holds everything.
+            Err(Error::PoolMode { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Takes down what is left; the inner result is the checkpoint's.
+    fn shut_down(&self) -> Result<Result<()>> {
+        // Calls that began before hold their slots: this waits for them.
+        self.deactivate_slots()?;
         for (stale, _) in self.active_devices()? {
             self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
         }
@@ -176,15 +195,17 @@ impl SnapshotTree {
         let there = self.pool.device_mapper().find(self.pool.name().into())?.is_some();
         let checkpoint =
             if there { self.raise_generation().and_then(|()| self.checkpoint()) } else { Ok(()) };
-        self.closed.store(true, Ordering::Release);
         if !self.store.read_state(|state| state.pool.source.is_shared()) {
-            self.take_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
+            self.take_down()?;
         }
-        match checkpoint {
-            // The journal holds everything.
-            Err(Error::PoolMode { .. }) => Ok(()),
-            result => result,
-        }
+        self.release_claim()?;
+        Ok(checkpoint)
+    }
+
+    fn release_claim(&self) -> Result<()> {
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let (name, claim) = (*claim.name(), RefCell::new(claim));
+        self.patiently(&name, || claim.borrow_mut().release())
     }
 
     /// Deactivate the pool, and its devices where they do not end with it.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
+use super::claim::Claim;
 use super::files::StateDir;
 use super::graph::{FsState, Graph};
 use super::hold::HoldNote;
@@ -83,10 +84,14 @@ impl SnapshotTree {
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
-        let pool = if ready { Ok(()) } else { filesystem.check_maker() }
-            .and_then(|()| {
-                Ok((HoldNote::open(&root.path, &*store.dir())?, open_pool(&options, &root, &mut store, &dm)?))
-            })
+        let claimed = if ready { Ok(()) } else { filesystem.check_maker() }
+            .and_then(|()| Claim::take(&dm, &options, &root, tree));
+        let claim = match claimed {
+            Ok(claim) => claim,
+            Err(error) => return Err(Box::new((error, Some(root)))),
+        };
+        let pool = HoldNote::open(&root.path, &*store.dir())
+            .and_then(|hold| Ok((hold, open_pool(&options, &root, &mut store, &dm)?)))
             .and_then(|(hold, opened)| Ok((hold, guard(opened, &options, &store)?)));
         let (hold, opened) = match pool {
             Ok(pool) => pool,
@@ -105,6 +110,7 @@ impl SnapshotTree {
             generation: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
             mounts,
+            claim: Mutex::new(claim),
             growing: Mutex::new(()),
             closed: AtomicBool::new(false),
         };
@@ -150,7 +156,7 @@ fn check_name(options: &Options, root: &Root, name: &DmName) -> Result<()> {
     if options.take_over_pool || name.as_bytes().ends_with(own.as_bytes()) {
         return Ok(());
     }
-    Err(Error::OtherRoot { path: root.path.clone(), pool: name.to_string() })
+    Err(Error::OtherRoot { path: root.path.clone(), device: name.to_string() })
 }
 
 /// The tree's pool.

@@ -1,14 +1,16 @@
 //! A small tree on a model kernel.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dm_thin::Result;
-use dm_thin::dm::UdevPolicy;
+use dm_thin::dm::{DeviceMapper, UdevPolicy};
+use dm_thin::kernel::DeviceNumber;
 use dm_thin::model::{Cut, ModelKernel};
-use dm_thin::tree::{Filesystem, Options, SnapshotTree};
-use dm_thin::units::Bytes;
+use dm_thin::thin::{PoolFeatures, PoolTable, ThinPool};
+use dm_thin::tree::{Filesystem, Options, PoolSource, SnapshotTree};
+use dm_thin::units::{Blocks, Bytes, Sectors};
 use tempfile::TempDir;
 
 pub(crate) struct Rig {
@@ -31,6 +33,27 @@ impl Rig {
         small.kernel(self.kernel.clone()).udev(UdevPolicy::None)
     }
 
+    /// A pool on two disks, of nobody's tree.
+    pub(crate) fn pool(&self) -> ThinPool {
+        let number = |minor| DeviceNumber { major: 8, minor };
+        let (metadata, data) = (number(16), number(32));
+        self.kernel.set_disk(Path::new("/dev/sdb"), metadata, Bytes::mib(4).sectors()).unwrap();
+        self.kernel.set_disk(Path::new("/dev/sdc"), data, Bytes::mib(64).sectors()).unwrap();
+        let features = PoolFeatures::default();
+        let table =
+            PoolTable { metadata, data, block_size: Sectors(128), low_water_mark: Blocks(16), features };
+        let dm = Arc::new(DeviceMapper::with_kernel(self.kernel.clone(), UdevPolicy::None).unwrap());
+        let (name, uuid) = ("vg-pool".parse().unwrap(), "LVM-pool".parse().unwrap());
+        ThinPool::create(dm, &name, &uuid, &table, Bytes::mib(64).sectors()).unwrap()
+    }
+
+    /// Options of a tree in the pool of that name.
+    pub(crate) fn adopting(&self, pool: &str) -> Options {
+        let small = Options::new().base_size(Bytes::mib(16)).filesystem(Filesystem::None);
+        let small = small.pool_source(PoolSource::Pool { name: pool.to_owned() });
+        small.kernel(self.kernel.clone()).udev(UdevPolicy::None)
+    }
+
     pub(crate) fn tree(&self) -> SnapshotTree {
         self.open(self.options()).unwrap()
     }
@@ -43,6 +66,7 @@ impl Rig {
     pub(crate) fn devices(&self) -> Vec<String> {
         let left = self.kernel.leftovers();
         let names = left.iter().filter_map(|thing| thing.strip_prefix("device "));
+        let names = names.filter(|name| !name.ends_with("-pool-lock"));
         let mut names: Vec<_> = names.map(|name| name.splitn(5, '-').last().unwrap().to_owned()).collect();
         names.sort();
         names

@@ -137,3 +137,45 @@ fn calls_that_a_close_overtakes_say_so() {
         assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
     }
 }
+
+#[test]
+fn a_tree_is_one_managers_whatever_root_its_state_is_in() {
+    let rig = Rig::new();
+    // A pool that was there before does not carry the name of a root.
+    let pool = rig.pool();
+    let name = pool.name().to_string();
+    let other = rig.directory.path().join("other");
+    let options = || rig.adopting(&name);
+    let tree = SnapshotTree::open(&other, options()).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let copy = rig.directory.path().join("copy");
+    assert!(Command::new("cp").arg("-a").args([&other, &copy]).status().unwrap().success());
+    tree.add("b", Parent::Base).unwrap();
+    let before = rig.kernel.thin_devices(&name).unwrap();
+    for options in [options(), options().take_over_pool(true)] {
+        let error = SnapshotTree::open(&copy, options).unwrap_err();
+        assert!(matches!(error, Error::OtherRoot { .. }), "{error}");
+    }
+    assert_eq!(rig.kernel.thin_devices(&name).unwrap(), before);
+    tree.close().unwrap();
+    drop(tree);
+    pool.deactivate().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn the_claim_of_a_dead_manager_is_taken_over() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let lock = format!("{}-lock", tree.pool().name());
+    // Killed: nothing that it does in its end reaches the kernel.
+    rig.kernel.cut_at(1);
+    drop(tree);
+    rig.kernel.heal();
+    assert!(rig.kernel.leftovers().contains(&format!("device {lock}")));
+    let tree = rig.tree();
+    assert!(tree.contains("a"));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
