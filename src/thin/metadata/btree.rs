@@ -141,7 +141,8 @@ impl Subtree {
         let Some(last) = node.len().checked_sub(1) else {
             // Only a whole tree can be empty.
             let is_root = self.first == 0 && self.end.is_none();
-            let damage = Damage::Entries { entries: 0, capacity: 0 };
+            #[allow(clippy::cast_possible_truncation)] // it was a u32
+            let damage = Damage::Entries { entries: 0, capacity: node.capacity as u32 };
             return if is_root { Ok(()) } else { Err(node.damaged(damage)) };
         };
         if node.key(0) < self.first {

@@ -30,6 +30,13 @@ impl Counts {
         high.saturating_add(u8::MAX.into())
     }
 
+    /// Whether none of `len` blocks is referred to.
+    pub(super) fn is_zero(&self, block: u64, len: u64) -> bool {
+        let end = block.checked_add(len).and_then(|end| place(end, self.first));
+        let range = place(block, self.first).zip(end).and_then(|(from, end)| self.low.get(from..end));
+        range.is_some_and(|range| range.iter().all(|&low| low == 0))
+    }
+
     pub(super) fn get(&self, block: u64) -> u32 {
         match place(block, self.first).and_then(|at| self.low.get(at)) {
             Some(&u8::MAX) => self.high.get(&block).map_or(0, |&high| high).saturating_add(u8::MAX.into()),

@@ -58,7 +58,7 @@ impl Metadata {
             for (id, exclusive) in ids.iter().zip(&mut exclusive) {
                 let root = self.mapping_root(*id)?;
                 let leaves = self.own_leaves(root, |block| Ok(nodes.count(block)? > 1))?;
-                self.each_data_block(&leaves, |_, block| {
+                self.each_data_block(leaves.into_iter(), |_, block| {
                     *exclusive += u64::from(data.bits(block)? == 1);
                     Ok(())
                 })?;
@@ -69,32 +69,30 @@ impl Metadata {
     }
 
     fn exclusive_by_comparison(&self, ids: &[ThinId]) -> Result<Vec<u64>, MetadataError> {
-        let (nodes, leaves) = self.node_parents()?;
+        let (nodes, mut beside) = self.node_parents()?;
         let (mut own, mut ranges) = (Vec::new(), Vec::new());
         for (at, id) in ids.iter().enumerate() {
             let root = self.mapping_root(*id)?;
-            for leaf in self.own_leaves(root, |block| Ok(nodes.get(block) > 1))? {
-                own.push((leaf.block, at));
-                ranges.push(leaf);
-            }
+            let leaves = self.own_leaves(root, |block| Ok(nodes.get(block) > 1))?;
+            own.extend(leaves.iter().map(|leaf| (leaf.block, at)));
+            ranges.extend(leaves);
+            ranges = merge(ranges);
         }
         own.sort_unstable();
         let owner = |leaf| own.binary_search_by_key(&leaf, |(block, _)| *block).ok().map(|at| own[at].1);
-        let mut own_leaves = ranges.clone();
-        let ranges = merge(ranges);
-        let mut beside: Vec<Subtree> = leaves.into_iter().filter(|leaf| overlaps(&ranges, leaf)).collect();
+        beside.retain(|leaf| overlaps(&ranges, leaf));
         beside.sort_unstable_by_key(|leaf| leaf.block);
-        own_leaves.sort_unstable_by_key(|leaf| leaf.block);
 
         let mut exclusive = vec![0; ids.len()];
         let mut first = 0;
         while first < self.data_blocks {
             let mut named = Counts::new(first, WINDOW.min(self.data_blocks - first));
-            self.each_data_block(&beside, |_, data| {
+            self.each_data_block(beside.iter().copied(), |_, data| {
                 named.add(data);
                 Ok(())
             })?;
-            self.each_data_block(&own_leaves, |leaf, data| {
+            // They are among those whose keys were compared above.
+            self.each_data_block(own.iter().map(|(block, _)| Subtree::root(*block)), |leaf, data| {
                 if named.get(data) == 1
                     && let Some(owner) = owner(leaf)
                 {
@@ -167,17 +165,20 @@ impl Metadata {
     /// Calls `each` with leaf and data block of all entries of these leaves.
     pub(super) fn each_data_block(
         &self,
-        leaves: &[Subtree],
+        mut leaves: impl Iterator<Item = Subtree>,
         mut each: impl FnMut(u64, u64) -> Result<(), MetadataError>,
     ) -> Result<(), MetadataError> {
-        for batch in leaves.chunks(BATCH) {
-            for leaf in read_leaves(&self.reader, batch, 8)? {
+        loop {
+            let batch: Vec<Subtree> = leaves.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for leaf in read_leaves(&self.reader, &batch, 8)? {
                 for index in 0..leaf.len() {
                     each(leaf.block, self.entry(&leaf, index)?.1)?;
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use super::super::blocks::BlockReader;
 use super::super::btree::{Leaves, Node};
 use super::super::counts::Counts;
 use super::super::error::{Damage, MetadataError};
-use super::super::format::{ENTRIES_PER_BITMAP, disk_index_entry};
+use super::super::format::{ENTRIES_PER_BITMAP, disk_bitmap_header, disk_index_entry};
 use super::super::space_map::{IN_TREE, REF_COUNT_SIZE, SpaceMap, SpaceMapKind, two_bits};
 use super::report::{Finding, Report, Tree};
 use crate::units::Blocks;
@@ -51,8 +51,13 @@ impl<'a> Comparison<'a> {
         let entry = self.index[at];
         let bitmap = self.map.bitmap(&entry)?;
         let first = number * ENTRIES_PER_BITMAP;
-        let mut free = 0;
-        for at in 0..ENTRIES_PER_BITMAP.min(self.map.root.blocks - first) {
+        let count = ENTRIES_PER_BITMAP.min(self.map.root.blocks - first);
+        // Most of a pool may be free.
+        let is_empty = bitmap.0[size_of::<disk_bitmap_header>()..].iter().all(|&byte| byte == 0)
+            && counted.is_zero(first, count)
+            && self.large.peeked.is_none_or(|(block, _)| block >= first + count);
+        let (mut free, rest) = if is_empty { (count, 0) } else { (0, count) };
+        for at in 0..rest {
             let block = first + at;
             let large = self.large.take(block)?;
             let recorded = match two_bits(&bitmap.0, at) {
@@ -78,7 +83,8 @@ impl<'a> Comparison<'a> {
                 report.add(Finding::RefCount { map, block, recorded, found });
             }
         }
-        self.allocated += ENTRIES_PER_BITMAP.min(self.map.root.blocks - first) - u64::from(free);
+        self.allocated += count - free;
+        let free = u32::try_from(free).unwrap_or(u32::MAX);
         let recorded = entry.nr_free.get();
         if recorded > free {
             report.add(Finding::FreeBlocks { map, bitmap: number, recorded, found: free });

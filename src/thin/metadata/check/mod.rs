@@ -13,7 +13,7 @@ use self::compare::Comparison;
 use self::walk::{NO_NODE, Walker};
 use super::btree::{Node, Subtree};
 use super::counts::Counts;
-use super::details::DETAILS_SIZE;
+use super::details::{DETAILS_SIZE, device_id};
 use super::error::{Damage, MetadataError};
 use super::format::THIN_SUPERBLOCK_LOCATION;
 use super::mapping::unpack;
@@ -72,7 +72,13 @@ impl Check<'_> {
     /// The trees of devices, of their details and of their mappings.
     fn trees(&mut self, parent: u64, superblock: &Superblock) -> Result<(), MetadataError> {
         let (top, details) = (superblock.mapping_root, superblock.details_root);
-        let sound = self.walker.tree(Tree::Devices, parent, top, 8, &mut |_| Ok(()))?;
+        // A leaf that the metadata snapshot shares refers to its mapping trees once.
+        let mut referred = Vec::new();
+        let mut on_leaf = |leaf: &Node| {
+            referred.extend((0..leaf.len()).map(|index| (leaf.key(index), leaf.value_u64(index))));
+            Ok(())
+        };
+        let sound = self.walker.tree(Tree::Devices, parent, top, 8, &mut on_leaf)?;
         let roots = sound.map(|_| self.metadata.mapping_roots(top)).transpose();
         let roots = self.walker.note(Tree::Devices, roots)?.flatten();
         let sound = self.walker.tree(Tree::Details, parent, details, DETAILS_SIZE, &mut |_| Ok(()))?;
@@ -80,13 +86,18 @@ impl Check<'_> {
         let devices = self.walker.note(Tree::Details, devices)?.flatten();
         let mapped = devices.map(|devices| devices.into_iter().map(|device| (device.id, device.mapped)));
         let mut mapped: Option<BTreeMap<ThinId, Blocks>> = mapped.map(Iterator::collect);
-        let Some(roots) = roots else { return Ok(()) };
-        for (id, root) in roots {
+        for (key, root) in referred {
+            // Another key was a finding above.
+            let Ok(id) = device_id(key) else { continue };
             let (data, blocks) = (&mut self.data, self.metadata.data_blocks);
             let mut on_leaf = |leaf: &Node| count(leaf, data, blocks);
-            let found = self.walker.tree(Tree::Mappings(id), top, root, 8, &mut on_leaf)?;
-            let Some(mapped) = &mut mapped else { continue };
-            match (mapped.remove(&id), found.map(Blocks)) {
+            self.walker.tree(Tree::Mappings(id), top, root, 8, &mut on_leaf)?;
+        }
+        // Without the tree of devices none is known to have no mappings.
+        let Some(roots) = roots else { return Ok(()) };
+        for (id, root) in roots {
+            let Some(mapped) = &mut mapped else { break };
+            match (mapped.remove(&id), self.walker.entries(root).map(Blocks)) {
                 (None, _) => self.walker.report.add(Finding::NoDetails { id }),
                 (Some(recorded), Some(found)) if recorded != found => {
                     self.walker.report.add(Finding::MappedBlocks { id, recorded, found });
@@ -164,8 +175,7 @@ impl Check<'_> {
             if first > 0 {
                 self.data = Counts::new(first, WINDOW.min(blocks - first));
                 // Their keys were compared with their parents' when they were counted.
-                let leaves: Vec<_> = self.walker.mapping_leaves().map(Subtree::root).collect();
-                metadata.each_data_block(&leaves, |_, data| {
+                metadata.each_data_block(self.walker.mapping_leaves().map(Subtree::root), |_, data| {
                     self.data.add(data);
                     Ok(())
                 })?;

@@ -8,8 +8,11 @@ use super::super::format::BlockKind;
 use super::report::{Finding, Report, Tree};
 use crate::kernel::AlignedBlock;
 
-/// First key, last key and entries of a subtree.
+/// First key, last key and entries of a subtree; zeroes if it was not visited, or some of it is damaged.
 type Extent = [u64; 3];
+
+/// A tree without entries.
+const EMPTY: Extent = [1, 0, 0];
 
 #[derive(Debug)]
 pub(super) struct Walker<'a> {
@@ -111,12 +114,16 @@ impl<'a> Walker<'a> {
         let checked = self.reader.check_child(parent, root).and_then(|()| height(self.reader, root));
         let Some(level) = self.note(tree, checked)? else { return Ok(None) };
         if !self.refer(tree, level, root) {
-            // No entries: it is empty, or damaged.
-            return Ok(Some(self.extent(root)[2]).filter(|entries| *entries > 0 || !self.damaged));
+            return Ok(self.entries(root));
         }
         let bytes = self.reader.unverified(&[root])?;
         let walk = Walk { tree, value_size };
         self.node(&walk, Subtree::root(root), level, bytes.into_iter().next().unwrap_or_else(zeroes), on_leaf)
+    }
+
+    /// The entries below a node that was visited; `None` if some of it is damaged.
+    pub(super) fn entries(&self, block: u64) -> Option<u64> {
+        Some(self.extent(block)).filter(|extent| *extent != [0; 3]).map(|[_, _, entries]| entries)
     }
 
     fn extent(&self, block: u64) -> Extent {
@@ -142,12 +149,13 @@ impl<'a> Walker<'a> {
             self.children(walk, &children, level - 1, on_leaf)?
         };
         let Some(entries) = entries else { return Ok(None) };
-        if let Some(last) = node.len().checked_sub(1) {
-            let below = if level == 0 { node.key(last) } else { self.extent(node.value_u64(last))[1] };
-            if let Some(extent) = usize::try_from(subtree.block).ok().and_then(|at| self.extents.get_mut(at))
-            {
-                *extent = [node.key(0), below, entries];
-            }
+        let extent = match node.len().checked_sub(1) {
+            None => EMPTY,
+            Some(last) if level == 0 => [node.key(0), node.key(last), entries],
+            Some(last) => [node.key(0), self.extent(node.value_u64(last))[1], entries],
+        };
+        if let Some(known) = usize::try_from(subtree.block).ok().and_then(|at| self.extents.get_mut(at)) {
+            *known = extent;
         }
         Ok(Some(entries))
     }
@@ -172,9 +180,10 @@ impl<'a> Walker<'a> {
         }
         // Nodes of another tree, too, at a place that this one gives them.
         for child in known {
-            let [first, last, below] = self.extent(child.block);
+            let [first, last, _] = self.extent(child.block);
+            let below = self.entries(child.block);
             let outside = match child.end {
-                _ if below == 0 => None,
+                _ if below.is_none() => None,
                 _ if first < child.first => Some(first),
                 end => Some(last).filter(|last| end.is_some_and(|end| *last >= end)),
             };
@@ -182,8 +191,7 @@ impl<'a> Walker<'a> {
                 let damaged = MetadataError::Damaged { block: child.block, damage: Damage::Key { key } };
                 self.note(walk.tree, Err::<(), _>(damaged))?;
             }
-            // It has entries unless it is damaged.
-            let below = Some(below).filter(|below| *below > 0 && outside.is_none());
+            let below = below.filter(|_| outside.is_none());
             entries = entries.zip(below).map(|(entries, below)| entries + below);
         }
         Ok(entries)
