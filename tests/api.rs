@@ -12,10 +12,14 @@ use serde_json::Value;
 /// Bare integers that are right: the item (`*` for the rest), and why no type of this crate fits.
 const NUMBERS: &[(&str, &str)] = &[
     ("Arg::Value", "an ioctl's argument as the kernel gets it"),
+    ("BlockSource::*", "numbers of metadata blocks"),
+    ("Bookmark::time", "the pool's time"),
     ("Bytes::*", "the numbers that amounts are made of"),
+    ("Change::*", "numbers of blocks"),
     ("Command::minor", "the interface's minor version; the major one is always 4"),
     ("CorruptByte::*", "numbers of dm-flakey that mean nothing to another target"),
     ("Counts::*", "counts"),
+    ("Damage::*", "what a block has, and what it should have"),
     ("DeviceNumber::*", "the numbers that it is made of, and its encoding"),
     ("DeviceStatus::open_count", "a count"),
     ("DeviceStatus::target_count", "a count"),
@@ -24,9 +28,11 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Error::Busy::open_count", "a count"),
     ("Error::Forked::pid", "std::process::id()"),
     ("Error::NoFreeLoopDevice::tried", "a count"),
+    ("Error::PoolOlderThanState::*", "generations"),
     ("Error::TooOld::needed", "the interface's minor version"),
     ("ExtendRule::step", "percent"),
     ("ExtendRule::threshold", "percent"),
+    ("Finding::*", "numbers of metadata blocks, and reference counts"),
     ("Flakey::down", "seconds, which dm-flakey counts in whole ones"),
     ("Flakey::up", "seconds, which dm-flakey counts in whole ones"),
     ("FlakeyFeatures::*", "a probability in 10⁻⁹"),
@@ -34,24 +40,35 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Holder::Mount::pid", "std::process::id()"),
     ("Holder::Process::pid", "std::process::id()"),
     ("Kernel::ioctl", "what ioctl(2) returns"),
+    ("Kernel::read_at", "pread(2)"),
+    ("Kernel::write_at", "pwrite(2)"),
     ("Label::generation", "a count of the writes"),
     ("LoopStatus::backing_inode", "std::os::unix::fs::MetadataExt::ino()"),
+    ("Mapping::*", "numbers of blocks, and the pool's time"),
+    ("Metadata::*", "numbers of blocks, and the pool's time"),
+    ("MetadataError::*", "numbers of metadata blocks, and the pool's time"),
     ("MinFree::Percent", "percent"),
     ("MountId::*", "as mountinfo and statx(2) tell them"),
     ("Options::xfs_nospace_max_retries", "what goes into the file of that name in sysfs"),
+    ("Report::*", "counts"),
     ("Request::minor", "the interface's minor version"),
     ("Request::since", "the interface's minor version"),
     ("RootProblem::WritableByOthers::mode", "std::os::unix::fs::PermissionsExt::mode()"),
     ("RootProblem::WrongOwner::uid", "std::os::unix::fs::MetadataExt::uid()"),
     ("SpaceGuard::max_messages", "a count"),
+    ("StateAge::Generation::*", "generations"),
     ("StateFile::*", "offsets and lengths as std::fs::File takes them"),
     ("StreamError::*", "numbers of records, and values that are unknown"),
     ("StreamSummary::volumes", "a count"),
+    ("Superblock::held_root", "the number of a metadata block"),
+    ("Superblock::time", "the pool's time"),
+    ("ThinDevice::creation_time", "the pool's time"),
+    ("ThinDevice::snapshotted_time", "the pool's time"),
     ("ThinId::*", "the number that it is made of"),
 ];
 
 /// Whose numbers are the kernel's own (the raw structures), or are no interface to a kernel.
-const RAW: &[&str] = &["src/abi/", "src/model/"];
+const RAW: &[&str] = &["src/abi/", "src/model/", "src/thin/metadata/format.rs"];
 
 #[test]
 fn the_public_interface_has_types() {

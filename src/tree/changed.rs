@@ -91,8 +91,8 @@ impl SnapshotTree {
     /// written between two batches is reported or not, and what is still in the page cache is not.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot), also from the iterator, when one of the two was
-    /// removed meanwhile; [`Error::MetadataSnapHeld`](crate::Error::MetadataSnapHeld).
+    /// [`Error::UnknownSnapshot`], also from the iterator, when one of the two was
+    /// removed meanwhile; [`Error::MetadataSnapHeld`].
     pub fn changed(&self, since: Since<'_>, target: &str) -> Result<Changed<'_>> {
         self.check_open()?;
         let (target, size) = self.volume(target)?;
