@@ -95,6 +95,11 @@ impl Disk {
         inner.fault = Some((inner.calls + n, fault));
     }
 
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
     pub fn forget_faults(&self) {
         self.lock().fault = None;
     }

@@ -8,6 +8,7 @@
 
 mod dice;
 mod disk;
+mod receive;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
