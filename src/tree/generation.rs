@@ -27,6 +27,8 @@ impl SnapshotTree {
     }
 
     fn sync_locked(&self, generation: &mut PoolGeneration) -> Result<()> {
+        // After a sync that failed the generation that was raised may not be on the disk.
+        self.store.check_known()?;
         let Some(wanted) = self.store.read_state(|state| state.transaction_id()) else { return Ok(()) };
         if generation.transaction_id != wanted {
             self.pool.set_transaction_id(generation.transaction_id, wanted)?;

@@ -158,6 +158,12 @@ impl Store {
         if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked { pid: self.pid }) }
     }
 
+    /// # Errors
+    /// [`Error::StateUnknown`] after a write or a sync that failed.
+    pub(super) fn check_known(&self) -> Result<()> {
+        if self.lock().failed { Err(Error::StateUnknown) } else { Ok(()) }
+    }
+
     /// The files of the root.
     pub(super) fn dir(&self) -> Arc<dyn StateDir> {
         self.dir.clone()
