@@ -261,6 +261,19 @@ fn each_kind_of_damage_is_named() {
             |finding: &Finding| matches!(finding, Finding::Damaged { damage, .. } if *damage == expected);
         assert!(findings.iter().any(named), "{expected:?}: {findings:?}");
     }
+    // What reads as before is not sound, either.
+    let checked = [
+        (leaf, 20, short(251), Damage::Capacity { capacity: 251 }),
+        (leaf, 16, short(83), Damage::Underfull { entries: 83, capacity: 252 }),
+        (0, 192 + 16, long(0), Damage::Child { child: 0 }),
+        (0, 64 + 24, long(0), Damage::Child { child: 0 }),
+    ];
+    for (block, at, bytes, expected) in checked {
+        let Report { findings, counts_compared, .. } = check(pool.with(block, at, &bytes)).unwrap();
+        let named =
+            |finding: &Finding| matches!(finding, Finding::Damaged { damage, .. } if *damage == expected);
+        assert!(findings.iter().any(named) && !counts_compared, "{expected:?}: {findings:?}");
+    }
     let mut torn = pool.source.clone();
     torn.0[usize::try_from(leaf).unwrap()].0[100] ^= 1;
     assert!(matches!(damage(Pool::read(Arc::new(torn))), (block, Damage::Checksum { .. }) if block == leaf));

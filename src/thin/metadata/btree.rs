@@ -97,6 +97,19 @@ impl Node {
         MetadataError::Damaged { block: self.block, damage }
     }
 
+    /// Checks what the kernel keeps to, and a reader does not need.
+    #[allow(clippy::cast_possible_truncation)] // both were u32
+    pub(super) fn check_fill(&self, is_root: bool) -> Result<(), MetadataError> {
+        let (entries, capacity) = (self.entries as u32, self.capacity as u32);
+        if !capacity.is_multiple_of(3) {
+            return Err(self.damaged(Damage::Capacity { capacity }));
+        }
+        if !is_root && entries < capacity / 3 {
+            return Err(self.damaged(Damage::Underfull { entries, capacity }));
+        }
+        Ok(())
+    }
+
     /// Checks that it is a leaf of a tree with values of that size, or an internal node of any.
     pub(super) fn check(&self, leaf: bool, value_size: usize) -> Result<(), MetadataError> {
         if leaf == self.internal {

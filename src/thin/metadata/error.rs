@@ -117,6 +117,20 @@ pub enum Damage {
         /// Those that the node claims space for.
         capacity: u32,
     },
+    /// A node other than the root with fewer entries than the kernel leaves in one. It can be read.
+    #[error("{entries} entries, at least a third of {capacity} are required")]
+    Underfull {
+        /// Those in use.
+        entries: u32,
+        /// Those that there is space for.
+        capacity: u32,
+    },
+    /// Space for a number of entries that is not a multiple of 3. The node can be read.
+    #[error("space for {capacity} entries, not a multiple of 3")]
+    Capacity {
+        /// The number.
+        capacity: u32,
+    },
     /// Keys that do not ascend, or that the parent leads elsewhere.
     #[error("key {key} is out of order")]
     Key {

@@ -65,20 +65,7 @@ impl SpaceMap<'_> {
         self.root.blocks.div_ceil(ENTRIES_PER_BITMAP)
     }
 
-    /// How often a block is referred to.
-    pub(super) fn count(&mut self, block: u64) -> Result<u32, MetadataError> {
-        match self.bits(block)? {
-            IN_TREE => {
-                let root = self.root.ref_count_root;
-                let count = lookup(self.reader, root, block, REF_COUNT_SIZE)?;
-                let count = count.and_then(|bytes| Some(u32::from_le_bytes(bytes.try_into().ok()?)));
-                count.ok_or(MetadataError::Damaged { block: root, damage: Damage::NoCount { block } })
-            }
-            bits => Ok(bits.into()),
-        }
-    }
-
-    /// The count of a block if it is below [`IN_TREE`].
+    /// How often a block is referred to, or [`IN_TREE`].
     pub(super) fn bits(&mut self, block: u64) -> Result<u8, MetadataError> {
         if block >= self.root.blocks {
             let damage = Damage::SpaceMap { block, blocks: self.root.blocks };

@@ -101,10 +101,10 @@ impl Superblock {
         let Ok((disk, _)) = thin_disk_superblock::read_from_prefix(bytes) else {
             return Err(damaged(Damage::Magic { found: 0 }));
         };
-        Self::new(&disk).map(Some).map_err(damaged)
+        Self::new(&disk, block == THIN_SUPERBLOCK_LOCATION).map(Some).map_err(damaged)
     }
 
-    fn new(disk: &thin_disk_superblock) -> Result<Self, Damage> {
+    fn new(disk: &thin_disk_superblock, is_live: bool) -> Result<Self, Damage> {
         if disk.magic.get() != THIN_SUPERBLOCK_MAGIC {
             return Err(Damage::Magic { found: disk.magic.get() });
         }
@@ -143,7 +143,7 @@ impl Superblock {
             } else {
                 metadata.blocks
             }),
-            space: Some(space).filter(|space| space.metadata.bitmap_root != 0),
+            space: Some(space).filter(|_| is_live),
             mapping_root: disk.data_mapping_root.get(),
             details_root: disk.device_details_root.get(),
         })

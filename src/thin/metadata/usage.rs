@@ -57,7 +57,7 @@ impl Metadata {
             let mut exclusive = vec![0; ids.len()];
             for (id, exclusive) in ids.iter().zip(&mut exclusive) {
                 let root = self.mapping_root(*id)?;
-                let leaves = self.own_leaves(root, |block| Ok(nodes.count(block)? > 1))?;
+                let leaves = self.own_leaves(root, |block| Ok(nodes.bits(block)? > 1))?;
                 self.each_data_block(leaves.into_iter(), |_, block| {
                     *exclusive += u64::from(data.bits(block)? == 1);
                     Ok(())

@@ -117,7 +117,7 @@ impl<'a> Walker<'a> {
             return Ok(self.entries(root));
         }
         let bytes = self.reader.unverified(&[root])?;
-        let walk = Walk { tree, value_size };
+        let walk = Walk { tree, root, value_size };
         self.node(&walk, Subtree::root(root), level, bytes.into_iter().next().unwrap_or_else(zeroes), on_leaf)
     }
 
@@ -201,6 +201,7 @@ impl<'a> Walker<'a> {
 /// What is the same for all nodes of a tree.
 struct Walk {
     tree: Tree,
+    root: u64,
     value_size: usize,
 }
 
@@ -210,6 +211,7 @@ impl Walk {
         let node = Node::parse(subtree.block, Box::new(bytes))?;
         node.check(level == 0, self.value_size)?;
         subtree.check_keys(&node)?;
+        node.check_fill(subtree.block == self.root)?;
         Ok(node)
     }
 }
