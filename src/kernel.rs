@@ -326,6 +326,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         Err(Errno::ENOSYS)
     }
 
+    /// Writes an attribute, a file below `/sys`. ENOSYS unless implemented.
+    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
+        let _ = (path, value);
+        Err(Errno::ENOSYS)
+    }
+
     /// `mkdirat(2)` with mode 0755. ENOSYS unless implemented.
     fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
         let _ = (above, name);
@@ -434,6 +440,12 @@ impl Kernel for RealKernel {
 
     fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
         above.enter(name)
+    }
+
+    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
+        // Not created where it is not an attribute.
+        let file = std::fs::File::options().write(true).open(path).map_err(errno)?;
+        nix::unistd::write(&file, value.as_bytes()).map(drop)
     }
 
     fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {

@@ -394,6 +394,13 @@ impl Kernel for ModelKernel {
         self.call("opendir", path.display(), |world| above.enter(name).map(|it| world.mounted(it)))
     }
 
+    fn write_attribute(&self, path: &Path, _value: &str) -> Result<(), Errno> {
+        self.call("attribute", path.display(), |world| match world.has_attribute(path) {
+            true => Ok(()),
+            false => Err(Errno::ENOENT),
+        })
+    }
+
     fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
         let path = above.path().join(name);
         self.call("mkdir", path.display(), |_| RealKernel.make_directory(above, name))

@@ -134,6 +134,13 @@ impl World {
         directory.with_mount(MountId { id, unique: Some(id), device })
     }
 
+    /// Of sysfs there is `/sys/fs/xfs/dm-<minor>` for each device that is mounted as XFS.
+    pub(super) fn has_attribute(&self, path: &Path) -> bool {
+        let xfs = self.mounts.iter().filter(|mount| mount.filesystem == "xfs");
+        xfs.filter_map(|mount| mount.number)
+            .any(|number| path.starts_with(format!("/sys/fs/xfs/dm-{}", number.minor)))
+    }
+
     /// The text of mountinfo.
     pub(super) fn mount_table(&self) -> Vec<u8> {
         let mut table = String::new();

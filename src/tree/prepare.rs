@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::graph::{Record, Snapshot};
 use super::{Filesystem, SnapshotId, SnapshotTree};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, Kernel};
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -17,9 +17,7 @@ impl SnapshotTree {
         target: &Path,
     ) -> Result<()> {
         if let (Filesystem::Xfs, Some(retries)) = (self.filesystem, self.options.xfs_nospace_max_retries) {
-            // XFS retries writes without space for ever by default, and unmounting waits for them.
-            let path = format!("/sys/fs/xfs/dm-{}/error/metadata/ENOSPC/max_retries", device.minor);
-            std::fs::write(&path, retries.to_string()).map_err(Error::io("write", path))?;
+            set_xfs_retries(&*self.options.kernel, device, retries)?;
         }
         let layer = &self.options.init_layer;
         if !layer.is_empty() && snapshot.sealed.is_none() && snapshot.init != Some(layer.fingerprint()) {
@@ -28,5 +26,36 @@ impl SnapshotTree {
             self.store.commit(&Record::Init { id, layer: layer.fingerprint() })?;
         }
         Ok(())
+    }
+}
+
+/// XFS retries writes without space for ever by default, and unmounting waits for them.
+fn set_xfs_retries(kernel: &dyn Kernel, device: DeviceNumber, retries: u32) -> Result<()> {
+    let path = format!("/sys/fs/xfs/dm-{}/error/metadata/ENOSPC/max_retries", device.minor);
+    let written = kernel.write_attribute(path.as_ref(), &retries.to_string());
+    written.map_err(|errno| Error::io("write", path)(errno.into()))
+}
+
+#[cfg(all(test, feature = "model"))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::abi::mount::MountFlags;
+    use crate::model::ModelKernel;
+    use crate::units::Sectors;
+
+    #[test]
+    fn attributes_are_written_in_the_kernel_in_use() {
+        let kernel = ModelKernel::new();
+        let directory = tempfile::tempdir().unwrap();
+        let device = DeviceNumber { major: 8, minor: 4242 };
+        let node = Path::new("/dev/disk");
+        kernel.set_disk(node, device, Sectors(2048)).unwrap();
+        // Neither here nor on the host.
+        assert!(set_xfs_retries(&kernel, device, 3).unwrap_err().is_not_found());
+        kernel.mount(Some(node), directory.path(), Some("xfs"), MountFlags::empty(), "").unwrap();
+        set_xfs_retries(&kernel, device, 3).unwrap();
+        assert_eq!(kernel.log().last().unwrap().name, "attribute");
     }
 }

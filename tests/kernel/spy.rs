@@ -155,6 +155,10 @@ impl Kernel for Spy {
         RealKernel.enter_directory(above, name)
     }
 
+    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
+        RealKernel.write_attribute(path, value)
+    }
+
     fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
         RealKernel.make_directory(above, name)
     }
