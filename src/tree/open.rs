@@ -19,6 +19,7 @@ use super::root::Root;
 use super::store::Store;
 use super::{Options, SnapshotTree, pool_uuid, source, volume_name};
 use crate::dm::{DeviceMapper, DmName, DmUuid};
+use crate::thin::tools::CheckPolicy;
 use crate::thin::{PoolStatus, ThinPool, TransactionId};
 use crate::{Error, Result, StateAge};
 
@@ -257,13 +258,16 @@ fn activate_pool(
         source::make(options, dm, &dir, record)?;
     }
     let name = volume_name(&options.name_prefix, root, "pool")?;
-    let inactive = source::set_up(options, dm, &dir, record, &name)?;
+    let mut inactive = source::set_up(options, dm, &dir, record, &name)?;
     let volumes = match inactive.superblock()? {
         None if record.made => return Err(inactive.superblock_gone()),
         None => Volumes::default(),
         Some(superblock) => {
             check_pool(options, store, superblock.transaction_id, &inactive.origin())?;
-            options.check_metadata.check(inactive.metadata_node())?;
+            if options.check_metadata != CheckPolicy::Never {
+                let check = |metadata: &Path| options.check_metadata.check(metadata);
+                (inactive, ()) = inactive.run_on_metadata(check)?;
+            }
             inactive.read(|metadata| store.read(|graph| Volumes::read(metadata, graph)))?
         }
     };

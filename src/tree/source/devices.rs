@@ -22,6 +22,10 @@ pub(super) fn new_record(
     metadata: &Path,
 ) -> Result<PoolRecord> {
     let kernel = &*options.kernel;
+    // One device for both cannot be claimed twice, and has an error of its own.
+    if let (Ok(data), Ok(metadata)) = (kernel.block_device(data), kernel.block_device(metadata)) {
+        table(&record, metadata, data).check()?;
+    }
     let claim = |path: &Path| ClaimedDevice::claim(kernel, path.into(), path.into());
     let metadata = claim(metadata)?;
     let data = claim(data)?;
@@ -29,7 +33,6 @@ pub(super) fn new_record(
     demand_blank(kernel, &metadata, METADATA_BLOCK_SIZE)?;
     (record.data_size, record.metadata_size) = (data.size(kernel)?, metadata.size(kernel)?);
     record.low_water_mark = options.new_low_water_mark(record.data_size, record.block_size);
-    table(&record, metadata.number(), data.number()).check()?;
     Ok(record)
 }
 

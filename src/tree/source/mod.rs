@@ -137,9 +137,18 @@ impl InactivePool {
         self.metadata.origin.display().to_string()
     }
 
-    /// The metadata device's node, for programs.
-    pub(super) fn metadata_node(&self) -> &Path {
-        &self.metadata.node
+    /// Runs a program on the metadata device. Such programs claim it in turn, so the claim is given up meanwhile.
+    pub(super) fn run_on_metadata<T>(mut self, run: impl FnOnce(&Path) -> Result<T>) -> Result<(Self, T)> {
+        let ClaimedDevice { node, file, origin } = self.metadata;
+        let number = file.number();
+        drop(file);
+        let done = run(&node)?;
+        self.metadata = ClaimedDevice::claim(&**self.dm.kernel(), node, origin)?;
+        if self.metadata.number() == number {
+            return Ok((self, done));
+        }
+        let (device, found) = (self.metadata.node.display().to_string(), self.metadata.number());
+        Err(Error::Replaced { device, expected: number, found })
     }
 
     fn blocks(&self) -> Result<DeviceBlocks> {
