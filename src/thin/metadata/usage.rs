@@ -5,8 +5,6 @@
 //! parents of all nodes are counted, which takes their internal nodes only, and the leaves that name a data block,
 //! among those that have the same virtual blocks.
 
-use std::collections::HashMap;
-
 use super::Metadata;
 use super::blocks::BATCH;
 use super::btree::{Subtree, expand, height, read_leaves};
@@ -81,7 +79,7 @@ impl Metadata {
         own.sort_unstable();
         let owner = |leaf| own.binary_search_by_key(&leaf, |(block, _)| *block).ok().map(|at| own[at].1);
         beside.retain(|leaf| overlaps(&ranges, leaf));
-        beside.sort_unstable_by_key(|leaf| leaf.block);
+        beside.shrink_to_fit();
 
         let mut exclusive = vec![0; ids.len()];
         let mut first = 0;
@@ -131,12 +129,10 @@ impl Metadata {
         Ok(leaves)
     }
 
-    /// Counts the parents of all nodes of all mapping trees, and returns the leaves.
+    /// Counts the parents of all nodes of all mapping trees, and returns the leaves in the order of their blocks.
     fn node_parents(&self) -> Result<(Counts, Vec<Subtree>), MetadataError> {
         let reader = &self.reader;
-        let (mut nodes, mut leaves) = (Counts::new(0, reader.len()), HashMap::<u64, Subtree>::new());
-        // A leaf must fit the keys of all its parents.
-        let mut add_leaf = |leaf: Subtree| leaves.entry(leaf.block).or_insert(leaf).narrow(&leaf);
+        let (mut nodes, mut leaves, mut limit) = (Counts::new(0, reader.len()), Vec::new(), 1 << 16);
         for id in self.device_ids()? {
             let root = self.mapping_root(id)?;
             if nodes.add(root) > 1 {
@@ -144,22 +140,27 @@ impl Metadata {
             }
             let mut stack = vec![(Subtree::root(root), height(reader, root)?)];
             while let Some((subtree, level)) = stack.pop() {
+                if leaves.len() > limit {
+                    unite(&mut leaves);
+                    limit = limit.max(2 * leaves.len());
+                }
                 if level == 0 {
-                    add_leaf(subtree);
+                    leaves.push(subtree);
                     continue;
                 }
                 let node = reader.node(subtree.block)?;
                 for child in expand(reader, &subtree, &node, 0)?.into_iter().rev() {
                     let new = nodes.add(child.block) == 1;
                     if level == 1 {
-                        add_leaf(child);
+                        leaves.push(child);
                     } else if new {
                         stack.push((child, level - 1));
                     }
                 }
             }
         }
-        Ok((nodes, leaves.into_values().collect()))
+        unite(&mut leaves);
+        Ok((nodes, leaves))
     }
 
     /// Calls `each` with leaf and data block of all entries of these leaves.
@@ -180,6 +181,18 @@ impl Metadata {
             }
         }
     }
+}
+
+/// Sorts leaves by block. One that several parents lead to must fit the keys of all of them.
+fn unite(leaves: &mut Vec<Subtree>) {
+    leaves.sort_unstable_by_key(|leaf| leaf.block);
+    leaves.dedup_by(|other, leaf| {
+        let same = other.block == leaf.block;
+        if same {
+            leaf.narrow(other);
+        }
+        same
+    });
 }
 
 /// Ascending ranges, those that touch as one.
