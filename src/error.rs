@@ -262,13 +262,13 @@ pub enum Error {
         source: crate::thin::metadata::MetadataError,
     },
 
-    /// A device that is to be labelled carries something already.
-    #[error("{device} carries {found}; it is taken only by force", device = device.display())]
+    /// A device that a pool is to be made on contains something already.
+    #[error("{device} contains {found}; set force_device to overwrite it", device = device.display())]
     DeviceInUse {
         /// The device.
         device: PathBuf,
-        /// What it carries.
-        found: &'static str,
+        /// What it contains, as `blkid` names it where that is installed.
+        found: String,
     },
 
     /// A device has no label of this crate.

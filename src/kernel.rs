@@ -10,6 +10,7 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -343,6 +344,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         let _ = (above, name);
         Err(Errno::ENOSYS)
     }
+
+    /// Runs a program to its end, in the C locale and without input. ENOENT if it is not installed; ENOSYS unless
+    /// implemented.
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
+        let _ = (program, arguments);
+        Err(Errno::ENOSYS)
+    }
 }
 
 /// The kernel that this process runs on.
@@ -454,6 +462,12 @@ impl Kernel for RealKernel {
 
     fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
         unlinkat(above, name, UnlinkatFlags::RemoveDir)
+    }
+
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
+        let path = crate::thin::tools::in_path(program).ok_or(Errno::ENOENT)?;
+        let mut command = Command::new(path);
+        command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null()).output().map_err(errno)
     }
 }
 

@@ -75,6 +75,7 @@ pub use extend::{AutoExtend, ExtendRule, Extended, Extension};
 pub use guard::{MinFree, SpaceGuard};
 pub use message::{Message, ThinId, TransactionId};
 pub use pool::{Origin, ThinPool};
+pub(crate) use split::blank;
 pub use split::{Label, Part, Segment, SplitDevice, SplitOptions, SplitPart};
 pub use status::{PoolMode, PoolStatus, PoolUsage, ThinStatus};
 pub(crate) use table::check_block_size;

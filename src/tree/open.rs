@@ -57,8 +57,9 @@ impl SnapshotTree {
                 return Err(error);
             }
         };
+        let unmaking = options.clone();
         let undo = |root: Root| {
-            source::unmake(&dm, &record);
+            source::unmake(&unmaking, &dm, &record);
             root.clear(&*dir);
         };
         let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options, record.clone())) {

@@ -131,8 +131,8 @@ impl Options {
     setters! {
         /// Where the pool comes from. Default: loop files. Said of an existing tree, it has to be the same.
         pool_source: PoolSource => Some(pool_source);
-        /// Take the device of [`PoolSource::Device`] whatever it carries, when the tree is made. What it carries is
-        /// lost. Default false.
+        /// Overwrites what the devices of [`PoolSource::Device`] or [`PoolSource::Devices`] contain when the tree is
+        /// made. Default false: [`Error::DeviceInUse`] unless their first and last 4 MiB are zero.
         force_device: bool => force_device;
         /// Take over the tree's pool though another root activated it, whose device and inode numbers its name carries:
         /// for a root that was copied to another place while its pool stayed active. Nobody may use the old root any

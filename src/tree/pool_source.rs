@@ -12,17 +12,17 @@ pub enum PoolSource {
     /// Two sparse files below the root, on loop devices.
     #[default]
     LoopFiles,
-    /// Two block devices, which the tree takes for itself. Both have to be blank: the metadata device in its
-    /// first 4 KiB, the data device in its first 128 KiB.
+    /// Two block devices, which the tree takes for itself. The first and last 4 MiB of both have to be zero, unless
+    /// [`Options::force_device`](super::Options::force_device) is set.
     Devices {
         /// For the data. A path that means the same device after a restart, as in `/dev/disk/by-id`.
         data: PathBuf,
         /// For the metadata.
         metadata: PathBuf,
     },
-    /// One block device, which the tree takes for itself and splits into metadata and data behind a label. It
-    /// has to carry nothing, unless [`Options::force_device`](super::Options::force_device) is set. Found again by
-    /// its label, whatever its path is then.
+    /// One block device, which the tree takes for itself and splits into metadata and data behind a label. Its
+    /// first and last 4 MiB have to be zero, unless [`Options::force_device`](super::Options::force_device) is set.
+    /// Found again by its label, whatever its path is then.
     Device {
         /// The device.
         path: PathBuf,

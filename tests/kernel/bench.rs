@@ -1,7 +1,9 @@
 //! What every test stands on: a directory of its own, and an audit that nothing is left behind.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -130,4 +132,14 @@ fn things() -> BTreeSet<String> {
     let semaphores = fs::read_to_string("/proc/sysvipc/sem").unwrap();
     let semaphores = semaphores.lines().skip(1).map(|line| format!("semaphore {line}"));
     devices.chain(loops).chain(nodes).chain(mounts).chain(semaphores).collect()
+}
+
+/// Overwrites the first and the last 4 MiB of a device.
+pub fn wipe(path: &Path) {
+    let mut file = File::options().write(true).open(path).unwrap();
+    let size = file.seek(SeekFrom::End(0)).unwrap();
+    let zeroes = vec![0; 4 << 20];
+    file.write_all_at(&zeroes, 0).unwrap();
+    file.write_all_at(&zeroes, size - (4 << 20)).unwrap();
+    file.sync_all().unwrap();
 }

@@ -1,6 +1,5 @@
 //! A process that dies while it makes a tree on a raw device: the next open needs no force.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
@@ -75,9 +74,7 @@ impl StateFile for Dying<Box<dyn StateFile>> {
 }
 
 fn wipe() {
-    let disk = OpenOptions::new().write(true).open(DISK).unwrap();
-    disk.write_all_at(&vec![0; 2 << 20], 0).unwrap();
-    disk.sync_all().unwrap();
+    crate::bench::wipe(Path::new(DISK));
 }
 
 fn options() -> Options {

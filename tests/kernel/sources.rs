@@ -24,7 +24,7 @@ fn devices() -> Options {
 
 fn wipe() {
     for path in [DATA, METADATA] {
-        OpenOptions::new().write(true).open(path).unwrap().write_all_at(&vec![0; 2 << 20], 0).unwrap();
+        crate::bench::wipe(Path::new(path));
     }
 }
 
@@ -92,12 +92,10 @@ fn devices_with_something_on_them_are_left_alone() {
         assert!(!bench.root().exists());
         error
     };
-    for (path, offset) in [(DATA, 65_600), (METADATA, 1080)] {
+    for (path, offset) in [(DATA, 65_600), (DATA, 3 << 20), (METADATA, 1080)] {
         wipe();
         OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"x", offset).unwrap();
-        assert!(
-            matches!(refused(devices()), Error::BackingFile { path: named, .. } if named == Path::new(path))
-        );
+        assert!(matches!(refused(devices()), Error::DeviceInUse { device, .. } if device == Path::new(path)));
     }
     wipe();
     let same = PoolSource::Devices { data: DATA.into(), metadata: DATA.into() };

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::{Arc, Mutex};
 
 use dm_thin::Errno;
@@ -165,6 +166,10 @@ impl Kernel for Spy {
 
     fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
         RealKernel.remove_directory(above, name)
+    }
+
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
+        RealKernel.run(program, arguments)
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod active;
 mod check;
+mod devices;
 mod family;
 mod growth;
 mod identity;

@@ -1,8 +1,6 @@
 //! The device: labelled, found again, split, grown.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,12 +9,12 @@ use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
 use super::label::{COPIES, Label, Part, RESERVED, SIZE};
-use super::{SplitOptions, signature};
+use super::{SplitOptions, blank};
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
-use crate::kernel::{Access, DeviceNumber};
+use crate::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
-use crate::units::{Blocks, Bytes, Sectors};
+use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
 /// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
@@ -29,28 +27,20 @@ pub struct SplitDevice {
 }
 
 impl SplitDevice {
-    /// Label a device.
+    /// Labels a device.
     ///
     /// # Errors
-    /// [`Error::DeviceInUse`] if it carries a file system, a partition table, a label or the like, unless
-    /// forced; EBUSY if somebody (a mount, another mapping) has it for himself; [`Error::InvalidOption`] for
+    /// [`Error::DeviceInUse`] unless its first and last 4 MiB are zero, or [`SplitOptions::force`] is set; EBUSY
+    /// if somebody (a mount, another mapping) has it for himself; [`Error::InvalidOption`] for
     /// sizes that do not fit. Nothing is written then.
     pub fn format(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>, options: &SplitOptions) -> Result<Self> {
         let path = path.into();
         let (file, number, size) = examine(&dm, &path, options)?;
         let label = plan(size, options)?;
         // What a forced one carried must not be found again, nor an old pool in the metadata.
-        let zeroes = vec![0; 1 << 20];
-        let tail = size.bytes().0.saturating_sub(signature::TAIL as u64);
-        let metadata = label.of(Part::Metadata).next().map_or(RESERVED, |segment| segment.start).bytes().0;
-        let written = file
-            .write_all_at(&zeroes, 0)
-            .and_then(|()| file.write_all_at(&zeroes[..signature::TAIL], tail))
-            .and_then(|()| file.write_all_at(&zeroes[..SIZE], metadata))
-            // All of a new label that is not zero is in one sector: over zeroes it is there, or it is not.
-            .and_then(|()| file.sync_all());
-        written.map_err(Error::io("write", &path))?;
-        write(&file, &path, &label)?;
+        // All of a new label that is not zero is in one sector: over zeroes it is there, or it is not.
+        blank::wipe(&**dm.kernel(), &file, &path)?;
+        write(&**dm.kernel(), &file, &path, &label)?;
         Ok(Self { dm, path, number, label: Mutex::new(label) })
     }
 
@@ -65,7 +55,14 @@ impl SplitDevice {
 
     /// Write both copies of the label again: one may be missing after a crash.
     pub(crate) fn rewrite(&self) -> Result<()> {
-        write(&open(&self.path, Access::READ_WRITE, 0)?, &self.path, &self.known())
+        let kernel = &**self.dm.kernel();
+        write(kernel, &open(kernel, &self.path, Access::READ_WRITE)?, &self.path, &self.known())
+    }
+
+    /// Removes both copies of the label, and what was written to the device's first and last 4 MiB since.
+    pub(crate) fn wipe(&self) -> Result<()> {
+        let kernel = &**self.dm.kernel();
+        blank::wipe(kernel, &open(kernel, &self.path, Access::READ_WRITE.exclusive())?, &self.path)
     }
 
     /// A device that is labelled.
@@ -76,9 +73,10 @@ impl SplitDevice {
     pub fn open(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let number = block_device(&dm, &path)?;
-        let mut file = open(&path, Access::READ, 0)?;
-        let label = read(&file, &path)?.ok_or_else(|| Error::NoLabel { device: path.clone() })?;
-        if size_of(&mut file, &path)? < label.end() {
+        let file = open(&**dm.kernel(), &path, Access::READ)?;
+        let label =
+            read(&**dm.kernel(), &file, &path)?.ok_or_else(|| Error::NoLabel { device: path.clone() })?;
+        if size_of(&**dm.kernel(), &file, &path)? < label.end() {
             return Err(Error::BackingFile { path, reason: "is smaller than its label says" });
         }
         Ok(Self { dm, path, number, label: Mutex::new(label) })
@@ -167,7 +165,8 @@ impl SplitDevice {
 
     /// What is left behind the last segment.
     pub fn free(&self) -> Result<Sectors> {
-        let size = size_of(&mut open(&self.path, Access::READ, 0)?, &self.path)?;
+        let kernel = &**self.dm.kernel();
+        let size = size_of(kernel, &open(kernel, &self.path, Access::READ)?, &self.path)?;
         Ok(Sectors(size.0.saturating_sub(self.known().end().0)))
     }
 
@@ -179,11 +178,12 @@ impl SplitDevice {
     /// # Errors
     /// [`Error::InvalidOption`] if not so much is free; [`Error::NoLabel`] if the label is another one now.
     pub fn extend(&self, part: Part, size: Sectors) -> Result<()> {
-        let mut file = open(&self.path, Access::READ, 0)?;
+        let kernel = &**self.dm.kernel();
+        let file = open(kernel, &self.path, Access::READ)?;
         let _locked = self.lock(&file)?;
-        let same = read(&file, &self.path)?.filter(|label| label.uuid == self.known().uuid);
+        let same = read(kernel, &file, &self.path)?.filter(|label| label.uuid == self.known().uuid);
         let mut label = same.ok_or_else(|| Error::NoLabel { device: self.path.clone() })?;
-        let free = Sectors(size_of(&mut file, &self.path)?.0.saturating_sub(label.end().0));
+        let free = Sectors(size_of(kernel, &file, &self.path)?.0.saturating_sub(label.end().0));
         let more = Sectors(size.0.saturating_sub(label.size(part).0));
         if more > free {
             let option = if part == Part::Data { "data size" } else { "metadata size" };
@@ -193,7 +193,7 @@ impl SplitDevice {
         if more.0 > 0 {
             label.append(part, more)?;
             label.generation += 1;
-            write(&open(&self.path, Access::READ_WRITE, 0)?, &self.path, &label)?;
+            write(kernel, &open(kernel, &self.path, Access::READ_WRITE)?, &self.path, &label)?;
         }
         *self.known() = label;
         self.resize_active(part)
@@ -215,10 +215,8 @@ impl SplitDevice {
     }
 
     /// Locks the device that is open, whichever of its nodes led to it.
-    fn lock(&self, file: &File) -> Result<Flock<File>> {
-        let metadata = file.metadata().map_err(Error::io("stat", &self.path))?;
-        #[allow(clippy::useless_conversion)] // the types differ between architectures
-        let found = DeviceNumber::from_dev_t(metadata.rdev().try_into().unwrap_or_default());
+    fn lock(&self, file: &DeviceFile) -> Result<Flock<File>> {
+        let found = file.number();
         if found != self.number {
             let (device, expected) = (self.path.display().to_string(), self.number);
             return Err(Error::Replaced { device, expected, found });
@@ -257,17 +255,19 @@ fn part_name(name: &DmName, part: Part) -> Result<DmName> {
 }
 
 /// The device, for this process alone, and its size, if it may be labelled.
-fn examine(dm: &DeviceMapper, path: &Path, options: &SplitOptions) -> Result<(File, DeviceNumber, Sectors)> {
-    let number = block_device(dm, path)?;
+fn examine(
+    dm: &DeviceMapper,
+    path: &Path,
+    options: &SplitOptions,
+) -> Result<(DeviceFile, DeviceNumber, Sectors)> {
+    let kernel = &**dm.kernel();
     check_block_size(options.block_size)?;
     // O_EXCL on a block device: not if it is mounted or mapped.
-    let mut file = open(path, Access::READ_WRITE, libc::O_EXCL)?;
-    let size = size_of(&mut file, path)?;
-    if !options.force
-        && let Some(found) = carries(&file, size, path)?
-    {
-        return Err(Error::DeviceInUse { device: path.into(), found });
+    let file = open(kernel, path, Access::READ_WRITE.exclusive())?;
+    if !options.force {
+        blank::check_blank(kernel, &file, path)?;
     }
+    let (number, size) = (file.number(), size_of(kernel, &file, path)?);
     Ok((file, number, size))
 }
 
@@ -299,37 +299,21 @@ fn block_device(dm: &DeviceMapper, path: &Path) -> Result<DeviceNumber> {
 }
 
 /// Open for writing only to write: closing it makes udev look at the device again.
-fn open(path: &Path, access: Access, flags: i32) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(access.is_write()).custom_flags(flags | libc::O_NONBLOCK);
-    options.open(path).map_err(Error::io("open", path))
+fn open(kernel: &dyn Kernel, path: &Path, access: Access) -> Result<DeviceFile> {
+    kernel.open(path, access).map_err(|errno| Error::Open { path: path.into(), errno })
 }
 
-fn size_of(file: &mut File, path: &Path) -> Result<Sectors> {
-    let size = file.seek(SeekFrom::End(0)).map_err(Error::io("seek in", path))?;
-    Ok(Bytes(size).sectors())
-}
-
-fn carries(file: &File, size: Sectors, path: &Path) -> Result<Option<&'static str>> {
-    let size = size.bytes().0;
-    // Far enough for the second copy of our own label.
-    let head = usize::try_from(size.min(RESERVED.bytes().0)).unwrap_or(signature::HEAD);
-    let mut head = vec![0; head];
-    let mut tail = vec![0; signature::TAIL.min(head.len())];
-    let at = size - tail.len() as u64;
-    let read = file.read_exact_at(&mut head, 0);
-    let read = read.and_then(|()| file.read_exact_at(&mut tail, at));
-    read.map_err(Error::io("read", path))?;
-    Ok(signature::find(&head, &tail))
+fn size_of(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Result<Sectors> {
+    Ok(blank::size_of(kernel, file, path)?.sectors())
 }
 
 /// The newer of the copies that can be trusted.
-fn read(file: &File, path: &Path) -> Result<Option<Label>> {
+fn read(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Result<Option<Label>> {
     let mut newest: Option<Label> = None;
     let mut bad = None;
     for at in COPIES {
         let mut bytes = [0; SIZE];
-        match file.read_exact_at(&mut bytes, at) {
+        match blank::read_exact(kernel, file, at, &mut bytes) {
             // Smaller than what is reserved: not ours.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => continue,
             result => result.map_err(Error::io("read", path))?,
@@ -349,9 +333,10 @@ fn read(file: &File, path: &Path) -> Result<Option<Label>> {
 }
 
 /// One copy after the other: one is whole at every moment.
-fn write(file: &File, path: &Path, label: &Label) -> Result<()> {
+fn write(kernel: &dyn Kernel, file: &DeviceFile, path: &Path, label: &Label) -> Result<()> {
     for at in COPIES {
-        let written = file.write_all_at(&label.encode(), at).and_then(|()| file.sync_all());
+        let written = blank::write_all(kernel, file, at, &label.encode());
+        let written = written.and_then(|()| kernel.sync(file).map_err(Into::into));
         written.map_err(Error::io("write the label to", path))?;
     }
     Ok(())

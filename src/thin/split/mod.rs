@@ -1,10 +1,10 @@
 //! One block device for a whole pool: a label, and linear devices for metadata and data.
 
+pub(crate) mod blank;
 mod device;
 mod label;
 mod options;
 mod search;
-mod signature;
 
 use std::sync::Arc;
 

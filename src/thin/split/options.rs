@@ -55,7 +55,7 @@ impl SplitOptions {
         self
     }
 
-    /// Take the device whatever it carries. What it carries is lost.
+    /// Takes a device whose first and last 4 MiB are not zero. What is on it is lost.
     #[must_use]
     pub fn force(mut self, on: bool) -> Self {
         self.force = on;

@@ -5,15 +5,12 @@ use std::sync::Arc;
 
 use super::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::dm::DeviceMapper;
-use crate::kernel::Kernel;
-use crate::thin::METADATA_BLOCK_SIZE;
+use crate::kernel::Access;
+use crate::thin::blank;
 use crate::tree::Options;
 use crate::tree::journal::PoolRecord;
 use crate::units::Bytes;
 use crate::{Error, Result};
-
-/// Every label, partition table and superblock begins in here.
-const DATA_BLANK: Bytes = Bytes::kib(128);
 
 pub(super) fn new_record(
     options: &Options,
@@ -29,8 +26,10 @@ pub(super) fn new_record(
     let claim = |path: &Path| ClaimedDevice::claim(kernel, path.into(), path.into());
     let metadata = claim(metadata)?;
     let data = claim(data)?;
-    demand_blank(kernel, &data, DATA_BLANK)?;
-    demand_blank(kernel, &metadata, METADATA_BLOCK_SIZE)?;
+    if !options.force_device {
+        blank::check_blank(kernel, &data.file, &data.origin)?;
+        blank::check_blank(kernel, &metadata.file, &metadata.origin)?;
+    }
     (record.data_size, record.metadata_size) = (data.size(kernel)?, metadata.size(kernel)?);
     record.low_water_mark = options.new_low_water_mark(record.data_size, record.block_size);
     Ok(record)
@@ -61,13 +60,25 @@ pub(super) fn set_up(
     Ok(InactivePool { dm: dm.clone(), table, size, metadata, data, loops, sub_devices: None })
 }
 
-fn demand_blank(kernel: &dyn Kernel, device: &ClaimedDevice, len: Bytes) -> Result<()> {
-    let mut bytes = vec![0u8; usize::try_from(len.0).unwrap_or(usize::MAX)];
-    let read = kernel.read_at(&device.file, 0, &mut bytes);
-    let read = read.map_err(|errno| Error::io("read", &device.origin)(errno.into()))?;
-    if bytes[..read].iter().all(|&byte| byte == 0) {
-        return Ok(());
+/// Overwrites what was on the devices, if the tree was to take them whatever that is.
+pub(super) fn make(options: &Options, data: &Path, metadata: &Path) -> Result<()> {
+    if options.force_device { wipe(options, data, metadata) } else { Ok(()) }
+}
+
+/// Makes blank again what was found blank. What was there before a forced creation cannot be brought back.
+pub(super) fn unmake(options: &Options, data: &Path, metadata: &Path) {
+    if !options.force_device {
+        // Best effort: the error that undoes the tree is returned.
+        let _ = wipe(options, data, metadata);
     }
-    let reason = "is not blank; if nothing on it is needed, wipe its first 128 KiB";
-    Err(Error::BackingFile { path: device.origin.clone(), reason })
+}
+
+fn wipe(options: &Options, data: &Path, metadata: &Path) -> Result<()> {
+    let kernel = &*options.kernel;
+    for path in [metadata, data] {
+        let file = kernel.open(path, Access::READ_WRITE.exclusive());
+        let file = file.map_err(|errno| Error::Open { path: path.into(), errno })?;
+        blank::wipe(kernel, &file, path)?;
+    }
+    Ok(())
 }

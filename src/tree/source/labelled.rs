@@ -1,7 +1,5 @@
 //! A pool on one block device that is split behind a label.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,11 +70,11 @@ fn split_options(options: &Options, pool: &PoolRecord) -> SplitOptions {
 
 pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
     if let (Some(label), PoolSource::Device { path }) = (pool.label, &pool.source)
-        && SplitDevice::open(dm.clone(), path).is_ok_and(|device| device.label().uuid == label)
+        && let Ok(device) = SplitDevice::open(dm.clone(), path)
+        && device.label().uuid == label
     {
-        let file = OpenOptions::new().write(true).open(path);
         // Best effort: the error that undoes the tree is returned.
-        let _ = file.and_then(|mut file| file.write_all(&[0; 1 << 20]).and_then(|()| file.sync_all()));
+        let _ = device.wipe();
     }
 }
 

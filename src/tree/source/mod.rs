@@ -9,17 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use zerocopy::IntoBytes;
 
 use super::Options;
 use super::journal::PoolRecord;
 use super::pool_source::PoolSource;
-use crate::abi::block::BLKGETSIZE64;
 use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel};
+use crate::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::LoopDevice;
 use crate::thin::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
-use crate::thin::{PoolMode, PoolTable, SplitDevice, ThinPool};
+use crate::thin::{PoolMode, PoolTable, SplitDevice, ThinPool, blank};
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
@@ -43,13 +41,17 @@ pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, dir: &Path, pool: 
     match &pool.source {
         PoolSource::LoopFiles => loop_files::make(dir, pool),
         PoolSource::Device { path } => labelled::make(options, dm, path, pool),
-        PoolSource::Devices { .. } | PoolSource::Pool { .. } => Ok(()),
+        PoolSource::Devices { data, metadata } => devices::make(options, data, metadata),
+        PoolSource::Pool { .. } => Ok(()),
     }
 }
 
-/// Undoes [`make`]: a labelled device carries nothing again.
-pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
-    labelled::unmake(dm, pool);
+/// Undoes [`make`]: devices are blank again.
+pub(super) fn unmake(options: &Options, dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
+    match &pool.source {
+        PoolSource::Devices { data, metadata } => devices::unmake(options, data, metadata),
+        _ => labelled::unmake(dm, pool),
+    }
 }
 
 /// Sets up the two devices of a pool that is not active, and claims them.
@@ -109,11 +111,7 @@ impl ClaimedDevice {
     }
 
     fn size(&self, kernel: &dyn Kernel) -> Result<Bytes> {
-        let mut size = 0u64;
-        match kernel.ioctl(&self.file, BLKGETSIZE64, Arg::Bytes(size.as_mut_bytes())) {
-            Ok(_) => Ok(Bytes(size)),
-            Err(errno) => Err(Error::io("get the size of", &self.origin)(errno.into())),
-        }
+        blank::size_of(kernel, &self.file, &self.origin)
     }
 }
 

@@ -1,0 +1,151 @@
+//! Devices with something on them, and devices that somebody else uses.
+
+use std::path::Path;
+
+use dm_thin::Error;
+use dm_thin::kernel::{Access, DeviceNumber, Kernel};
+use dm_thin::tree::{Options, Parent, PoolSource};
+use dm_thin::units::Bytes;
+
+use crate::rig::Rig;
+
+const DATA: &str = "/dev/vdb";
+const METADATA: &str = "/dev/vdc";
+const SIZE: u64 = Bytes::mib(64).0;
+
+fn disks() -> Rig {
+    let rig = Rig::new();
+    for (minor, path) in [(16, DATA), (32, METADATA)] {
+        let number = DeviceNumber { major: 254, minor };
+        rig.kernel.set_disk(Path::new(path), number, Bytes(SIZE).sectors()).unwrap();
+    }
+    rig
+}
+
+fn two() -> PoolSource {
+    PoolSource::Devices { data: DATA.into(), metadata: METADATA.into() }
+}
+
+/// Sizes are the devices'.
+fn options(rig: &Rig, source: PoolSource) -> Options {
+    let options = Options::new().kernel(rig.kernel.clone()).udev(dm_thin::dm::UdevPolicy::None);
+    let options = options.base_size(Bytes::mib(16)).filesystem(dm_thin::tree::Filesystem::None);
+    options.pool_source(source)
+}
+
+fn write(rig: &Rig, path: &str, at: u64, bytes: &[u8]) {
+    let file = rig.kernel.open(Path::new(path), Access::READ_WRITE).unwrap();
+    assert_eq!(rig.kernel.write_at(&file, at, bytes), Ok(bytes.len()));
+}
+
+fn read(rig: &Rig, path: &str, at: u64, len: usize) -> Vec<u8> {
+    let file = rig.kernel.open(Path::new(path), Access::READ).unwrap();
+    let mut bytes = vec![0; len];
+    assert_eq!(rig.kernel.read_at(&file, at, &mut bytes), Ok(len));
+    bytes
+}
+
+/// Magic bytes where each format documents them, on a device of 64 MiB.
+const FOREIGN: &[(&str, u64, &[u8])] = &[
+    ("ZFS, first uberblock", 128 << 10, &[0x0c, 0xb1, 0xba, 0]),
+    ("ZFS, last label", SIZE - (256 << 10) + (128 << 10), &[0x0c, 0xb1, 0xba, 0]),
+    ("bcache, bcachefs", 4096 + 24, &[0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca]),
+    ("bcachefs, last superblock", SIZE - (1 << 20) + 24, &[0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9]),
+    ("md 0.90", SIZE - (64 << 10), &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("md 1.0", SIZE - (8 << 10), &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("Stratis", 512 + 4, b"!Stra0tis\x86\xff\x02^\x41rh"),
+    ("VDO", 0, b"dmvdo001"),
+    ("BlueStore", 0, b"bluestore block device"),
+    ("JFS", 32 << 10, b"JFS1"),
+    ("GFS2", 64 << 10, &[0x01, 0x16, 0x19, 0x70]),
+    ("OCFS2", 8192, b"OCFSV2"),
+    ("NILFS2", 1024 + 6, &[0x34, 0x34]),
+    ("NILFS2, second superblock", SIZE - 4096 + 6, &[0x34, 0x34]),
+    ("ReiserFS", (64 << 10) + 52, b"ReIsEr2Fs"),
+    ("BitLocker", 3, b"-FVE-FS-"),
+    ("LUKS2, second header", 16 << 10, b"SKUL\xba\xbe"),
+    ("DRBD, internal metadata", SIZE - 4096 + 60, &[0x83, 0x74, 0x02, 0x6b]),
+    ("GPT, backup", SIZE - 512, b"EFI PART"),
+    ("any byte at the end", SIZE - 1, &[1]),
+    ("any byte in the first 4 MiB", (4 << 20) - 1, &[1]),
+];
+
+#[test]
+fn a_device_with_a_foreign_signature_is_refused_untouched() {
+    let rig = disks();
+    for (what, at, magic) in FOREIGN {
+        for (source, device) in
+            [(two(), DATA), (two(), METADATA), (PoolSource::Device { path: DATA.into() }, DATA)]
+        {
+            write(&rig, device, *at, magic);
+            let error = rig.open(options(&rig, source)).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("{device} contains data that is not zero; set force_device to overwrite it"),
+                "{what}"
+            );
+            assert_eq!(read(&rig, device, *at, magic.len()), *magic, "{what}");
+            assert!(!rig.root().exists() && rig.kernel.is_clean(), "{what}");
+            write(&rig, device, *at, &vec![0; magic.len()]);
+        }
+    }
+    rig.open(options(&rig, two())).unwrap().close().unwrap();
+}
+
+#[test]
+fn force_device_overwrites_what_is_there() {
+    for source in [two(), PoolSource::Device { path: DATA.into() }] {
+        let rig = disks();
+        for (_, at, magic) in FOREIGN {
+            write(&rig, DATA, *at, magic);
+            write(&rig, METADATA, *at, magic);
+        }
+        let tree = rig.open(options(&rig, source).force_device(true)).unwrap();
+        tree.add("a", Parent::Base).unwrap();
+        assert_eq!(read(&rig, DATA, SIZE - (4 << 20), 4 << 20), vec![0; 4 << 20]);
+        tree.close().unwrap();
+        drop(tree);
+        let tree = rig.open(Options::new().kernel(rig.kernel.clone())).unwrap();
+        assert!(tree.contains("a"));
+        assert_eq!(tree.check().unwrap(), []);
+        tree.close().unwrap();
+    }
+}
+
+#[test]
+fn a_creation_that_fails_leaves_devices_blank() {
+    for source in [two(), PoolSource::Device { path: DATA.into() }] {
+        for n in 1.. {
+            let rig = disks();
+            rig.kernel.fail_at(n, dm_thin::Errno::ENOMEM);
+            let result = rig.open(options(&rig, source.clone()));
+            if let Ok(tree) = result {
+                drop(tree);
+                break;
+            }
+            rig.kernel.heal();
+            let tree = rig.open(options(&rig, source.clone()));
+            tree.unwrap_or_else(|error| panic!("call {n}: {error}")).close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_data_device_is_not_used_by_two_trees() {
+    let rig = disks();
+    let other = DeviceNumber { major: 254, minor: 48 };
+    rig.kernel.set_disk(Path::new("/dev/vdd"), other, Bytes(SIZE).sectors()).unwrap();
+    let tree = rig.open(options(&rig, two())).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let source = PoolSource::Devices { data: DATA.into(), metadata: "/dev/vdd".into() };
+    let second = rig.directory.path().join("second");
+    for force in [false, true] {
+        let options = options(&rig, source.clone()).force_device(force);
+        let error = dm_thin::tree::SnapshotTree::open(&second, options).unwrap_err();
+        assert!(matches!(&error, Error::Open { path, .. } if path == Path::new(DATA)), "{error}");
+        assert!(error.is_busy(), "{error}");
+        assert!(!second.exists());
+    }
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+}
