@@ -18,6 +18,7 @@ mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod rig;
+mod send;
 #[path = "../support/sequences/mod.rs"]
 mod sequences;
 mod source_crash;
