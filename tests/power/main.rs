@@ -8,9 +8,11 @@
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
 mod reboot;
+mod receiver;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -39,20 +41,38 @@ fn main() {
     reboot::drive(disk);
     let mut known = Known::new();
     let mut doubt = Known::new();
-    let mut operations = 0;
+    let mut counts = Counts::default();
     for cut in 0..=cuts {
         // After the last cut the guest only looks.
         let looking = known.len() as u64 / LOOKS;
         let seconds = (cut < cuts).then(|| LEAST + looking + RandomState::new().hash_one(cut) % RANGE);
-        operations += boot(disk, seconds, &mut known, &mut doubt);
-        println!("boot {cut}: {} snapshots known, {operations} operations acknowledged so far", known.len());
+        boot(disk, seconds, &mut known, &mut doubt, &mut counts);
+        println!("boot {cut}: {} snapshots known; so far {counts}", known.len());
     }
-    assert!(operations > 0, "no operation was acknowledged");
-    println!("test result: ok. 1 passed; 0 failed; {cuts} power cuts, {operations} operations acknowledged");
+    assert!(counts.operations > 0, "no operation was acknowledged");
+    println!("test result: ok. 1 passed; 0 failed; {cuts} power cuts, {counts}");
 }
 
-/// One life of the guest; how many operations it acknowledged.
-fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known) -> u64 {
+#[derive(Default)]
+struct Counts {
+    /// Acknowledged.
+    operations: u64,
+    /// Begun, and not acknowledged.
+    receives_cut: u64,
+    /// After the cut.
+    receives_continued: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operations, receives_cut, receives_continued } = self;
+        write!(f, "{operations} operations acknowledged, ")?;
+        write!(f, "{receives_cut} receives cut, {receives_continued} of them continued")
+    }
+}
+
+/// One life of the guest.
+fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known, counts: &mut Counts) {
     let mut run = Command::new("tests/vm/run");
     run.args(["--disk", disk]);
     if let Some(seconds) = seconds {
@@ -65,7 +85,6 @@ fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known) 
     run.env("DM_THIN_WORK", if seconds.is_some() { "yes" } else { "no" });
     run.arg("--").arg(std::env::current_exe().unwrap()).arg("worker").stdout(Stdio::piped());
     let mut guest = run.spawn().unwrap();
-    let mut operations = 0;
     let mut resolved = false;
     for line in BufReader::new(guest.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
@@ -77,7 +96,10 @@ fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known) 
                 known.retain(|id, _| ids.contains(&id.as_str()));
                 resolved = true;
             }
-            ["begin", "add", id] => drop(doubt.insert(id.to_owned(), "?".to_owned())),
+            ["begin", "add", id] => {
+                doubt.insert(id.to_owned(), "?".to_owned());
+                counts.receives_cut += u64::from(receiver::is_received(id));
+            }
             ["begin", "remove", id] => {
                 let text = known.remove(id).expect("known before it is removed");
                 doubt.insert(id.to_owned(), text);
@@ -85,11 +107,16 @@ fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known) 
             ["added", id, text] => {
                 doubt.remove(id);
                 known.insert(id.to_owned(), text.to_owned());
-                operations += 1;
+                counts.operations += 1;
+                counts.receives_cut -= u64::from(receiver::is_received(id));
             }
             ["removed", id] => {
                 doubt.remove(id);
-                operations += 1;
+                counts.operations += 1;
+            }
+            ["continued", _, "from", _] => {
+                counts.receives_continued += 1;
+                println!("guest: {line}");
             }
             _ => println!("guest: {line}"),
         }
@@ -97,5 +124,4 @@ fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known) 
     let status = guest.wait().unwrap();
     assert!(status.success(), "the guest found a broken promise: {status}");
     assert!(resolved || seconds.is_some(), "the guest did not get to look");
-    operations
 }

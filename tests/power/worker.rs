@@ -10,6 +10,8 @@ use std::thread;
 use dm_thin::tree::{Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
+use crate::receiver;
+
 const ROOT: &str = "/var/lib/power";
 const THREADS: usize = 4;
 
@@ -30,7 +32,7 @@ fn variable(name: &str) -> BTreeMap<String, String> {
 }
 
 /// A whole line at once: threads must not mix theirs.
-fn say(line: &str) {
+pub fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("{line}\n").as_bytes()).unwrap();
     out.flush().unwrap();
@@ -42,16 +44,21 @@ fn open() -> SnapshotTree {
     SnapshotTree::open(ROOT, options).unwrap()
 }
 
-/// Acknowledged is there, with its text; nothing is there that nobody asked for; file systems, metadata and
-/// ids are sound.
+/// Acknowledged is there, with its text or all of its stream; nothing is there that nobody asked for; file
+/// systems, metadata and ids are sound.
 fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> BTreeSet<String> {
     let tree = open();
+    receiver::resume(&tree, doubt);
     let found: BTreeSet<String> = tree.list().iter().map(|info| info.id.to_string()).collect();
     for id in known.keys() {
         assert!(found.contains(id), "{id} was acknowledged and is lost");
     }
     for id in &found {
         assert!(known.contains_key(id) || doubt.contains_key(id), "{id} came from nowhere");
+        if receiver::is_received(id) {
+            receiver::check(&tree, id);
+            continue;
+        }
         let device = tree.activate(id).unwrap();
         let target = Path::new("/tmp/check");
         tree.mount(id, target).unwrap();
@@ -66,6 +73,7 @@ fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> 
     }
     let mut ids: BTreeSet<u32> = tree.list().iter().map(|info| info.thin_id.get()).collect();
     ids.extend(tree.base_id().map(|id| id.get()));
+    assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
 
     let metadata = Path::new(ROOT).join("pool/metadata");
@@ -94,6 +102,7 @@ fn work() {
         say(&format!("removed {}", snapshot.id));
     }
     thread::scope(|scope| {
+        scope.spawn(|| receiver::work(&tree, &life));
         for thread in 0..THREADS {
             let (tree, life) = (&tree, &life);
             scope.spawn(move || {
