@@ -110,11 +110,17 @@ impl Default for Options {
 }
 
 const DATA_SIZE: Bytes = Bytes::gib(100);
-const METADATA_SIZE: Bytes = Bytes::gib(2);
 const METADATA_MIN: Bytes = Bytes::mib(2);
 pub(super) const BASE_SIZE: Bytes = Bytes::gib(10);
 const BLOCK_SIZE: Bytes = Bytes::kib(64);
 const LOW_WATER_MARK: Blocks = Blocks(32_768);
+
+/// LVM's rule: 64 bytes for each data block.
+fn default_metadata_size(data: Bytes, block_size: Bytes) -> Bytes {
+    let size = data.0.div_ceil(block_size.0).saturating_mul(64);
+    let size = size.clamp(Bytes::mib(16).0, METADATA_MAX.bytes().0);
+    Bytes(size.next_multiple_of(4096))
+}
 
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty => $value:expr;)*) => {
@@ -144,8 +150,8 @@ impl Options {
         accept_older_state: bool => accept_older_state;
         /// Least size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large.
         data_size: Bytes => Some(data_size);
-        /// Least size of the sparse metadata file: 2 MiB to 15.875 GiB. Default 2 GiB. More than an existing tree was
-        /// made with is refused.
+        /// Least size of the metadata file, which is allocated when it is made: 2 MiB to 15.875 GiB. Default: 64 bytes
+        /// for each data block, at least 16 MiB. More than an existing tree was made with is refused.
         metadata_size: Bytes => Some(metadata_size);
         /// Size of the base volume and, if nothing else is said, of every snapshot. Default 10 GiB.
         base_size: Bytes => Some(base_size);
@@ -289,7 +295,7 @@ impl Options {
         let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
         PoolRecord {
             data_size,
-            metadata_size: self.metadata_size.unwrap_or(METADATA_SIZE),
+            metadata_size: self.metadata_size.unwrap_or_else(|| default_metadata_size(data_size, block_size)),
             block_size,
             low_water_mark: self.new_low_water_mark(data_size, block_size),
             features: self.features.unwrap_or_default(),

@@ -199,3 +199,17 @@ fn grow_pool_is_durable_beside_other_checkpoints() {
     });
     tree.close().unwrap();
 }
+
+#[test]
+fn the_metadata_file_is_allocated_by_rule() {
+    for (data, metadata) in [(Bytes::gib(1), Bytes::mib(16)), (Bytes::gib(64), Bytes::mib(64))] {
+        let rig = Rig::new();
+        let options = Options::new().kernel(rig.kernel.clone()).data_size(data);
+        let options = options.filesystem(dm_thin::tree::Filesystem::None);
+        let tree = rig.open(options.udev(dm_thin::dm::UdevPolicy::None)).unwrap();
+        let file = fs::metadata(rig.root().join("pool/metadata")).unwrap();
+        assert_eq!(file.len(), metadata.0);
+        assert!(std::os::unix::fs::MetadataExt::blocks(&file) * 512 >= metadata.0);
+        tree.close().unwrap();
+    }
+}
