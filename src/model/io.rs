@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -289,5 +290,20 @@ impl World {
             rest = later;
         }
         Ok(())
+    }
+
+    /// Whether the metadata on a device that no pool uses is sound; if so, `needs_check` is cleared on demand.
+    pub(super) fn thin_check(&mut self, path: &Path, clear: bool) -> Result<bool, Errno> {
+        let number = self.block_device(path)?;
+        let marker = self.metadata_on(number);
+        let Some(metadata) = marker.and_then(|marker| self.storage.get_mut(&marker)) else {
+            return Ok(false);
+        };
+        let image = metadata.image().ok_or(Errno::EIO)?;
+        let sound = crate::thin::metadata::check(image).is_ok_and(|report| report.is_sound());
+        if sound && clear {
+            metadata.set_needs_check(false);
+        }
+        Ok(sound)
     }
 }

@@ -68,7 +68,9 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -411,6 +413,19 @@ impl Kernel for ModelKernel {
         self.call("rmdir", path.display(), |world| match world.mounted_on(&path) {
             Some(_) => Err(Errno::EBUSY),
             None => RealKernel.remove_directory(above, name),
+        })
+    }
+
+    /// Only thin_check is installed.
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
+        self.call("run", program, |world| match (program, arguments) {
+            ("thin_check", [options @ .., device]) => {
+                let clear = options.iter().any(|option| *option == "--clear-needs-check-flag");
+                let sound = world.thin_check(Path::new(device), clear)?;
+                let status = ExitStatus::from_raw(i32::from(!sound) << 8);
+                Ok(Output { status, stdout: Vec::new(), stderr: Vec::new() })
+            }
+            _ => Err(Errno::ENOENT),
         })
     }
 }

@@ -5,11 +5,12 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use nix::errno::Errno;
 
 use super::TransactionId;
 use super::metadata::{MetadataError, Superblock};
-use crate::kernel::{DeviceNumber, Kernel};
+use crate::kernel::{DeviceNumber, Kernel, RealKernel};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
 
@@ -28,7 +29,12 @@ pub fn thin_check(metadata: &Path) -> Result<()> {
 /// # Errors
 /// As [`thin_check`].
 pub fn clear_needs_check(metadata: &Path) -> Result<()> {
-    run("thin_check", metadata, &["--clear-needs-check-flag".as_ref(), metadata.as_ref()]).map(drop)
+    clear_needs_check_with(&RealKernel, metadata)
+}
+
+pub(crate) fn clear_needs_check_with(kernel: &dyn Kernel, metadata: &Path) -> Result<()> {
+    let arguments = ["--clear-needs-check-flag".as_ref(), metadata.as_ref()];
+    run_with(kernel, "thin_check", metadata, &arguments).map(drop)
 }
 
 /// Whether a pool's metadata is checked before the pool is activated. That reads all of the metadata in use; the kernel
@@ -110,9 +116,19 @@ pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&PoolFacts>) -> R
 
 /// What a program wrote to its standard output.
 pub(super) fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<Vec<u8>> {
-    let path = find(program)?;
-    let output = Command::new(path).args(arguments).env("LC_ALL", "C").output();
-    let output = output.map_err(Error::io("run", program))?;
+    run_with(&RealKernel, program, device, arguments)
+}
+
+fn run_with(
+    kernel: &dyn Kernel,
+    program: &'static str,
+    device: &Path,
+    arguments: &[&OsStr],
+) -> Result<Vec<u8>> {
+    let output = kernel.run(program, arguments).map_err(|errno| match errno {
+        Errno::ENOENT => Error::ToolMissing { program, package: PACKAGE },
+        errno => Error::io("run", program)(errno.into()),
+    })?;
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -125,10 +141,6 @@ pub(super) fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) ->
         status: output.status.to_string(),
         output: String::from_utf8_lossy(tail).trim().to_owned(),
     })
-}
-
-pub(super) fn find(program: &'static str) -> Result<PathBuf> {
-    in_path(program).ok_or(Error::ToolMissing { program, package: PACKAGE })
 }
 
 /// A program in PATH, or where such programs are when PATH is a user's. Elements of PATH that are empty or relative are

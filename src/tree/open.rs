@@ -19,7 +19,7 @@ use super::root::Root;
 use super::store::Store;
 use super::{Options, SnapshotTree, pool_uuid, source, volume_name};
 use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::thin::tools::CheckPolicy;
+use crate::thin::tools::{self, CheckPolicy};
 use crate::thin::{PoolStatus, ThinPool, TransactionId};
 use crate::{Error, Result, StateAge};
 
@@ -35,7 +35,8 @@ impl SnapshotTree {
     /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::ForeignPool`],
     /// [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] for
     /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
-    /// found, if [`Options::check_metadata`] asks for it. After an error everything is as
+    /// found, if [`Options::check_metadata`] asks for it, or the pool's `needs_check` flag does, and
+    /// [`Error::ToolMissing`] without it. After an error everything is as
     /// it was before: nothing is attached, active or mounted, and no file is made.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         options.check()?;
@@ -268,6 +269,10 @@ fn activate_pool(
             if options.check_metadata != CheckPolicy::Never {
                 let check = |metadata: &Path| options.check_metadata.check(metadata);
                 (inactive, ()) = inactive.run_on_metadata(check)?;
+            }
+            if superblock.needs_check {
+                let clear = |metadata: &Path| tools::clear_needs_check_with(&*options.kernel, metadata);
+                (inactive, ()) = inactive.run_on_metadata(clear)?;
             }
             inactive.read(|metadata| store.read(|graph| Volumes::read(metadata, graph)))?
         }

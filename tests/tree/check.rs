@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -146,6 +146,26 @@ fn the_pool_and_its_files() {
         );
     }
     drop(tree);
+}
+
+#[test]
+fn open_clears_needs_check() {
+    let mut rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let pool = tree.pool().name().to_string();
+    rig.kernel.set_needs_check(&pool, true).unwrap();
+    rig.kernel.set_mode(&pool, Mode::ReadOnly).unwrap();
+    rig.kernel = Arc::new(rig.kernel.power_cut());
+    drop(tree);
+    rig.kernel.clear_log();
+    let tree = rig.tree();
+    let runs: Vec<_> = rig.kernel.log().into_iter().filter(|call| call.name == "run").collect();
+    assert!(matches!(&runs[..], [call] if call.subject == "thin_check"), "{runs:?}");
+    assert!(tree.contains("a"));
+    tree.add("b", Parent::Base).unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
 }
 
 #[test]
