@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
 use tempfile::TempDir;
 
 /// Counts what is allocated.
@@ -46,6 +47,8 @@ fn a_hundred_thousand_snapshots() {
     let kernel = Arc::new(ModelKernel::new());
     let open = || {
         let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
+        // The model counts a metadata block for each snapshot.
+        let options = options.metadata_size(Bytes::mib(600));
         SnapshotTree::open(directory.path().join("root"), options.kernel(kernel.clone())).unwrap()
     };
     let id = |index: usize| format!("{index:064x}");
