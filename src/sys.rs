@@ -2,58 +2,117 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::stat::{SFlag, fstat, major, minor};
 use zerocopy::FromBytes;
 
 use crate::abi::dm::dm_ioctl;
-use crate::abi::{Argument, Ioctl};
-use crate::kernel::{Arg, DeviceFile};
+use crate::abi::{Argument, DeviceKind, Ioctl};
 
-/// `ioctl(2)`. The result is the call's non-negative return value.
-///
-/// A request sent to the wrong kind of device, or with an argument of the wrong shape or size, is
-/// refused without asking the kernel: ENOTTY or EINVAL, as the kernel itself would say.
-pub(crate) fn ioctl(file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
-    if !file.answers(request) {
-        return Err(Errno::ENOTTY);
+/// An ioctl's third argument.
+#[derive(Debug)]
+pub enum Arg<'a> {
+    /// An integer.
+    Value(i32),
+    /// A file descriptor.
+    Fd(BorrowedFd<'a>),
+    /// Bytes that the kernel reads, writes or both.
+    Bytes(&'a mut [u8]),
+}
+
+// <linux/major.h>, <linux/miscdevice.h>
+const MISC_MAJOR: u64 = 10;
+const MAPPER_CTRL_MINOR: u64 = 236;
+const LOOP_CTRL_MINOR: u64 = 237;
+const LOOP_MAJOR: u64 = 7;
+
+/// An open device, and what kind of device it is: fstat told when it was opened.
+#[derive(Debug)]
+pub(crate) struct Device {
+    fd: OwnedFd,
+    kind: DeviceKind,
+    number: libc::dev_t,
+}
+
+impl Device {
+    /// ENOTBLK if what is open is nothing for this crate.
+    pub(crate) fn new(fd: OwnedFd) -> Result<Self, Errno> {
+        let stat = fstat(&fd)?;
+        let number = stat.st_rdev;
+        let format = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        let kind = match (format, major(number), minor(number)) {
+            (SFlag::S_IFCHR, MISC_MAJOR, MAPPER_CTRL_MINOR) => DeviceKind::MapperControl,
+            (SFlag::S_IFCHR, MISC_MAJOR, LOOP_CTRL_MINOR) => DeviceKind::LoopControl,
+            (SFlag::S_IFBLK, LOOP_MAJOR, _) => DeviceKind::Loop,
+            (SFlag::S_IFBLK, ..) => DeviceKind::Block,
+            _ => return Err(Errno::ENOTBLK),
+        };
+        Ok(Self { fd, kind, number })
     }
-    match (request.argument(), argument) {
-        (Argument::Value, Arg::Value(value)) => by_value(file, request, value),
-        (Argument::Fd, Arg::Fd(fd)) => by_value(file, request, fd.as_raw_fd()),
-        (Argument::Bytes(size), Arg::Bytes(bytes)) if bytes.len() == size => by_pointer(file, request, bytes),
-        (Argument::DmIoctl, Arg::Bytes(bytes)) => {
-            let (header, _) = dm_ioctl::ref_from_prefix(bytes).map_err(|_| Errno::EINVAL)?;
-            if header.data_size as usize > bytes.len() {
-                return Err(Errno::EINVAL);
-            }
-            by_pointer(file, request, bytes)
+
+    pub(crate) fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    pub(crate) fn number(&self) -> libc::dev_t {
+        self.number
+    }
+
+    /// `ioctl(2)`. The result is the call's non-negative return value.
+    ///
+    /// A request sent to the wrong kind of device, or with an argument of the wrong shape or size, is
+    /// refused without asking the kernel: ENOTTY or EINVAL, as the kernel itself would say.
+    pub(crate) fn ioctl(&self, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        let loop_as_block = self.kind == DeviceKind::Loop && request.device() == DeviceKind::Block;
+        if self.kind != request.device() && !loop_as_block {
+            return Err(Errno::ENOTTY);
         }
-        _ => Err(Errno::EINVAL),
+        match (request.argument(), argument) {
+            (Argument::Value, Arg::Value(value)) => by_value(&self.fd, request, value),
+            (Argument::Fd, Arg::Fd(fd)) => by_value(&self.fd, request, fd.as_raw_fd()),
+            (Argument::Bytes(size), Arg::Bytes(bytes)) if bytes.len() == size => {
+                by_pointer(&self.fd, request, bytes)
+            }
+            (Argument::DmIoctl, Arg::Bytes(bytes)) => {
+                let (header, _) = dm_ioctl::ref_from_prefix(bytes).map_err(|_| Errno::EINVAL)?;
+                if header.data_size as usize > bytes.len() {
+                    return Err(Errno::EINVAL);
+                }
+                by_pointer(&self.fd, request, bytes)
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
 // Casts to `libc::Ioctl` because glibc and musl type the request differently.
-fn by_value(file: &DeviceFile, request: Ioctl, value: i32) -> Result<u32, Errno> {
+fn by_value(fd: &OwnedFd, request: Ioctl, value: i32) -> Result<u32, Errno> {
     #[allow(clippy::disallowed_methods)]
-    // SAFETY: `file` is open and of the kind that `request` is for (`DeviceFile::answers`, settled by
+    // SAFETY: `fd` is open and of the kind that `request` is for (compared by `Device::ioctl`, settled by
     // fstat when it was opened), and `request`, a constant of `abi`, takes an integer: the kernel does
     // not read it as an address. SET_FD and CHANGE_FD take a reference of their own to the file.
     let result =
-        unsafe { libc::ioctl(file.as_raw_fd(), request.code() as libc::Ioctl, libc::c_long::from(value)) };
+        unsafe { libc::ioctl(fd.as_raw_fd(), request.code() as libc::Ioctl, libc::c_long::from(value)) };
     Errno::result(result).map(i32::unsigned_abs)
 }
 
-fn by_pointer(file: &DeviceFile, request: Ioctl, bytes: &mut [u8]) -> Result<u32, Errno> {
+fn by_pointer(fd: &OwnedFd, request: Ioctl, bytes: &mut [u8]) -> Result<u32, Errno> {
     #[allow(clippy::disallowed_methods)]
     // SAFETY: `bytes` is exclusively borrowed for the call, and the kernel touches no byte outside of
     // it: for `Argument::Bytes` the caller checked its length against the size that the request's
     // driver copies; for `Argument::DmIoctl` the driver reads the 312-byte header, copies `data_size`
     // bytes in and at most as many out, and the caller checked both against the length. The kernel
     // copies bytewise, so no alignment is needed. That the file's driver is the one meant was settled
-    // by fstat when the file was opened (`DeviceFile::answers`).
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request.code() as libc::Ioctl, bytes.as_mut_ptr()) };
+    // by fstat when the file was opened, and compared by `Device::ioctl`.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request.code() as libc::Ioctl, bytes.as_mut_ptr()) };
     Errno::result(result).map(i32::unsigned_abs)
 }
 

@@ -2,8 +2,7 @@
 
 use core::mem::size_of;
 
-use super::{Argument, Ioctl, NONE, READ, ioc};
-use crate::kernel::DeviceKind;
+use super::{Argument, DeviceKind, Ioctl, NONE, READ, ioc};
 
 const BLOCK_GROUP: u32 = 0x12;
 

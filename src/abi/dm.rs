@@ -8,8 +8,7 @@ use core::mem::{align_of, offset_of, size_of};
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Argument, Ioctl, NONE, READ, WRITE, ioc};
-use crate::kernel::DeviceKind;
+use super::{Argument, DeviceKind, Ioctl, NONE, READ, WRITE, ioc};
 
 /// The directory of device nodes, below `/dev`.
 pub const DM_DIR: &str = "mapper";

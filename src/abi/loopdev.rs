@@ -6,8 +6,7 @@ use core::mem::{align_of, offset_of, size_of};
 use bitflags::bitflags;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-use super::{Argument, Ioctl};
-use crate::kernel::DeviceKind;
+use super::{Argument, DeviceKind, Ioctl};
 
 /// Bytes of a name in [`loop_info64`] and [`loop_info`], the terminating NUL included.
 pub const LO_NAME_SIZE: usize = 64;

@@ -9,7 +9,19 @@ pub mod dm;
 pub mod loopdev;
 pub mod mount;
 
-use crate::kernel::DeviceKind;
+/// The kinds of device that this crate talks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// `/dev/mapper/control`.
+    MapperControl,
+    /// `/dev/loop-control`.
+    LoopControl,
+    /// A loop device, which is a block device too.
+    Loop,
+    /// Any other block device.
+    Block,
+}
 
 /// What an ioctl takes as its third argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,7 +41,7 @@ pub enum Argument {
 /// shape of its argument.
 ///
 /// Values exist only as the constants of this module, so whoever holds one knows how many bytes the
-/// kernel will touch. That is what makes [`Kernel::ioctl`](crate::kernel::Kernel::ioctl) safe.
+/// kernel will touch. That is what makes `Kernel::ioctl` safe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ioctl {
     name: &'static str,

@@ -9,7 +9,8 @@ use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceNumber, errno};
+use super::DeviceNumber;
+use super::real::errno;
 
 /// What identifies a mount. The kernel reuses plain ids at once, so the device number counts, too.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

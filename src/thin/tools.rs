@@ -143,35 +143,7 @@ fn run_with(
     })
 }
 
-/// A program in PATH, or where such programs are when PATH is a user's. Elements of PATH that are empty or relative are
-/// passed over: they would mean the current directory.
-pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
-    search(program, &std::env::var_os("PATH").unwrap_or_default())
-}
-
-fn search(program: &str, path: &OsStr) -> Option<PathBuf> {
-    let directories = std::env::split_paths(path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    let mut paths =
-        directories.filter(|directory| directory.is_absolute()).map(|directory| directory.join(program));
-    paths.find(|path| path.is_file())
-}
-
 /// The node of a block device, by the name that the kernel gave it.
 pub(crate) fn node(kernel: &dyn Kernel, number: DeviceNumber) -> PathBuf {
     kernel.device_node(number).unwrap_or_else(|_| format!("/dev/block/{number}").into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_not_looked_for_in_the_current_directory() {
-        // The working directory of a test is the package, which has that file.
-        for path in ["", ":", ".", "./src:.", "src/.."] {
-            assert_eq!(search("Cargo.toml", path.as_ref()), None, "{path:?}");
-        }
-        let package = env!("CARGO_MANIFEST_DIR");
-        assert_eq!(search("Cargo.toml", package.as_ref()), Some(Path::new(package).join("Cargo.toml")));
-    }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use uuid::Uuid;
 
 use super::Filesystem;
-use crate::thin::tools::in_path;
+use crate::kernel::program;
 use crate::{Error, Result};
 
 impl Filesystem {
@@ -80,7 +80,7 @@ impl Filesystem {
 }
 
 pub(super) fn find(program: &str, package: &'static str) -> Result<PathBuf> {
-    in_path(program).ok_or_else(|| Error::MkfsMissing { program: program.to_owned(), package })
+    program::find(program).map_err(|_| Error::MkfsMissing { program: program.to_owned(), package })
 }
 
 fn run(program: &str, command: &mut Command, device: &Path) -> Result<()> {

@@ -1,0 +1,147 @@
+//! The seam between this crate and the kernel: requests go through as bytes.
+//!
+//! Everything above is the same whether a [`RealKernel`] or a model answers. What crosses the seam is
+//! what the kernel itself would see: an open device, a request code and a buffer.
+
+mod device;
+mod directory;
+mod number;
+pub(crate) mod program;
+mod real;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use nix::errno::Errno;
+
+pub use self::device::{Access, AlignedBlock, DeviceFile};
+pub use self::directory::{Directory, MountId};
+pub use self::number::DeviceNumber;
+pub use self::real::RealKernel;
+pub use crate::abi::DeviceKind;
+use crate::abi::Ioctl;
+use crate::abi::mount::{MountFlags, UnmountFlags};
+pub use crate::sys::Arg;
+
+/// What this crate asks of the operating system below it.
+///
+/// [`RealKernel`] passes each call on unchanged. Another implementation can count calls, make them
+/// fail, or answer them itself. Errors are bare errnos, as the kernel gives them; the callers add what
+/// was done to which device.
+pub trait Kernel: fmt::Debug + Send + Sync {
+    /// Open a device node.
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno>;
+
+    /// `ioctl(2)` on an open device; the result is its non-negative return value.
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno>;
+
+    /// `pread(2)`: the number of bytes read, 0 at the end of the device. ENOSYS unless implemented.
+    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let _ = (file, offset, buffer);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `pwrite(2)`: the number of bytes written. ENOSYS unless implemented.
+    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        let _ = (file, offset, bytes);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `fdatasync(2)`: what was written to the device is durable. ENOSYS unless implemented.
+    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
+        let _ = file;
+        Err(Errno::ENOSYS)
+    }
+
+    /// `stat(2)`: the number of the block device behind `path`; ENOTBLK if it is something else.
+    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno>;
+
+    /// The node that the kernel itself gives a block device, such as `/dev/dm-3`. ENOSYS unless implemented.
+    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        let _ = number;
+        Err(Errno::ENOSYS)
+    }
+
+    /// `mknod(2)`: make a block device node, mode 0600.
+    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno>;
+
+    /// `unlink(2)`.
+    fn remove_node(&self, path: &Path) -> Result<(), Errno>;
+
+    /// The names in `/sys/block`, in no particular order.
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno>;
+
+    /// A text below `/sys/block/<device>`, such as `dm/uuid`, without the newline at its end. ENOSYS unless
+    /// implemented: whoever asks has another way to know.
+    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        let _ = (device, attribute);
+        Err(Errno::ENOSYS)
+    }
+
+    /// The names in `/dev/mapper`, in no particular order.
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno>;
+
+    /// Whether udevd runs, so that somebody else makes device nodes: `/run/udev/control` is there.
+    fn udev_runs(&self) -> bool;
+
+    /// `mount(2)`; without `source` and `filesystem` it changes the propagation of `target`.
+    fn mount(
+        &self,
+        source: Option<&Path>,
+        target: &Path,
+        filesystem: Option<&str>,
+        flags: MountFlags,
+        options: &str,
+    ) -> Result<(), Errno>;
+
+    /// `umount2(2)`.
+    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno>;
+
+    /// The text of `/proc/self/mountinfo`.
+    fn mount_table(&self) -> Result<Vec<u8>, Errno>;
+
+    /// Opens a directory as a place for mounts: see [`Directory::open`]. ENOSYS unless implemented.
+    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
+        let _ = path;
+        Err(Errno::ENOSYS)
+    }
+
+    /// Opens the directory `name` in another one: see [`Directory::enter`]. ENOSYS unless implemented.
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
+
+    /// Writes an attribute, a file below `/sys`. ENOSYS unless implemented.
+    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
+        let _ = (path, value);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `mkdirat(2)` with mode 0755. ENOSYS unless implemented.
+    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
+
+    /// `unlinkat(2)` with AT_REMOVEDIR. ENOSYS unless implemented.
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
+
+    /// Runs a program to its end, in the C locale and without input. ENOENT if it is not installed; ENOSYS unless
+    /// implemented.
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
+        let _ = (program, arguments);
+        Err(Errno::ENOSYS)
+    }
+}
+
+/// The index of a loop device's name, `loop7`.
+pub(crate) fn loop_index(name: &OsStr) -> Option<u32> {
+    std::str::from_utf8(name.as_bytes().strip_prefix(b"loop")?).ok()?.parse().ok()
+}

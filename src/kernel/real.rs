@@ -1,0 +1,170 @@
+//! The real kernel: each call passed on unchanged.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::stat::{Mode, SFlag, mkdirat, mknod, stat};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::{UnlinkatFlags, fdatasync, unlinkat};
+
+use super::{Access, Arg, DeviceFile, DeviceNumber, Directory, Kernel, program};
+use crate::abi::Ioctl;
+use crate::abi::mount::{MountFlags, UnmountFlags};
+
+/// The kernel that this process runs on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealKernel;
+
+impl Kernel for RealKernel {
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+        // O_NONBLOCK: something else than a device, such as a FIFO, must not hang the caller.
+        let mut flags = OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        flags |= if access.is_write() { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        flags.set(OFlag::O_DIRECT, access.is_direct());
+        flags.set(OFlag::O_EXCL, access.is_exclusive());
+        DeviceFile::real(open(path, flags, Mode::empty())?)
+    }
+
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        file.device()?.ioctl(request, argument)
+    }
+
+    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        pread(file, buffer, offset_of(offset)?)
+    }
+
+    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        pwrite(file, bytes, offset_of(offset)?)
+    }
+
+    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
+        fdatasync(file)
+    }
+
+    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
+        let stat = stat(path)?;
+        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFBLK {
+            return Err(Errno::ENOTBLK);
+        }
+        Ok(DeviceNumber::from_dev_t(stat.st_rdev))
+    }
+
+    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
+        let link = std::fs::read_link(format!("/sys/dev/block/{number}")).map_err(errno)?;
+        Ok(Path::new("/dev").join(link.file_name().ok_or(Errno::ENOENT)?))
+    }
+
+    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {
+        mknod(path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, number.to_dev_t())
+    }
+
+    fn remove_node(&self, path: &Path) -> Result<(), Errno> {
+        nix::unistd::unlink(path)
+    }
+
+    fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
+        names_in("/sys/block")
+    }
+
+    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
+        let mut text = std::fs::read(format!("/sys/block/{device}/{attribute}")).map_err(errno)?;
+        text.pop_if(|last| *last == b'\n');
+        Ok(text)
+    }
+
+    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
+        names_in("/dev/mapper")
+    }
+
+    fn udev_runs(&self) -> bool {
+        Path::new("/run/udev/control").exists()
+    }
+
+    fn mount(
+        &self,
+        source: Option<&Path>,
+        target: &Path,
+        filesystem: Option<&str>,
+        flags: MountFlags,
+        options: &str,
+    ) -> Result<(), Errno> {
+        let flags = MsFlags::from_bits_retain(libc::c_ulong::from(flags.bits()));
+        nix::mount::mount(source, target, filesystem, flags, Some(options).filter(|text| !text.is_empty()))
+    }
+
+    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno> {
+        nix::mount::umount2(target, MntFlags::from_bits_retain(flags.bits().cast_signed()))
+    }
+
+    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
+        std::fs::read("/proc/self/mountinfo").map_err(errno)
+    }
+
+    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
+        Directory::open(path)
+    }
+
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        above.enter(name)
+    }
+
+    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
+        // Not created where it is not an attribute.
+        let file = std::fs::File::options().write(true).open(path).map_err(errno)?;
+        nix::unistd::write(&file, value.as_bytes()).map(drop)
+    }
+
+    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        mkdirat(above, name, Mode::from_bits_truncate(0o755))
+    }
+
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        unlinkat(above, name, UnlinkatFlags::RemoveDir)
+    }
+
+    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
+        program::run(program, arguments)
+    }
+}
+
+fn offset_of(offset: u64) -> Result<libc::off_t, Errno> {
+    libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)
+}
+
+fn names_in(directory: &str) -> Result<Vec<OsString>, Errno> {
+    let entries = std::fs::read_dir(directory).map_err(errno)?;
+    entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(errno)).collect()
+}
+
+pub(super) fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::abi::DeviceKind;
+
+    #[test]
+    fn something_else_than_a_device_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(RealKernel.open(file.path(), Access::READ).unwrap_err(), Errno::ENOTBLK);
+        assert_eq!(RealKernel.block_device(Path::new("/dev/null")).unwrap_err(), Errno::ENOTBLK);
+    }
+
+    #[test]
+    fn the_real_kernel_refuses_a_simulated_device() {
+        let fd = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let number = DeviceNumber { major: 10, minor: 236 };
+        let file = DeviceFile::simulated(fd, DeviceKind::MapperControl, number);
+        let mut buffer = [0; 312];
+        let result = RealKernel.ioctl(&file, crate::abi::dm::DM_VERSION, Arg::Bytes(&mut buffer));
+        assert_eq!(result, Err(Errno::ENOTTY));
+    }
+}
