@@ -6,7 +6,7 @@
 mod device;
 mod directory;
 mod number;
-pub(crate) mod program;
+mod program;
 mod real;
 
 use std::ffi::{OsStr, OsString};
@@ -130,6 +130,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// `unlinkat(2)` with AT_REMOVEDIR. ENOSYS unless implemented.
     fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
         let _ = (above, name);
+        Err(Errno::ENOSYS)
+    }
+
+    /// Where a program is: in PATH, or where such programs are when PATH is a user's. ENOENT if it is not installed;
+    /// ENOSYS unless implemented.
+    fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {
+        let _ = program;
         Err(Errno::ENOSYS)
     }
 

@@ -16,7 +16,7 @@ pub(super) fn run(program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> 
 
 /// A program in PATH, or where such programs are when PATH is a user's. Elements of PATH that are empty or relative are
 /// passed over: they would mean the current directory.
-pub(crate) fn find(program: &str) -> Result<PathBuf, Errno> {
+pub(super) fn find(program: &str) -> Result<PathBuf, Errno> {
     search(program, &std::env::var_os("PATH").unwrap_or_default()).ok_or(Errno::ENOENT)
 }
 

@@ -126,6 +126,10 @@ impl Kernel for RealKernel {
         unlinkat(above, name, UnlinkatFlags::RemoveDir)
     }
 
+    fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {
+        program::find(program)
+    }
+
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         program::run(program, arguments)
     }

@@ -8,7 +8,7 @@ use crate::abi::Ioctl;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The ioctl's name as the kernel spells it, or `open`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
-    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`.
+    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`, `which`, `run`.
     pub name: &'static str,
     /// The device, path or node that it was about.
     pub subject: String,

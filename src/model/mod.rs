@@ -417,6 +417,13 @@ impl Kernel for ModelKernel {
     }
 
     /// Only thin_check is installed.
+    fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {
+        self.call("which", program, |_| match program {
+            "thin_check" => Ok(Path::new("/usr/sbin").join(program)),
+            _ => Err(Errno::ENOENT),
+        })
+    }
+
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         self.call("run", program, |world| match (program, arguments) {
             ("thin_check", [options @ .., device]) => {

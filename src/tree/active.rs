@@ -479,7 +479,7 @@ impl SnapshotTree {
     pub(super) fn grow(&self, volume: &ThinVolume) -> Result<()> {
         let target = self.grow_target(volume.id());
         let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
-        let grown = self.filesystem.grow(&volume.path(), &target);
+        let grown = self.filesystem.grow(&*self.options.kernel, &volume.path(), &target);
         let unmounted = self.unmount_volume(volume.id(), &mounted);
         grown.and(unmounted)
     }

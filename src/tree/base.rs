@@ -43,7 +43,8 @@ impl SnapshotTree {
             return Ok(());
         }
         let made = self.with_base(&base, size, |volume| {
-            filesystem.make(&volume.path(), base.filesystem_uuid, &self.options.mkfs_args)
+            let (kernel, uuid) = (&*self.options.kernel, base.filesystem_uuid);
+            filesystem.make(kernel, &volume.path(), uuid, &self.options.mkfs_args)
         });
         made.inspect_err(|_| {
             // The state may go with this error, a shared pool stays.

@@ -1,12 +1,13 @@
 //! File systems: made on the base, grown on larger snapshots, by the programs that belong to them.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ffi::OsStr;
+use std::path::Path;
 
+use nix::errno::Errno;
 use uuid::Uuid;
 
 use super::Filesystem;
-use crate::kernel::program;
+use crate::kernel::Kernel;
 use crate::{Error, Result};
 
 impl Filesystem {
@@ -36,18 +37,19 @@ impl Filesystem {
         }
     }
 
-    /// See to it that the file system can be made.
-    pub(super) fn check_maker(self) -> Result<()> {
-        self.maker().map_or(Ok(()), |(program, package)| find(program, package).map(drop))
+    /// Checks that the file system can be made.
+    pub(super) fn check_maker(self, kernel: &dyn Kernel) -> Result<()> {
+        let Some((program, package)) = self.maker() else { return Ok(()) };
+        kernel.find_program(program).map(drop).map_err(|errno| not_run(program, package, errno))
     }
 
-    /// Make it on `device`.
-    pub(super) fn make(self, device: &Path, uuid: Uuid, extra: &[String]) -> Result<()> {
-        let Some((program, package)) = self.maker() else { return Ok(()) };
-        let path = find(program, package)?;
+    /// Makes it on `device`.
+    pub(super) fn make(self, kernel: &dyn Kernel, device: &Path, uuid: Uuid, extra: &[String]) -> Result<()> {
+        let Some(maker) = self.maker() else { return Ok(()) };
         let uuid = uuid.to_string();
         let make = |arguments: &[&str]| {
-            run(program, Command::new(&path).args(arguments).args(extra).arg(device), device)
+            let arguments = arguments.iter().map(OsStr::new).chain(extra.iter().map(OsStr::new));
+            run(kernel, maker, &arguments.chain([device.as_os_str()]).collect::<Vec<_>>(), device)
         };
         match self {
             // A new volume reads as zeroes, so inode tables need not be written: neither now, nor by a
@@ -63,28 +65,30 @@ impl Filesystem {
         }
     }
 
-    /// Grow it to the size of `device`, which is mounted on `target`.
-    pub(super) fn grow(self, device: &Path, target: &Path) -> Result<()> {
+    /// Grows it to the size of `device`, which is mounted on `target`.
+    pub(super) fn grow(self, kernel: &dyn Kernel, device: &Path, target: &Path) -> Result<()> {
         match self {
-            Self::Ext4 => {
-                let path = find("resize2fs", "e2fsprogs")?;
-                run("resize2fs", Command::new(path).arg(device), device)
-            }
-            Self::Xfs => {
-                let path = find("xfs_growfs", "xfsprogs")?;
-                run("xfs_growfs", Command::new(path).arg(target), device)
-            }
+            Self::Ext4 => run(kernel, ("resize2fs", "e2fsprogs"), &[device.as_os_str()], device),
+            Self::Xfs => run(kernel, ("xfs_growfs", "xfsprogs"), &[target.as_os_str()], device),
             Self::None => Ok(()),
         }
     }
 }
 
-pub(super) fn find(program: &str, package: &'static str) -> Result<PathBuf> {
-    program::find(program).map_err(|_| Error::MkfsMissing { program: program.to_owned(), package })
+fn not_run(program: &str, package: &'static str, errno: Errno) -> Error {
+    match errno {
+        Errno::ENOENT => Error::MkfsMissing { program: program.to_owned(), package },
+        errno => Error::io("run", program)(errno.into()),
+    }
 }
 
-fn run(program: &str, command: &mut Command, device: &Path) -> Result<()> {
-    let output = command.env("LC_ALL", "C").output().map_err(Error::io("run", program))?;
+fn run(
+    kernel: &dyn Kernel,
+    (program, package): (&str, &'static str),
+    arguments: &[&OsStr],
+    device: &Path,
+) -> Result<()> {
+    let output = kernel.run(program, arguments).map_err(|errno| not_run(program, package, errno))?;
     if output.status.success() {
         return Ok(());
     }

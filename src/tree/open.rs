@@ -87,7 +87,7 @@ impl SnapshotTree {
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
-        let claimed = if ready { Ok(()) } else { filesystem.check_maker() }
+        let claimed = if ready { Ok(()) } else { filesystem.check_maker(&*options.kernel) }
             .and_then(|()| Claim::take(&dm, &options, &root, tree));
         let claim = match claimed {
             Ok(claim) => claim,

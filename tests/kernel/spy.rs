@@ -168,6 +168,10 @@ impl Kernel for Spy {
         RealKernel.remove_directory(above, name)
     }
 
+    fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {
+        RealKernel.find_program(program)
+    }
+
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         RealKernel.run(program, arguments)
     }
