@@ -147,10 +147,15 @@ pub(crate) fn mount_ids(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
 
 /// A System V semaphore set, as udev's completion protocol uses it: the first one counts, the second one keeps the
 /// process that made the set.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Semaphore(libc::c_int);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Semaphore(i32);
 
 impl Semaphore {
+    /// The set with this identifier, whoever made it.
+    pub fn of_id(id: i32) -> Self {
+        Self(id)
+    }
+
     /// Semaphores in a set.
     pub(crate) const COUNT: u16 = 2;
     /// The bits for execution mean nothing to the kernel, and tell sets of this crate from those of others.
@@ -162,11 +167,6 @@ impl Semaphore {
         // SAFETY: takes and returns integers only.
         let id = unsafe { libc::semget(key.cast_signed(), Self::COUNT.into(), flags) };
         Errno::result(id).map(Self)
-    }
-
-    /// The set with this identifier, whoever made it.
-    pub(crate) fn of_id(id: i32) -> Self {
-        Self(id)
     }
 
     /// `semop(2)` without waiting: add `delta` to the value of the first one, or, with 0, ask whether it is 0 (EAGAIN

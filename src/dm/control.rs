@@ -3,13 +3,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use nix::errno::Errno;
 use zeroize::Zeroize;
 
-use super::udev::{Cookie, UdevFlags, UdevPolicy};
+use super::udev::{self, Cookie, UdevFlags, UdevPolicy};
 use super::wire::{Command, DmVersion, EncodeError, EventNr, Request, Response};
 use super::{DmFlags, exclusive};
 use crate::abi::Ioctl;
@@ -38,6 +38,8 @@ pub struct DeviceMapper {
     udev: UdevPolicy,
     /// udev did not answer once: it is stopped, and waiting for it again would cost as long for each change.
     udev_is_silent: AtomicBool,
+    /// Semaphores of processes that were killed were looked for.
+    swept: Once,
 }
 
 impl DeviceMapper {
@@ -61,7 +63,8 @@ impl DeviceMapper {
         })?;
         exclusive::reserve();
         let version = DmVersion { major: crate::abi::dm::DM_VERSION_MAJOR, minor: 0, patch: 0 };
-        let mut dm = Self { kernel, control, version, udev, udev_is_silent: AtomicBool::new(false) };
+        let (udev_is_silent, swept) = (AtomicBool::new(false), Once::new());
+        let mut dm = Self { kernel, control, version, udev, udev_is_silent, swept };
         dm.version = dm.transact(&Request::new(Command::VERSION), |answer| Ok(answer.version()))?;
         Ok(dm)
     }
@@ -110,7 +113,12 @@ impl DeviceMapper {
         decode: impl FnOnce(&Response<'_>) -> Result<T>,
     ) -> Result<T> {
         // Without a semaphore (none left in the system, or not allowed) it goes on without udev.
-        let cookie = if self.waits_for_udev() { Cookie::new().ok() } else { None };
+        let cookie = if self.waits_for_udev() {
+            self.swept.call_once(|| udev::sweep(&*self.kernel));
+            Cookie::new(&*self.kernel).ok()
+        } else {
+            None
+        };
         let event_nr =
             cookie.as_ref().map_or_else(EventNr::default, |cookie| cookie.event_nr(UdevFlags::NODE_ONLY));
         let (announced, decoded) = self.transact(&request.event_nr(event_nr), |answer| {

@@ -12,7 +12,7 @@ use super::{DeviceMapper, UdevPolicy};
 use crate::abi::Ioctl;
 use crate::abi::dm::{DM_VERSION, dm_ioctl};
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel, Semaphore};
 
 type Answer = Box<dyn FnMut(Ioctl, &mut [u8]) -> Result<u32, Errno> + Send>;
 
@@ -139,6 +139,15 @@ impl Kernel for Fake {
 
     fn udev_runs(&self) -> bool {
         false
+    }
+
+    fn create_semaphore(&self, _: u32) -> Result<Semaphore, Errno> {
+        Ok(Semaphore::of_id(0))
+    }
+
+    /// udevd is stopped.
+    fn is_semaphore_zero(&self, _: Semaphore) -> Result<bool, Errno> {
+        Ok(false)
     }
 
     fn mount(

@@ -5,14 +5,8 @@
 //! to wait for.
 //!
 //! A process that is killed leaves its semaphore in the system, of which there are few. The next process sweeps it.
-//! Ours are known by their permissions and the second semaphore of the set: with the keys of the protocol nobody else
-//! makes such. That one is touched by its maker alone, so that its GETPID tells, whatever udev did since, whose it
-//! was; if that process is not there any more, nobody waits. Another one's process number may be given anew, and a
-//! process of another pid namespace is not seen: such sets stay.
 
 use std::hash::{BuildHasher, RandomState};
-use std::path::Path;
-use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +14,7 @@ use bitflags::bitflags;
 use nix::errno::Errno;
 
 use super::EventNr;
-use crate::sys::Semaphore;
+use crate::kernel::{Kernel, Semaphore};
 
 /// Whether to wait for udev when devices appear, change their name or disappear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -54,21 +48,20 @@ impl UdevFlags {
 }
 
 /// `DM_COOKIE_MAGIC`, the high half of every key.
-const COOKIE_MAGIC: u32 = 0x0d4d;
+const COOKIE_MAGIC: u16 = 0x0d4d;
 /// How long udev may take. It is a bound against waiting for ever, not an expectation.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(30) };
 
 /// A semaphore that udev will count down. Removed from the system when dropped.
 #[derive(Debug)]
-pub(super) struct Cookie {
+pub(super) struct Cookie<'a> {
+    kernel: &'a dyn Kernel,
     semaphore: Semaphore,
     base: u16,
 }
 
-impl Cookie {
-    pub(super) fn new() -> Result<Self, Errno> {
-        static SWEPT: Once = Once::new();
-        SWEPT.call_once(sweep);
+impl<'a> Cookie<'a> {
+    pub(super) fn new(kernel: &'a dyn Kernel) -> Result<Self, Errno> {
         loop {
             #[allow(clippy::cast_possible_truncation)] // any sixteen bits will do
             let base = RandomState::new().hash_one(0) as u16;
@@ -76,15 +69,9 @@ impl Cookie {
             if base == 0 {
                 continue;
             }
-            match Semaphore::create(COOKIE_MAGIC << 16 | u32::from(base)) {
+            match kernel.create_semaphore(u32::from(COOKIE_MAGIC) << 16 | u32::from(base)) {
                 Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno),
-                Ok(semaphore) => {
-                    let cookie = Self { semaphore, base };
-                    semaphore.mark()?;
-                    semaphore.change(1)?;
-                    return Ok(cookie);
-                }
+                made => return Ok(Self { kernel, semaphore: made?, base }),
             }
         }
     }
@@ -102,55 +89,40 @@ impl Cookie {
         let end = Instant::now() + PATIENCE;
         let mut pause = Duration::from_micros(100);
         // Not every C library has semtimedop(2), hence looking again and again.
-        loop {
-            match self.semaphore.change(0) {
-                Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < end => thread::sleep(pause),
-                Err(Errno::EAGAIN | Errno::EINTR) => return Err(Errno::ETIMEDOUT),
-                result => return result,
+        while !self.kernel.is_semaphore_zero(self.semaphore)? {
+            if Instant::now() >= end {
+                return Err(Errno::ETIMEDOUT);
             }
+            thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(10));
         }
+        Ok(())
     }
 }
 
 /// Removes the semaphores of this crate whose process is gone. What cannot be read or removed stays.
-fn sweep() {
-    let table = std::fs::read_to_string("/proc/sysvipc/sem").unwrap_or_default();
-    for semaphore in table.lines().filter_map(ours) {
-        let is_gone = |process| process > 0 && !Path::new(&format!("/proc/{process}")).exists();
-        if semaphore.marker().is_ok_and(is_gone) {
-            // Somebody else swept it: that is as good.
-            let _ = semaphore.remove();
-        }
+pub(super) fn sweep(kernel: &dyn Kernel) {
+    for semaphore in kernel.abandoned_semaphores(COOKIE_MAGIC).unwrap_or_default() {
+        // Somebody else swept it: that is as good.
+        let _ = kernel.remove_semaphore(semaphore);
     }
 }
 
-/// The semaphore of a line of the kernel's table, if this crate made it: key, identifier, permissions, how many …
-fn ours(line: &str) -> Option<Semaphore> {
-    let mut words = line.split_ascii_whitespace();
-    let key: i32 = words.next()?.parse().ok()?;
-    let id = words.next()?.parse().ok()?;
-    let mode = u16::from_str_radix(words.next()?, 8).ok()?;
-    let count: u16 = words.next()?.parse().ok()?;
-    let known =
-        key.cast_unsigned() >> 16 == COOKIE_MAGIC && (mode, count) == (Semaphore::MODE, Semaphore::COUNT);
-    known.then(|| Semaphore::of_id(id))
-}
-
-impl Drop for Cookie {
+impl Drop for Cookie<'_> {
     fn drop(&mut self) {
         // EIDRM or EINVAL: somebody (`dmsetup udevcomplete_all`) removed it already.
-        let _ = self.semaphore.remove();
+        let _ = self.kernel.remove_semaphore(self.semaphore);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::RealKernel;
 
     #[test]
     fn a_cookie_is_counted_down_and_leaves_no_semaphore() {
-        let cookie = Cookie::new().unwrap();
+        let cookie = Cookie::new(&RealKernel).unwrap();
         let base = cookie.base;
         assert!(in_system(base));
         assert_eq!(cookie.event_nr(UdevFlags::NODE_ONLY).0, 0x6e_0000 | u32::from(base));
@@ -162,20 +134,20 @@ mod tests {
 
     #[test]
     fn the_wait_ends_when_the_semaphore_is_removed() {
-        let cookie = Cookie::new().unwrap();
+        let cookie = Cookie::new(&RealKernel).unwrap();
         cookie.semaphore.remove().unwrap();
         assert!(matches!(cookie.wait(), Err(Errno::EIDRM | Errno::EINVAL)));
     }
 
     #[test]
     fn a_wait_without_udev_ends() {
-        assert_eq!(Cookie::new().unwrap().wait(), Err(Errno::ETIMEDOUT));
+        assert_eq!(Cookie::new(&RealKernel).unwrap().wait(), Err(Errno::ETIMEDOUT));
     }
 
     #[test]
     fn the_semaphore_of_a_process_that_died_is_swept_and_others_are_not() {
         const LEAK: &str = "DM_THIN_TEST_LEAKS_A_COOKIE";
-        let cookie = Cookie::new().unwrap();
+        let cookie = Cookie::new(&RealKernel).unwrap();
         if std::env::var_os(LEAK).is_some() {
             eprintln!("leaked {}", cookie.base);
             std::mem::forget(cookie);
@@ -187,26 +159,13 @@ mod tests {
         let said = String::from_utf8(said.stderr).unwrap();
         let leaked = said.lines().find_map(|line| line.strip_prefix("leaked ")).unwrap().parse().unwrap();
         assert!(in_system(leaked));
-        sweep();
+        sweep(&RealKernel);
         assert!(!in_system(leaked));
         assert!(in_system(cookie.base), "its process is alive");
     }
 
-    #[test]
-    fn a_semaphore_of_libdevmapper_is_not_ours() {
-        let line = |key: u32, mode: &str, count: u32| {
-            format!("{} 7  {mode} {count} 0 0 0 0 1795500000 1795500000", key.cast_signed())
-        };
-        assert!(ours(&line(0x0d4d_1234, "700", 2)).is_some());
-        for foreign in [line(0x0d4d_1234, "600", 1), line(0x0d4d_1234, "700", 1), line(0x0d4e_1234, "700", 2)]
-        {
-            assert!(ours(&foreign).is_none(), "{foreign}");
-        }
-        assert!(ours("       key      semid perms      nsems   uid   gid").is_none());
-    }
-
     fn in_system(base: u16) -> bool {
-        let key = (COOKIE_MAGIC << 16 | u32::from(base)).to_string();
+        let key = (u32::from(COOKIE_MAGIC) << 16 | u32::from(base)).to_string();
         let table = std::fs::read_to_string("/proc/sysvipc/sem").unwrap();
         table.lines().any(|line| line.split_ascii_whitespace().next() == Some(&key))
     }

@@ -8,6 +8,7 @@ mod directory;
 mod number;
 mod program;
 mod real;
+mod semaphore;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -24,7 +25,7 @@ pub use self::real::RealKernel;
 pub use crate::abi::DeviceKind;
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
-pub use crate::sys::Arg;
+pub use crate::sys::{Arg, Semaphore};
 
 /// What this crate asks of the operating system below it.
 ///
@@ -86,6 +87,32 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
     /// Whether udevd runs, so that somebody else makes device nodes: `/run/udev/control` is there.
     fn udev_runs(&self) -> bool;
+
+    /// Makes a semaphore set of this crate with that key, and counts it up to 1: `semget(2)`, `semop(2)`. EEXIST if the
+    /// key is taken; ENOSYS unless implemented, as for the next three: who has no udev needs none.
+    fn create_semaphore(&self, key: u32) -> Result<Semaphore, Errno> {
+        let _ = key;
+        Err(Errno::ENOSYS)
+    }
+
+    /// Whether somebody has counted the semaphore down to 0, without waiting.
+    fn is_semaphore_zero(&self, semaphore: Semaphore) -> Result<bool, Errno> {
+        let _ = semaphore;
+        Err(Errno::ENOSYS)
+    }
+
+    /// `semctl(2)` with IPC_RMID.
+    fn remove_semaphore(&self, semaphore: Semaphore) -> Result<(), Errno> {
+        let _ = semaphore;
+        Err(Errno::ENOSYS)
+    }
+
+    /// The semaphore sets that this crate made with such a key, in its upper 16 bits, and whose process is gone. A
+    /// process number may be given anew, and a process of another pid namespace is not seen: such sets are not listed.
+    fn abandoned_semaphores(&self, key: u16) -> Result<Vec<Semaphore>, Errno> {
+        let _ = key;
+        Err(Errno::ENOSYS)
+    }
 
     /// `mount(2)`; without `source` and `filesystem` it changes the propagation of `target`.
     fn mount(

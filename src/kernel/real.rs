@@ -11,7 +11,7 @@ use nix::sys::stat::{Mode, SFlag, mkdirat, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{UnlinkatFlags, fdatasync, unlinkat};
 
-use super::{Access, Arg, DeviceFile, DeviceNumber, Directory, Kernel, program};
+use super::{Access, Arg, DeviceFile, DeviceNumber, Directory, Kernel, Semaphore, program, semaphore};
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 
@@ -82,6 +82,22 @@ impl Kernel for RealKernel {
 
     fn udev_runs(&self) -> bool {
         Path::new("/run/udev/control").exists()
+    }
+
+    fn create_semaphore(&self, key: u32) -> Result<Semaphore, Errno> {
+        semaphore::create(key)
+    }
+
+    fn is_semaphore_zero(&self, semaphore: Semaphore) -> Result<bool, Errno> {
+        semaphore::is_zero(semaphore)
+    }
+
+    fn remove_semaphore(&self, semaphore: Semaphore) -> Result<(), Errno> {
+        semaphore.remove()
+    }
+
+    fn abandoned_semaphores(&self, key: u16) -> Result<Vec<Semaphore>, Errno> {
+        semaphore::abandoned(key)
     }
 
     fn mount(

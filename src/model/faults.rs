@@ -8,7 +8,8 @@ use crate::abi::Ioctl;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The ioctl's name as the kernel spells it, or `open`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
-    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`, `which`, `run`.
+    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`, `which`, `run`, `semget`, `semop`,
+    /// `semctl`, `read`.
     pub name: &'static str,
     /// The device, path or node that it was about.
     pub subject: String,
@@ -144,9 +145,11 @@ impl super::ModelKernel {
     /// Forget every fault that was planned, and a cut that happened: what the next process finds after
     /// this one was killed. Nothing else changes.
     pub fn heal(&self) {
-        let faults = &mut self.lock().faults;
-        faults.planned.clear();
-        faults.dead = false;
+        let state = &mut *self.lock();
+        state.faults.planned.clear();
+        if std::mem::take(&mut state.faults.dead) {
+            state.world.semaphores.values_mut().for_each(|counter| counter.abandoned = true);
+        }
     }
 
     /// From now on this ioctl fails with `errno`, as on a kernel that does not have it.

@@ -161,7 +161,8 @@ impl ModelKernel {
         self.hook(|world| world.open_count(number).unsigned_abs())
     }
 
-    /// What a test should not leave behind: mapped devices, bound loop devices, nodes and mounts.
+    /// What a test should not leave behind: mapped devices, bound loop devices, nodes, mounts and
+    /// semaphores.
     pub fn leftovers(&self) -> Vec<String> {
         self.hook(|world| {
             let names = world.devices.values().map(|device| String::from_utf8_lossy(&device.name));
@@ -172,7 +173,8 @@ impl ModelKernel {
             let nodes = world.nodes.keys().map(|path| format!("node {}", path.display()));
             let mounts = world.mounts.iter().filter(|mount| mount.number.is_some());
             let mounts = mounts.map(|mount| format!("mount {}", mount.target.display()));
-            devices.chain(loops).chain(nodes).chain(mounts).collect()
+            let semaphores = world.semaphores.values().map(|counter| format!("semaphore {counter:?}"));
+            devices.chain(loops).chain(nodes).chain(mounts).chain(semaphores).collect()
         })
     }
 

@@ -59,6 +59,7 @@ mod mounts;
 mod pool;
 mod store;
 mod table;
+mod udev;
 mod volume;
 mod world;
 
@@ -82,7 +83,9 @@ pub use self::pool::Mode;
 use self::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::abi::{Argument, Ioctl, dm};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel};
+use crate::kernel::{
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel, Semaphore,
+};
 
 /// What kind of kernel it is.
 #[derive(Debug, Clone)]
@@ -93,13 +96,21 @@ pub struct ModelOptions {
     pub loop_control: bool,
     /// Loop devices that are there from the start.
     pub loop_devices: u32,
+    /// Whether udev runs. It makes the nodes of mapped devices, and is done with every event at once.
+    pub udev: bool,
     /// How long DEV_WAIT waits before it is interrupted.
     pub wait_limit: Duration,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        Self { interface_minor: 48, loop_control: true, loop_devices: 8, wait_limit: Duration::from_secs(1) }
+        Self {
+            interface_minor: 48,
+            loop_control: true,
+            loop_devices: 8,
+            udev: false,
+            wait_limit: Duration::from_secs(1),
+        }
     }
 }
 
@@ -365,7 +376,23 @@ impl Kernel for ModelKernel {
     }
 
     fn udev_runs(&self) -> bool {
-        false
+        self.lock().world.options.udev
+    }
+
+    fn create_semaphore(&self, key: u32) -> Result<Semaphore, Errno> {
+        self.call("semget", format!("{key:#x}"), |world| world.create_semaphore(key))
+    }
+
+    fn is_semaphore_zero(&self, semaphore: Semaphore) -> Result<bool, Errno> {
+        self.call("semop", "semaphore", |world| world.is_semaphore_zero(semaphore))
+    }
+
+    fn remove_semaphore(&self, semaphore: Semaphore) -> Result<(), Errno> {
+        self.call("semctl", "semaphore", |world| world.remove_semaphore(semaphore))
+    }
+
+    fn abandoned_semaphores(&self, key: u16) -> Result<Vec<Semaphore>, Errno> {
+        self.call("read", "/proc/sysvipc/sem", |world| Ok(world.abandoned_semaphores(key)))
     }
 
     fn mount(

@@ -17,7 +17,8 @@ use super::mounts::Mount;
 use super::pool::Pool;
 use super::store::Store;
 use super::table::{Kind, Table};
-use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, loop_index};
+use super::udev::Counter;
+use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, Semaphore, loop_index};
 
 pub(super) const DM_MAJOR: u32 = 253;
 pub(super) const LOOP_MAJOR: u32 = 7;
@@ -90,6 +91,8 @@ pub(super) struct World {
     /// The next device's `diskseq`.
     pub(super) next_sequence: u64,
     pub(super) handles: Vec<Handle>,
+    pub(super) semaphores: BTreeMap<Semaphore, Counter>,
+    pub(super) next_semaphore: i32,
     /// Something was let go: unused pools, loop and deferred devices are looked for.
     pub(super) released: bool,
 }
@@ -114,6 +117,8 @@ impl World {
             next_mount: 2,
             next_sequence: 1,
             handles: Vec::new(),
+            semaphores: BTreeMap::new(),
+            next_semaphore: 0,
             released: false,
         }
     }
@@ -309,6 +314,7 @@ impl World {
         self.released |= self.handles.len() < open;
         self.deliver_events();
         self.flush_committed();
+        self.run_udev();
         while std::mem::take(&mut self.released) {
             self.close_pools();
             let autoclear: Vec<u32> = self
@@ -326,6 +332,7 @@ impl World {
                 .find(|(minor, device)| device.deferred_remove && self.open_count(dm_number(**minor)) == 0);
             if let Some((&minor, _)) = deferred {
                 self.remove_device(minor);
+                self.run_udev();
             }
         }
     }

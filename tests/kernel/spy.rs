@@ -9,7 +9,9 @@ use dm_thin::Errno;
 use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
-use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel};
+use dm_thin::kernel::{
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel, Semaphore,
+};
 
 /// Passes everything on, except what it is told to refuse, and remembers the ioctls.
 #[derive(Debug)]
@@ -127,6 +129,22 @@ impl Kernel for Spy {
 
     fn udev_runs(&self) -> bool {
         RealKernel.udev_runs()
+    }
+
+    fn create_semaphore(&self, key: u32) -> Result<Semaphore, Errno> {
+        RealKernel.create_semaphore(key)
+    }
+
+    fn is_semaphore_zero(&self, semaphore: Semaphore) -> Result<bool, Errno> {
+        RealKernel.is_semaphore_zero(semaphore)
+    }
+
+    fn remove_semaphore(&self, semaphore: Semaphore) -> Result<(), Errno> {
+        RealKernel.remove_semaphore(semaphore)
+    }
+
+    fn abandoned_semaphores(&self, key: u16) -> Result<Vec<Semaphore>, Errno> {
+        RealKernel.abandoned_semaphores(key)
     }
 
     fn mount(

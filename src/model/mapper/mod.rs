@@ -110,7 +110,11 @@ impl World {
             packet.terminate();
         }
 
+        let cookie = packet.header.event_nr;
         let result = (command.run)(self, packet)?;
+        if packet.has(DmFlags::UEVENT_GENERATED) {
+            self.uevent(cookie);
+        }
         if result == 0 && command.global_event {
             self.global_event();
         }

@@ -12,6 +12,7 @@ mod reader;
 mod reference;
 mod tables;
 mod thin;
+mod udev;
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
