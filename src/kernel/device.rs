@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -17,7 +18,14 @@ pub struct DeviceFile(Opened);
 #[derive(Debug)]
 enum Opened {
     Real(Device),
-    Simulated { fd: OwnedFd, kind: DeviceKind, number: DeviceNumber },
+    Simulated {
+        fd: OwnedFd,
+        kind: DeviceKind,
+        number: DeviceNumber,
+        /// Ends with the file. The descriptor would not tell, for a child of fork has a copy of it until its exec.
+        #[cfg_attr(not(feature = "model"), allow(dead_code))] // the model alone watches it
+        lifetime: Arc<()>,
+    },
 }
 
 impl DeviceFile {
@@ -28,7 +36,7 @@ impl DeviceFile {
 
     /// A device of a kernel that is not real: [`RealKernel`](super::RealKernel) refuses it.
     pub fn simulated(fd: OwnedFd, kind: DeviceKind, number: DeviceNumber) -> Self {
-        Self(Opened::Simulated { fd, kind, number })
+        Self(Opened::Simulated { fd, kind, number, lifetime: Arc::new(()) })
     }
 
     /// What kind of device it is.
@@ -50,6 +58,15 @@ impl DeviceFile {
     /// Whether the running kernel opened it.
     pub(crate) fn is_real(&self) -> bool {
         matches!(self.0, Opened::Real(_))
+    }
+
+    /// What ends with a simulated file.
+    #[cfg(feature = "model")]
+    pub(crate) fn lifetime(&self) -> std::sync::Weak<()> {
+        match &self.0 {
+            Opened::Real(_) => std::sync::Weak::new(),
+            Opened::Simulated { lifetime, .. } => Arc::downgrade(lifetime),
+        }
     }
 
     /// ENOTTY unless the running kernel opened it.

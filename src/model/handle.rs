@@ -1,17 +1,17 @@
-//! Open devices. A caller holds one end of a socket pair; when it closes that, the other end says so.
+//! Open devices. A caller polls one end of a socket pair; the other end is for events.
 
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Weak;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber};
 
 #[derive(Debug)]
 pub(super) struct Handle {
-    fd: RawFd,
+    opened: Weak<()>,
     kind: DeviceKind,
     pub(super) number: DeviceNumber,
     pub(super) access: Access,
@@ -19,16 +19,9 @@ pub(super) struct Handle {
     signalled: bool,
 }
 
-/// Take out those whose caller has closed its end.
+/// Take out those whose caller has dropped its file.
 pub(super) fn drop_closed(handles: &mut Vec<Handle>) {
-    let mut ends: Vec<_> =
-        handles.iter().map(|handle| PollFd::new(handle.ours.as_fd(), PollFlags::empty())).collect();
-    if poll(&mut ends, PollTimeout::ZERO).unwrap_or(0) == 0 {
-        return;
-    }
-    let closed: Vec<_> = ends.iter().map(|end| end.any().unwrap_or(true)).collect();
-    let mut closed = closed.into_iter();
-    handles.retain(|_| closed.next() != Some(true));
+    handles.retain(|handle| handle.opened.strong_count() > 0);
 }
 
 impl Handle {
@@ -45,12 +38,12 @@ impl Handle {
         };
         let (ours, theirs) = pair().map_err(|_| Errno::EMFILE)?;
         let file = DeviceFile::simulated(OwnedFd::from(theirs), kind, number);
-        Ok((Self { fd: file.as_raw_fd(), kind, number, access, ours, signalled: false }, file))
+        Ok((Self { opened: file.lifetime(), kind, number, access, ours, signalled: false }, file))
     }
 
     /// Whether this is the handle behind `file`.
     pub(super) fn is(&self, file: &DeviceFile) -> bool {
-        self.fd == file.as_raw_fd() && self.kind == file.kind() && self.number == file.number()
+        self.opened.ptr_eq(&file.lifetime())
     }
 
     pub(super) fn is_control(&self) -> bool {

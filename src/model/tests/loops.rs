@@ -1,6 +1,6 @@
 //! Loop devices, block ioctls, nodes and mounts.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use proptest::prelude::*;
 
@@ -281,6 +281,20 @@ fn autoclear_waits_for_the_last_close() {
     assert!(machine.loop_status(&second).is_ok());
     drop(second);
     assert!(!machine.is_bound("/dev/loop0"));
+}
+
+#[test]
+fn a_copy_of_its_descriptor_does_not_keep_a_device_open() {
+    let mut machine = Machine::bare();
+    machine.attach("file", 1 << 20);
+    let mut info = loop_info64::zeroed();
+    info.lo_flags = LoopFlags::AUTOCLEAR.bits();
+    machine.set_status(&machine.loops[0], &mut info).unwrap();
+    // As a child of fork has one until its exec.
+    let copy = machine.loops[0].as_fd().try_clone_to_owned().unwrap();
+    machine.loops.clear();
+    assert!(!machine.is_bound("/dev/loop0"));
+    drop(copy);
 }
 
 #[test]
