@@ -32,6 +32,8 @@ const STATE_MAX: u64 = 256 << 20;
 
 /// Room that a snapshot's removal takes in the journal: two lines with the longest id.
 const REMOVAL: u64 = 400;
+/// Room for the generations that are raised meanwhile: a hundred opens and closes.
+const GENERATIONS: u64 = 16 << 10;
 /// The journal's room is reserved in such steps.
 const ROOM: u64 = 64 << 10;
 
@@ -105,13 +107,19 @@ impl Store {
             journal.write_at(len, b"\n").map_err(Error::io("write", &path))?;
             len += 1;
         }
-        if len < bytes.len() as u64 {
-            journal.set_len(len).map_err(Error::io("cut", &path))?;
+        // What the power cut off must not follow a line that is written next. The file keeps its size, and so the room
+        // for removals.
+        let rest = bytes.get(usize::try_from(len).unwrap_or(usize::MAX)..).unwrap_or_default();
+        if rest.iter().any(|byte| *byte != 0) {
+            journal.write_at(len, &vec![0; rest.len()]).map_err(Error::io("cut", &path))?;
         }
         // What was read may have been written by a process that died before its sync.
         journal.sync().map_err(Error::io("sync", &path))?;
         dir.sync().map_err(Error::io("sync", &root))?;
-        Ok(Some(Self::new(root, dir, journal, mark, state, len, checkpoint_len)))
+        let store = Self::new(root, dir, journal, mark, state, len, checkpoint_len);
+        // Best effort: on a disk that is full by now, the last manager's room is still there.
+        let _ = store.reserve_room(&mut store.lock(), 0);
+        Ok(Some(store))
     }
 
     /// Begin a tree: its first checkpoint is durable when this returns.
@@ -256,14 +264,20 @@ impl Store {
     }
 
     /// A change that takes space must leave room in the journal to remove every snapshot: what is full
-    /// can then be emptied.
+    /// can then be emptied, by this manager and by later ones.
     fn make_room(&self, inner: &mut Inner, record: &Record, line: u64) -> Result<()> {
-        if matches!(record, Record::Deleting { .. } | Record::Deleted { .. } | Record::Unmade { .. }) {
+        use Record::{Deleted, Deleting, Generation, Unmade};
+        if matches!(record, Deleting { .. } | Deleted { .. } | Unmade { .. } | Generation { .. }) {
             return Ok(());
         }
+        self.reserve_room(inner, line)
+    }
+
+    /// Reserves room for a line of so many bytes, and after it for all removals.
+    fn reserve_room(&self, inner: &mut Inner, line: u64) -> Result<()> {
         let graph = &inner.state.graph;
         let snapshots = (graph.snapshots.len() + graph.making.len()) as u64 + 1;
-        let needed = inner.len + line + snapshots * REMOVAL;
+        let needed = inner.len + line + snapshots * REMOVAL + GENERATIONS;
         if needed > inner.room {
             let room = needed.next_multiple_of(ROOM);
             self.journal.reserve(room).map_err(Error::io("reserve space for", self.root.join(JOURNAL)))?;
@@ -330,9 +344,10 @@ impl Store {
             let mut inner = self.lock();
             inner.checkpoint_len = bytes.len() as u64;
             inner.synced = inner.synced.max(state.journal.seq);
-            // Lines written meanwhile stay; the older ones before them are passed over.
-            if inner.state.journal == state.journal && self.journal.set_len(0).is_ok() {
-                (inner.len, inner.room) = (0, 0);
+            // Lines written meanwhile stay; the older ones before them are passed over, and so is what is left of them
+            // when the next one is written in their place. A cut would give up the room for removals.
+            if inner.state.journal == state.journal {
+                inner.len = 0;
             }
             drop(inner);
             self.changed.notify_all();

@@ -1,0 +1,164 @@
+//! A root on a full file system: what is there can be removed.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use dm_thin::Errno;
+use dm_thin::tree::Parent;
+use dm_thin::tree::files::{RealDir, StateDir, StateFile};
+use dm_thin::units::Bytes;
+
+use crate::rig::Rig;
+
+const COUNT: usize = 30;
+
+/// A directory of a file system that can be full: then only blocks that a file has can be written.
+#[derive(Debug, Clone)]
+struct Disk {
+    dir: Arc<RealDir>,
+    space: Arc<Space>,
+}
+
+#[derive(Debug, Default)]
+struct Space {
+    full: AtomicBool,
+    /// Bytes that are reserved for each file.
+    reserved: Mutex<HashMap<String, u64>>,
+}
+
+impl Space {
+    fn check(&self, name: &str, file: &dyn StateFile, end: u64) -> io::Result<()> {
+        let has = file.size()?.max(self.reserved.lock().unwrap().get(name).copied().unwrap_or(0));
+        let fits = end <= has || !self.full.load(Ordering::Relaxed);
+        if fits { Ok(()) } else { Err(Errno::ENOSPC.into()) }
+    }
+}
+
+impl StateDir for Disk {
+    fn open(&self, name: &str, create: bool) -> io::Result<Box<dyn StateFile>> {
+        let full = self.space.full.load(Ordering::Relaxed);
+        let file = match self.dir.open(name, create && !full) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create => Err(Errno::ENOSPC.into()),
+            opened => opened,
+        }?;
+        Ok(Box::new(DiskFile { file, name: name.to_owned(), space: self.space.clone() }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.dir.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.dir.remove(name)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.dir.sync()
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    file: Box<dyn StateFile>,
+    name: String,
+    space: Arc<Space>,
+}
+
+impl StateFile for DiskFile {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read(&self) -> io::Result<Vec<u8>> {
+        self.file.read()
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.space.check(&self.name, &*self.file, offset + bytes.len() as u64)?;
+        self.file.write_at(offset, bytes)
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        self.space.check(&self.name, &*self.file, len)?;
+        self.space.reserved.lock().unwrap().insert(self.name.clone(), len);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.space.reserved.lock().unwrap().remove(&self.name);
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+}
+
+/// What the manager that filled the tree comes to.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Goes,
+    Killed,
+    PowerCut,
+    Closed,
+    /// Before the disk is full, and without room in its journal, as earlier versions left it.
+    ClosedAndCut,
+}
+
+#[test]
+fn everything_can_be_removed_after_a_checkpoint_and_after_a_reopen() {
+    let ends = [End::Goes, End::Killed, End::PowerCut, End::Closed, End::ClosedAndCut];
+    for (end, checkpoint) in ends.into_iter().flat_map(|end| [(end, false), (end, true)]) {
+        let mut rig = Rig::new();
+        let dir = Arc::new(RealDir::open(rig.directory.path()).unwrap());
+        let disk = Disk { dir, space: Arc::default() };
+        let open = |rig: &Rig| rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
+        let set_full = |full| disk.space.full.store(full, Ordering::Relaxed);
+        let tree = open(&rig);
+        for index in 0..COUNT {
+            tree.add(&format!("a-name-of-some-length-{index}"), Parent::Base).unwrap();
+        }
+        if checkpoint {
+            tree.grow_pool(Bytes::mib(128)).unwrap();
+        }
+        set_full(!matches!(end, End::ClosedAndCut));
+        let tree = match end {
+            End::Goes => tree,
+            End::Killed | End::PowerCut => {
+                drop(tree);
+                if matches!(end, End::PowerCut) {
+                    rig.kernel = Arc::new(rig.kernel.power_cut());
+                }
+                open(&rig)
+            }
+            End::Closed => {
+                // The checkpoint finds no space; the journal holds what would be in it.
+                let error = tree.close().unwrap_err();
+                assert!(error.is_out_of_space(), "{error}");
+                drop(tree);
+                open(&rig)
+            }
+            End::ClosedAndCut => {
+                tree.close().unwrap();
+                drop(tree);
+                disk.open("journal.jsonl", false).unwrap().set_len(0).unwrap();
+                open(&rig)
+            }
+        };
+        set_full(true);
+        assert_eq!(tree.list().len(), COUNT, "{end:?}");
+        for snapshot in tree.list() {
+            let removed = tree.remove(snapshot.id.as_str());
+            assert!(removed.is_ok(), "{end:?}, checkpoint {checkpoint}: {}: {removed:?}", snapshot.id);
+        }
+        drop(tree);
+        let tree = open(&rig);
+        assert_eq!((tree.list().len(), tree.check().unwrap()), (0, vec![]));
+        set_full(false);
+        tree.add("one-more", Parent::Base).unwrap();
+        tree.close().unwrap();
+        assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+    }
+}
