@@ -50,6 +50,11 @@ pub trait StateFile: fmt::Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// All of a file. EFBIG if it is longer than `max`: then it is not read into memory.
+pub(super) fn read_at_most(file: &dyn StateFile, max: u64) -> io::Result<Vec<u8>> {
+    if file.size()? > max { Err(Errno::EFBIG.into()) } else { file.read() }
+}
+
 /// A directory of the file system. It stays the same one when somebody renames it.
 #[derive(Debug)]
 pub struct RealDir {

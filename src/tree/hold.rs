@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::files::{StateDir, StateFile};
+use super::files::{StateDir, StateFile, read_at_most};
 use crate::{Error, Result};
 
 const NAME: &str = "metadata-snapshot";
@@ -26,7 +26,7 @@ impl HoldNote {
         let path = root.join(NAME);
         let open = || {
             let file = dir.open(NAME, true)?;
-            if file.read()?.is_empty() {
+            if file.size()? == 0 {
                 file.write_at(0, FREE)?;
                 file.sync()?;
                 dir.sync()?;
@@ -39,7 +39,7 @@ impl HoldNote {
 
     /// Whether a manager of this tree held the metadata snapshot when it ended.
     pub(super) fn is_held(&self) -> Result<bool> {
-        let text = self.lock().read().map_err(Error::io("read", &self.path))?;
+        let text = read_at_most(&**self.lock(), 4096).map_err(Error::io("read", &self.path))?;
         Ok(text == HELD)
     }
 

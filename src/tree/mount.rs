@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::files::StateDir;
+use super::files::{StateDir, read_at_most};
 use super::{Filesystem, Options, SnapshotTree};
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::error::MountError;
@@ -145,6 +145,8 @@ struct Note {
 }
 
 const NOTES: &str = "mounts.json";
+/// More than any notes are long.
+const NOTES_MAX: u64 = 256 << 20;
 const NOTES_TMP: &str = "mounts.json.tmp";
 
 /// The mounts that this tree made, by the volumes. They are noted in a file of the root, which is not synced: mounts
@@ -157,7 +159,8 @@ pub(super) struct Mounts {
 
 impl Mounts {
     pub(super) fn load(dir: Arc<dyn StateDir>) -> Self {
-        let bytes = dir.open(NOTES, false).and_then(|file| file.read()).unwrap_or_default();
+        let bytes =
+            dir.open(NOTES, false).and_then(|file| read_at_most(&*file, NOTES_MAX)).unwrap_or_default();
         // Unreadable, it says nothing: then every mount is somebody else's.
         let notes = serde_json::from_slice(&bytes).unwrap_or_default();
         Self { dir, notes: Mutex::new(notes) }

@@ -142,10 +142,10 @@ fn new_state(options: &Options, pool: PoolRecord) -> State {
 
 /// A pool, or changes, without a state: something was lost, and nothing may be written over the rest.
 fn refuse_orphans(root: &Root, dir: &dyn StateDir) -> Result<()> {
-    let journal = dir.open("journal.jsonl", false).and_then(|file| file.read());
+    let journal = dir.open("journal.jsonl", false).and_then(|file| file.size());
     let path = if source::has_files(&root.pool_dir()) {
         root.pool_dir()
-    } else if journal.is_ok_and(|bytes| !bytes.is_empty()) {
+    } else if journal.is_ok_and(|size| size > 0) {
         root.path.join("journal.jsonl")
     } else {
         return Ok(());

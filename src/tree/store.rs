@@ -6,13 +6,14 @@
 mod reservation;
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use super::SnapshotId;
-use super::files::{StateDir, StateFile};
+use super::files::{StateDir, StateFile, read_at_most};
 use super::graph::{Graph, Record};
 use super::journal::{self, State};
 use crate::thin::ThinId;
@@ -29,6 +30,8 @@ const MARK: &str = "lock";
 
 /// The largest checkpoint that is written or read.
 const STATE_MAX: u64 = 256 << 20;
+/// The longest journal that is written by anything but removals; one twice as long is read.
+const JOURNAL_MAX: u64 = 512 << 20;
 
 /// Room that a snapshot's removal takes in the journal: two lines with the longest id.
 const REMOVAL: u64 = 400;
@@ -81,24 +84,16 @@ impl Store {
     /// What is on disk, if there is anything.
     pub(super) fn load(root: PathBuf, dir: Arc<dyn StateDir>) -> Result<Option<Self>> {
         let path = root.join(STATE);
-        let read = |file: Box<dyn StateFile>| match file.size()? {
-            0..=STATE_MAX => file.read().map(Some),
-            _ => Ok(None),
-        };
-        let bytes = match dir.open(STATE, false).and_then(read) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => {
-                let reason = "larger than 256 MiB: no state that was ever written".to_owned();
-                return Err(Error::Corrupt { path, line: None, reason });
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        let bytes = match dir.open(STATE, false) {
+            Ok(file) => read(&*file, STATE_MAX, &path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
         let mut state = journal::decode_state(&bytes, &path)?;
         let checkpoint_len = bytes.len() as u64;
         let (journal, mark) = open_files(&root, &*dir)?;
         let path = root.join(JOURNAL);
-        let bytes = journal.read().map_err(Error::io("read", &path))?;
+        let bytes = read(&*journal, 2 * JOURNAL_MAX, &path)?;
         let acknowledged = read_mark(&*mark, state.tree);
         let replayed = journal::replay(&mut state, &bytes, &path, acknowledged)?;
         state.journal = replayed.last;
@@ -277,6 +272,9 @@ impl Store {
     fn reserve_room(&self, inner: &mut Inner, line: u64) -> Result<()> {
         let graph = &inner.state.graph;
         let snapshots = (graph.snapshots.len() + graph.making.len()) as u64 + 1;
+        if inner.len + line > JOURNAL_MAX {
+            return Err(Error::io("write", self.root.join(JOURNAL))(nix::errno::Errno::EFBIG.into()));
+        }
         let needed = inner.len + line + snapshots * REMOVAL + GENERATIONS;
         if needed > inner.room {
             let room = needed.next_multiple_of(ROOM);
@@ -389,10 +387,17 @@ impl Drop for Compacting<'_> {
     }
 }
 
-fn open_files(
-    root: &std::path::Path,
-    dir: &dyn StateDir,
-) -> Result<(Box<dyn StateFile>, Box<dyn StateFile>)> {
+fn read(file: &dyn StateFile, max: u64, path: &Path) -> Result<Vec<u8>> {
+    read_at_most(file, max).map_err(|error| match error.raw_os_error() {
+        Some(libc::EFBIG) => {
+            let reason = format!("longer than {} MiB, which nothing that was ever written is", max >> 20);
+            Error::Corrupt { path: path.into(), line: None, reason }
+        }
+        _ => Error::io("read", path)(error),
+    })
+}
+
+fn open_files(root: &Path, dir: &dyn StateDir) -> Result<(Box<dyn StateFile>, Box<dyn StateFile>)> {
     let open = |name: &str| dir.open(name, true).map_err(Error::io("open", root.join(name)));
     Ok((open(JOURNAL)?, open(MARK)?))
 }
@@ -406,7 +411,7 @@ fn mark_text(tree: Uuid, acknowledged: u64) -> String {
 
 /// Nothing readable counts as nothing acknowledged: the mark is evidence, not state.
 fn read_mark(mark: &dyn StateFile, tree: Uuid) -> u64 {
-    let bytes = mark.read().unwrap_or_default();
+    let bytes = read_at_most(mark, 4096).unwrap_or_default();
     let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.split(' ').nth(1)?.parse().ok());
     number.filter(|&number| mark_text(tree, number).as_bytes() == bytes).unwrap_or(0)
 }

@@ -60,15 +60,26 @@ fn a_copied_root_does_not_get_the_pool_of_the_one_it_was_copied_from() {
 }
 
 #[test]
-fn a_state_that_nobody_wrote_is_not_read_into_memory() {
+fn files_that_nobody_wrote_are_not_read_into_memory() {
     let rig = Rig::new();
     rig.tree().close().unwrap();
-    let path = rig.root().join("state.json");
-    let file = fs::File::options().write(true).open(&path).unwrap();
-    // Sparse: to read it would need that much memory.
-    file.set_len(1 << 40).unwrap();
-    let error = rig.open(rig.options()).unwrap_err();
-    assert!(matches!(&error, Error::Corrupt { path: at, .. } if *at == path), "{error}");
+    // Sparse: to read one would need that much memory.
+    let set_len = |name: &str, len: u64| {
+        let file = fs::File::options().write(true).create(true).truncate(false).open(rig.root().join(name));
+        file.unwrap().set_len(len).unwrap();
+    };
+    // What is no state is as good as nothing.
+    for name in ["mounts.json", "lock"] {
+        set_len(name, 1 << 40);
+        rig.tree().close().unwrap();
+    }
+    for name in ["journal.jsonl", "state.json"] {
+        set_len(name, 1 << 40);
+        let error = rig.open(rig.options()).unwrap_err();
+        let path = rig.root().join(name);
+        assert!(matches!(&error, Error::Corrupt { path: at, .. } if *at == path), "{error}");
+        set_len(name, 0);
+    }
 }
 
 #[test]
