@@ -9,6 +9,7 @@ use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount}
 use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
+use crate::units::Bytes;
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -177,19 +178,26 @@ impl SnapshotTree {
     }
 
     fn check_files(&self, findings: &mut Vec<Finding>) -> Result<()> {
-        if self.store.read_state(|state| state.pool.source != PoolSource::LoopFiles) {
+        let record = self.store.read_state(|state| state.pool.clone());
+        if record.source != PoolSource::LoopFiles {
             return Ok(());
         }
         let control = LoopControl::with_kernel(self.options.kernel.clone())?;
         let (table, _) = self.pool.table()?;
-        for (name, number) in [("data", table.data), ("metadata", table.metadata)] {
+        let (data, metadata) = ((table.data, record.data_size), (table.metadata, record.metadata_size));
+        for (name, (number, recorded)) in [("data", data), ("metadata", metadata)] {
             let path = self.root.pool_dir().join(name);
-            let bound = match File::open(&path) {
-                Ok(file) => control.find(&file)?.map(|device| device.number()),
-                Err(_) => None,
-            };
-            if bound != Some(number) {
+            let file = File::open(&path);
+            let device = file.as_ref().ok().map_or(Ok(None), |file| control.find(file))?;
+            let (Ok(file), Some(device)) = (file, device.filter(|device| device.number() == number)) else {
                 findings.push(Finding::NotBound { path });
+                continue;
+            };
+            let size = Bytes(file.metadata().map_err(Error::io("stat", &path))?.len());
+            // The device keeps its size until it is told.
+            let expected = device.size()?.max(recorded);
+            if size < expected {
+                findings.push(Finding::Truncated { path, size, expected });
             }
         }
         Ok(())

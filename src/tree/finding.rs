@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::SnapshotId;
 use crate::dm::DmName;
 use crate::thin::{PoolMode, ThinId, TransactionId};
+use crate::units::Bytes;
 
 /// A difference between the state of a tree and the system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -107,6 +108,15 @@ pub enum Finding {
         /// The file.
         path: PathBuf,
     },
+    /// A file of the pool is shorter than the pool's device: somebody cut it. What was behind its end is lost.
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        size: Bytes,
+        /// The length that it should have.
+        expected: Bytes,
+    },
 }
 
 /// What can be wrong with a device.
@@ -185,6 +195,9 @@ impl fmt::Display for Finding {
                 write!(f, "snapshot {id}: mounted on {} by somebody else", target.display())
             }
             Self::StaleNode { name } => write!(f, "node /dev/mapper/{name} has no device"),
+            Self::Truncated { path, size, expected } => {
+                write!(f, "{} is {size} long, the pool's device {expected}: its end is lost", path.display())
+            }
             Self::NotBound { path } => write!(f, "{} is not what the pool works on", path.display()),
         }
     }

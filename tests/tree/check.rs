@@ -15,6 +15,7 @@ use dm_thin::model::Mode;
 use dm_thin::thin::ThinId;
 use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::tree::{DeviceProblem, Finding, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
 
 use crate::rig::Rig;
 
@@ -132,6 +133,11 @@ fn the_pool_and_its_files() {
     std::fs::rename(&file, &away).unwrap();
     finds(&tree, &[Finding::NotBound { path: file.clone() }], false);
     std::fs::rename(&away, &file).unwrap();
+    let (size, expected) = (Bytes::mib(8), Bytes::mib(64));
+    let set_len = |len: Bytes| File::options().write(true).open(&file).unwrap().set_len(len.0).unwrap();
+    set_len(size);
+    finds(&tree, &[Finding::Truncated { path: file.clone(), size, expected }], false);
+    set_len(expected);
     rig.kernel.set_mode(&pool, Mode::OutOfDataSpace).unwrap();
     let findings = tree.check().unwrap();
     assert!(matches!(findings[..], [Finding::Pool { needs_check: false, .. }]), "{findings:?}");
