@@ -246,7 +246,7 @@ fn each_kind_of_damage_is_named() {
         (leaf, 16, short(0), Damage::Entries { entries: 0, capacity: 252 }),
         (root, value(1), long(0), Damage::Child { child: 0 }),
         (root, value(1), long(100), Damage::Child { child: 100 }),
-        (root, value(0), long(root), Damage::Depth),
+        (root, value(0), long(root), Damage::Cycle),
         (devices, value(0), long(100), Damage::Child { child: 100 }),
         (pool.details, 48, long(1 << 24), Damage::DeviceId { id: 1 << 24 }),
         (leaf, value(0), long(1000 << 24), Damage::DataBlock { data: 1000, blocks: 1000 }),
@@ -254,7 +254,7 @@ fn each_kind_of_damage_is_named() {
     for (block, at, bytes, expected) in cases {
         let (found_in, found) = damage(Pool::read(pool.with(block, at, &bytes)));
         assert_eq!(found, expected, "block {block} at {at}");
-        let named = if block == 0 || found == Damage::Depth { found_in } else { block };
+        let named = if block == 0 { found_in } else { block };
         assert_eq!(found_in, named, "{found:?}");
         let Report { findings, .. } = check(pool.with(block, at, &bytes)).unwrap();
         let named =
@@ -274,6 +274,15 @@ fn each_kind_of_damage_is_named() {
             |finding: &Finding| matches!(finding, Finding::Damaged { damage, .. } if *damage == expected);
         assert!(findings.iter().any(named) && !counts_compared, "{expected:?}: {findings:?}");
     }
+    // A path of 16 internal nodes; the last blocks are free.
+    let mut deep = pool.source.clone();
+    for block in 80..96u64 {
+        deep.0[usize::try_from(block).unwrap()] = deep.0[usize::try_from(root).unwrap()];
+        deep.write(block, 8, &long(block));
+        deep.write(block, value(0), &long(block + 1));
+    }
+    deep.write(root, value(0), &long(80));
+    assert_eq!(damage(Pool::read(Arc::new(deep))), (root, Damage::Depth));
     let mut torn = pool.source.clone();
     torn.0[usize::try_from(leaf).unwrap()].0[100] ^= 1;
     assert!(matches!(damage(Pool::read(Arc::new(torn))), (block, Damage::Checksum { .. }) if block == leaf));

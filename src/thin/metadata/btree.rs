@@ -204,14 +204,18 @@ impl Subtree {
 
 /// The number of levels above the leaves.
 pub(super) fn height(reader: &BlockReader, root: u64) -> Result<usize, MetadataError> {
-    let mut block = root;
-    for height in 0..DEPTH_MAX {
+    let (mut block, mut path) = (root, Vec::new());
+    while path.len() < DEPTH_MAX {
         let node = reader.node(block)?;
         if !node.is_internal() {
-            return Ok(height);
+            return Ok(path.len());
         }
+        path.push(block);
         block = node.value_u64(0);
         reader.check_child(node.block, block)?;
+        if path.contains(&block) {
+            return Err(node.damaged(Damage::Cycle));
+        }
     }
     Err(MetadataError::Damaged { block: root, damage: Damage::Depth })
 }

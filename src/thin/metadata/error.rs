@@ -146,8 +146,8 @@ pub enum Damage {
     /// Deeper than any tree.
     #[error("the tree is deeper than 16 levels")]
     Depth,
-    /// Two places lead to a block that only one can lead to.
-    #[error("reached twice in one tree")]
+    /// A node that leads to itself, or to one above it.
+    #[error("leads back to a node above it")]
     Cycle,
     /// A thin device id of more than 24 bits.
     #[error("thin device id {id} has more than 24 bits")]
