@@ -44,8 +44,15 @@ impl HoldNote {
     }
 
     /// Runs `work`, which reserves and releases the metadata snapshot, under the note. One caller at a time.
-    pub(super) fn during<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    ///
+    /// `is_free` fails while another program holds the metadata snapshot: the note would have the next open release it.
+    pub(super) fn during<T>(
+        &self,
+        is_free: impl FnOnce() -> Result<()>,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let file = self.lock();
+        is_free()?;
         self.write(&**file, HELD)?;
         let result = work();
         // Left standing, it would only make the next open release what is not held.

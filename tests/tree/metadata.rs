@@ -132,6 +132,18 @@ fn a_crash_while_metadata_is_read_leaves_no_metadata_snapshot() {
 }
 
 #[test]
+fn a_crash_beside_another_programs_metadata_snapshot_keeps_that() {
+    crash_everywhere(
+        |tree| tree.pool().reserve_metadata_snap().unwrap(),
+        |tree| match tree.usage() {
+            Err(Error::MetadataSnapHeld { .. }) => Ok(()),
+            other => panic!("{other:?}"),
+        },
+        |_, tree| assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]),
+    );
+}
+
+#[test]
 fn a_metadata_snapshot_of_another_program_is_kept() {
     let mut rig = Rig::new();
     let tree = rig.tree();
