@@ -33,10 +33,13 @@ impl SnapshotTree {
             self.take_over(mounts)?;
         }
         self.sweep_nodes()?;
-        match self.bring_to_generation() {
+        match self.bring_to_generation(mode) {
             // For looking, reading and removing from the state.
             Err(Error::PoolMode { .. }) if !mode.is_sound() => return Ok(()),
             result => result?,
+        }
+        if !mode.is_sound() && !self.pool.status()?.mode().is_sound() {
+            return Ok(());
         }
         if let Some(volumes) = &volumes {
             self.record_deleted(&volumes.present)?;
@@ -62,8 +65,9 @@ impl SnapshotTree {
             PoolStatus::Usage(usage) => usage,
             status => return Err(source::pool_mode(&self.pool, status.mode())),
         };
-        if self.hold.is_held()? {
-            if usage.held_metadata_root.is_some() && usage.mode.is_sound() {
+        // A pool that takes no messages keeps it, and the note stays for the open that can release it.
+        if (usage.mode.is_sound() || usage.held_metadata_root.is_none()) && self.hold.is_held()? {
+            if usage.held_metadata_root.is_some() {
                 self.pool.release_metadata_snap()?;
             }
             self.hold.clear()?;
@@ -90,7 +94,7 @@ impl SnapshotTree {
 
     /// Brings the pool to the state's generation; a tree without a nonce gets one. A pool without space for that is
     /// extended first, if it may be.
-    fn bring_to_generation(&self) -> Result<()> {
+    fn bring_to_generation(&self, mode: PoolMode) -> Result<()> {
         let (nonce, generation, shared) =
             self.store.read_state(|state| (state.nonce, state.generation, state.pool.source.is_shared()));
         if shared {
@@ -109,6 +113,8 @@ impl SnapshotTree {
                 self.extend_pool()?;
                 self.sync_transaction_id()
             }
+            // It was not told anything.
+            Ok(()) if !mode.is_sound() => self.extend_pool().map(drop),
             result => result,
         }
     }

@@ -1,6 +1,7 @@
 //! What a tree reads of its pool's metadata.
 
 use dm_thin::Error;
+use dm_thin::model::Mode;
 use dm_thin::tree::{ChangeKind, Finding, Parent, Since, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -141,6 +142,23 @@ fn a_crash_beside_another_programs_metadata_snapshot_keeps_that() {
         },
         |_, tree| assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]),
     );
+}
+
+#[test]
+fn a_metadata_snapshot_in_a_read_only_pool_is_released_when_it_can_be() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.pool().reserve_metadata_snap().unwrap();
+    // As a manager leaves it that is killed meanwhile.
+    std::fs::write(rig.root().join("metadata-snapshot"), "held\n").unwrap();
+    let pool = tree.pool().name().to_string();
+    drop(tree);
+    for (mode, held) in [(Mode::ReadOnly, true), (Mode::Write, false)] {
+        rig.kernel.set_mode(&pool, mode).unwrap();
+        let tree = rig.open(rig.options()).unwrap();
+        tree.usage().unwrap();
+        assert_eq!(tree.check().unwrap().contains(&Finding::MetadataSnapHeld), held);
+    }
 }
 
 #[test]
