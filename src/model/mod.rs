@@ -40,8 +40,9 @@
 //! # Ok::<(), dm_thin::Error>(())
 //! ```
 //!
-//! What differs from a real kernel: there is no page cache, so that a write fails at once, not when it is synced;
-//! nothing commits by the clock; the count of used metadata blocks is an estimate; metadata cannot be restored by
+//! What differs from a real kernel: there is no page cache, so that a write fails at once, not when it is synced, but a
+//! sync that [`fail_at`](ModelKernel::fail_at) makes fail loses what was not synced, on all devices, and the next sync
+//! succeeds; nothing commits by the clock; the count of used metadata blocks is an estimate; metadata cannot be restored by
 //! writing its blocks; the targets are error, linear, thin, thin-pool and zero; a request that would wait for ever is
 //! answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK, a write to a full pool ENOSPC.
 
@@ -161,7 +162,7 @@ impl ModelKernel {
         let state = &mut *self.lock();
         state.faults.kill();
         let world = &mut state.world;
-        world.store.power_cut();
+        world.store.take_back();
         Self::with_world(World::new(world.options.clone(), world.storage.clone(), world.disks.clone()))
     }
 
@@ -334,7 +335,15 @@ impl Kernel for ModelKernel {
     }
 
     fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
-        self.call("fdatasync", subject_of_device(file), |world| world.sync(file))
+        let mut carried_out = false;
+        let result = self.call("fdatasync", subject_of_device(file), |world| {
+            carried_out = true;
+            world.sync(file)
+        });
+        if !carried_out && !self.is_cut() {
+            self.lock().world.store.take_back();
+        }
+        result
     }
 
     fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {

@@ -1,4 +1,4 @@
-//! The files that hold devices' bytes, and what of it a power cut takes back.
+//! The files that hold devices' bytes, and what of it a power cut or a failed sync takes back.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -103,7 +103,7 @@ impl Store {
     }
 
     /// Takes back what is not durable.
-    pub(super) fn power_cut(&mut self) {
+    pub(super) fn take_back(&mut self) {
         for Unsynced { file, before } in std::mem::take(&mut self.unsynced).into_values() {
             // A file that somebody cut off meanwhile stays so.
             let end = file.metadata().map_or(0, |stat| stat.len());
@@ -112,7 +112,7 @@ impl Store {
                 let len =
                     usize::try_from(end.saturating_sub(at)).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
                 let before = before.as_deref().unwrap_or(&[0; CHUNK_BYTES]);
-                // The machine is off: there is nobody to tell.
+                // Nobody waits for these bytes any more.
                 let _ = file.write_all_at(&before[..len], at);
             }
         }

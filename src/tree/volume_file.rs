@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
@@ -18,13 +19,16 @@ pub(super) struct VolumeFile {
     kernel: Arc<dyn Kernel>,
     file: DeviceFile,
     path: PathBuf,
+    /// A sync failed: the kernel may have dropped what it could not write, and would call the next one a success.
+    failed: AtomicBool,
 }
 
 impl SnapshotTree {
     /// Opens an active volume.
     pub(super) fn open_volume(&self, volume: &ThinVolume, access: Access) -> Result<VolumeFile> {
         let file = volume.open(access)?;
-        Ok(VolumeFile { kernel: self.options.kernel.clone(), file, path: volume.path() })
+        let (kernel, failed) = (self.options.kernel.clone(), AtomicBool::new(false));
+        Ok(VolumeFile { kernel, file, path: volume.path(), failed })
     }
 }
 
@@ -64,9 +68,16 @@ impl VolumeFile {
         Ok(())
     }
 
-    /// Makes what was written durable: data, and the pool's mappings of it.
+    /// Makes what was written durable: data, and the pool's mappings of it. After an error it fails for good.
     pub(super) fn sync(&self) -> Result<()> {
-        self.kernel.sync(&self.file).map_err(|errno| self.error("sync", errno.into()))
+        let synced = match self.failed.load(Ordering::Acquire) {
+            true => Err(Errno::EIO),
+            false => self.kernel.sync(&self.file),
+        };
+        synced.map_err(|errno| {
+            self.failed.store(true, Ordering::Release);
+            self.error("sync", errno.into())
+        })
     }
 
     /// Discards a range that begins and ends at blocks of the pool, so that it reads as zeroes. `false` if the pool

@@ -290,6 +290,9 @@ impl SnapshotWriter<'_> {
     }
 
     /// Makes what was written durable. [`commit`](Self::commit) does that, too.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. What was written before may be lost then: from now on this and `commit` fail.
     pub fn sync(&self) -> Result<()> {
         self.file()?.sync()
     }

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::dm::DmName;
 use dm_thin::tree::{AddOptions, DeviceProblem, Filesystem, Finding, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
+use dm_thin::{Errno, Error};
 
 use crate::rig::{Rig, crash_everywhere};
 
@@ -219,6 +219,20 @@ fn a_writer_that_is_dropped_leaves_nothing() {
     tree.add("copy", Parent::Base).unwrap();
     let no_size = tree.create("other", None, &AddOptions::new()).unwrap_err();
     assert!(matches!(no_size, Error::InvalidOption { .. }), "{no_size}");
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_writer_whose_sync_failed_publishes_nothing() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let writer = tree.create("disk", None, &AddOptions::new().size(Bytes::mib(1))).unwrap();
+    writer.write_at(Bytes(0), b"lost").unwrap();
+    rig.kernel.fail_at(1, Errno::EIO);
+    assert!(matches!(writer.sync(), Err(Error::Io { action: "sync", .. })));
+    assert!(matches!(writer.commit(), Err(Error::Io { action: "sync", .. })));
+    assert!(!tree.contains("disk"));
+    assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
 }
 
