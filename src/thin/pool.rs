@@ -241,7 +241,18 @@ impl ThinPool {
         if matches!(message, Message::CreateThin { .. } | Message::CreateSnap { .. }) {
             self.check_space()?;
         }
-        let answer = self.dm.message(self.id()?, Sectors(0), &message).map_err(|error| self.named(error));
+        self.conclude(self.send(message))
+    }
+
+    /// Sends the message and nothing else, while somebody has the origin suspended: neither the guard nor the pool's
+    /// mode is asked. [`conclude`](Self::conclude) tells what came of it, after the resume.
+    pub(crate) fn send(&self, message: Message) -> Sent {
+        let answer = self.id().and_then(|id| self.dm.message(id, Sectors(0), &message));
+        Sent { message, answer: answer.map_err(|error| self.named(error)) }
+    }
+
+    /// What came of a message.
+    pub(crate) fn conclude(&self, Sent { message, answer }: Sent) -> Result<()> {
         let event = match answer {
             Ok(event) => event,
             // These are about the thin device. The answer to an error has no event number, so for any
@@ -293,6 +304,20 @@ impl ThinPool {
     /// EBUSY while a volume of it is active ([`Error::is_busy`]).
     pub fn deactivate(&self) -> Result<()> {
         self.identity.remove(&self.dm, DmFlags::empty()).map(drop)
+    }
+}
+
+/// A message that was sent, and the kernel's answer.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    message: Message,
+    answer: Result<EventNr>,
+}
+
+impl Sent {
+    /// Whether the kernel has obeyed.
+    pub(crate) fn is_obeyed(&self) -> bool {
+        self.answer.is_ok()
     }
 }
 

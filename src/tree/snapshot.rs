@@ -6,7 +6,7 @@ use super::graph::{FsState, Record, Snapshot};
 use super::options::check_size;
 use super::store::Reservation;
 use super::{Filesystem, Labels, SnapshotId, SnapshotTree};
-use crate::thin::{Origin, ThinId, ThinVolume};
+use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -97,30 +97,29 @@ impl SnapshotTree {
                 let base = self.store.read(|graph| graph.base.clone());
                 let base = base.ok_or(Error::Closed)?;
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
-                let made = self.create_snap(reservation, made, &Origin::Inactive(base.thin_id))?;
+                let origin = Origin::Inactive(base.thin_id);
+                let made =
+                    self.create_volume(reservation, made, |thin_id| self.pool.create_snap(thin_id, &origin))?;
                 record(reservation, made, None)
             }
             Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
                 let parent_name = Some(SnapshotId::new(parent_id)?);
                 let made =
                     self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
-                let made = match &slot.volume {
-                    // Nobody writes to a sealed snapshot: its device can stay as it is.
-                    Some(volume) if parent.sealed.is_none() => self.snap_active(reservation, made, volume)?,
-                    _ => self.create_snap(reservation, made, &Origin::Inactive(parent.thin_id))?,
-                };
+                // Nobody writes to a sealed snapshot: its device can stay as it is.
+                let active = slot.volume.as_ref().filter(|_| parent.sealed.is_none());
+                let made = self.create_volume(reservation, made, |thin_id| match active {
+                    Some(volume) => self.snap_active(thin_id, volume),
+                    None => self.pool.create_snap(thin_id, &Origin::Inactive(parent.thin_id)),
+                })?;
                 record(reservation, made, Some(parent))
             }),
         }
     }
 
-    /// Snapshot an active parent, which is suspended meanwhile.
-    fn snap_active(
-        &self,
-        reservation: &mut Reservation<'_>,
-        made: Snapshot,
-        parent: &ThinVolume,
-    ) -> Result<Snapshot> {
+    /// Creates a snapshot of an active parent, which is suspended meanwhile. Between suspend and resume there is the
+    /// message and nothing else: whatever waits for the suspended device may be what a file of the root needs.
+    fn snap_active(&self, thin_id: ThinId, parent: &ThinVolume) -> Result<()> {
         // Before the parent is suspended: in a full pool that waits for its writes.
         self.pool.check_space()?;
         let renamed;
@@ -132,19 +131,19 @@ impl SnapshotTree {
                     renamed.suspend()?
                 }
                 // Its deferred removal came about.
-                None => return self.create_snap(reservation, made, &Origin::Inactive(parent.id())),
+                None => return self.pool.create_snap(thin_id, &Origin::Inactive(parent.id())),
             },
             suspended => suspended?,
         };
-        let created = self.create_snap(reservation, made, &Origin::Suspended(&suspended));
+        let sent = self.pool.send(Message::CreateSnap { id: thin_id, origin: parent.id() });
         // A parent that does not come back is worse than a snapshot that failed.
-        if let Err(error) = suspended.resume() {
-            if let Ok(snapshot) = created {
-                self.undo(reservation, snapshot.thin_id);
+        suspended.resume().inspect_err(|_| {
+            if sent.is_obeyed() {
+                // Best effort: return the error of the resume.
+                let _ = self.delete_id(thin_id);
             }
-            return Err(error);
-        }
-        created
+        })?;
+        self.pool.conclude(sent)
     }
 
     /// Record a volume that the pool has; if that fails the pool has it no more.
@@ -177,17 +176,7 @@ impl SnapshotTree {
         Ok(Snapshot { labels, ..Snapshot::new(thin_id, parent, size, fs) })
     }
 
-    /// Create the snapshot in the pool. An id that somebody else has taken is passed over.
-    fn create_snap(
-        &self,
-        reservation: &mut Reservation<'_>,
-        snapshot: Snapshot,
-        origin: &Origin<'_>,
-    ) -> Result<Snapshot> {
-        self.create_volume(reservation, snapshot, |thin_id| self.pool.create_snap(thin_id, origin))
-    }
-
-    /// The same for any kind of volume.
+    /// Creates a volume in the pool. An id that somebody else has taken is passed over.
     pub(super) fn create_volume(
         &self,
         reservation: &mut Reservation<'_>,

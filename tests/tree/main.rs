@@ -17,3 +17,4 @@ mod seal;
 mod space;
 mod status;
 mod stream;
+mod suspended;
