@@ -1,13 +1,18 @@
 //! What a test does that no call through the seam could do: I/O, failures, looks behind the scenes.
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::io::Io;
 use super::pool::Mode;
 use super::store;
+use super::table::new_marker;
+use super::volume::Volume;
 use super::world::{Disk, World, dm_number, loop_number};
 use super::{ModelKernel, State};
 use crate::kernel::DeviceNumber;
@@ -34,7 +39,7 @@ impl ModelKernel {
         world.settle();
         let result = act(world);
         world.settle();
-        self.changed.notify_all();
+        self.shared.changed.notify_all();
         result
     }
 
@@ -117,6 +122,44 @@ impl ModelKernel {
             let current = &pool.current;
             current.contents.thins.keys().map(|&id| (id, current.mapped(id))).collect()
         })
+    }
+
+    /// Reads from the thin device `id` of the pool `name`, active or not.
+    ///
+    /// # Errors
+    /// ENODATA if there is no such thin device.
+    pub fn read_thin(&self, name: &str, id: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        self.hook(|world| {
+            let minor = world.named(name)?;
+            let (pool, _) = world.pool(minor).ok_or(Errno::EINVAL)?;
+            if !pool.current.exists(id) {
+                return Err(Errno::ENODATA);
+            }
+            let volume = Volume { pool: minor, id, origin: None, depth: 0 };
+            world.transfer_thin(&volume, offset, Io::Read(buffer))
+        })
+    }
+
+    /// Tells that `copy` is a copy of a metadata file: it gets committed metadata of its own, the same that the file
+    /// that it was copied from has now.
+    ///
+    /// # Errors
+    /// EILSEQ if it does not begin as such a file does.
+    pub fn copy_metadata(&self, copy: &File) -> Result<(), Errno> {
+        self.hook(|world| {
+            let mut marker = [0; 8];
+            store::read(copy, 0, &mut marker)?;
+            let metadata = world.storage.get(&u64::from_le_bytes(marker)).cloned().ok_or(Errno::EILSEQ)?;
+            let marker = new_marker();
+            copy.write_all_at(&marker.to_le_bytes(), 0).map_err(store::errno)?;
+            world.storage.insert(marker, metadata);
+            Ok(())
+        })
+    }
+
+    /// The file systems below loop devices are full, or no longer: a write to a hole of a file is ENOSPC.
+    pub fn set_full(&self, full: bool) {
+        self.hook(|world| world.store.full = full);
     }
 
     /// An event of the device `name`, as its target could have raised one.

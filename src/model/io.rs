@@ -265,6 +265,13 @@ impl World {
         }
         match io {
             Io::Read(buffer) => store::read(&file, at, buffer),
+            Io::Write(bytes)
+                if number.major == LOOP_MAJOR
+                    && self.store.full
+                    && store::has_hole(&file, at, bytes.len() as u64)? =>
+            {
+                Err(Errno::ENOSPC)
+            }
             Io::Write(bytes) => self.store.write(&file, at, bytes),
             Io::Zero(len) | Io::Discard(len) => self.store.zero(&file, at, len),
         }

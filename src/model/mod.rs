@@ -73,13 +73,13 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use self::faults::{Action, Faults, Verdict};
 pub use self::faults::{Call, Cut};
-use self::faults::{Faults, Verdict};
 pub use self::pool::Mode;
 use self::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
@@ -115,8 +115,15 @@ impl Default for ModelOptions {
     }
 }
 
-/// The kernel. Share it in an [`Arc`](std::sync::Arc).
+/// The kernel, as one process sees it. Share it in an [`Arc`](std::sync::Arc).
 pub struct ModelKernel {
+    shared: Arc<Shared>,
+    /// Index of this process.
+    process: usize,
+}
+
+/// What all processes share.
+struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -130,7 +137,10 @@ impl fmt::Debug for ModelKernel {
 
 #[derive(Debug)]
 struct State {
-    faults: Faults,
+    /// By process.
+    faults: Vec<Faults>,
+    /// The power went: no process lives.
+    off: bool,
     world: World,
 }
 
@@ -152,22 +162,43 @@ impl ModelKernel {
     }
 
     fn with_world(world: World) -> Self {
-        Self { state: Mutex::new(State { faults: Faults::default(), world }), changed: Condvar::new() }
+        let state = Mutex::new(State { faults: vec![Faults::default()], off: false, world });
+        Self { shared: Arc::new(Shared { state, changed: Condvar::new() }), process: 0 }
+    }
+
+    /// Another process on the same kernel. Its calls are counted and logged by themselves, and faults and cuts that are
+    /// planned for one process are not the other's.
+    #[must_use]
+    pub fn process(&self) -> Self {
+        let state = &mut *self.lock();
+        let mut faults = Faults::default();
+        if state.off {
+            faults.kill();
+        }
+        state.faults.push(faults);
+        Self { shared: self.shared.clone(), process: state.faults.len() - 1 }
     }
 
     /// Pull the plug, and boot again. Mapped devices, loop bindings, nodes and mounts are gone; of a
     /// pool is left what was committed, of data what was synced: each 4 KiB that was written since is as it was
-    /// before. This kernel is dead from now on: every call fails with EIO.
+    /// before. This kernel is dead from now on: every call of every process fails with EIO.
     pub fn power_cut(&self) -> Self {
         let state = &mut *self.lock();
-        state.faults.kill();
+        state.off = true;
+        state.faults.iter_mut().for_each(Faults::kill);
         let world = &mut state.world;
         world.store.take_back();
         Self::with_world(World::new(world.options.clone(), world.storage.clone(), world.disks.clone()))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was planned to be done before this call. It makes calls of its own, so nothing is locked.
+    fn interrupt(&self) {
+        let action = self.lock().faults[self.process].take_action();
+        action.into_iter().for_each(Action::run);
     }
 
     /// One call through the seam.
@@ -177,8 +208,10 @@ impl ModelKernel {
         subject: impl std::fmt::Display,
         act: impl FnOnce(&mut World) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
+        self.interrupt();
         let state = &mut *self.lock();
-        let verdict = state.faults.admit(name, None, subject.to_string())?;
+        let faults = &mut state.faults[self.process];
+        let verdict = faults.admit(name, None, subject.to_string())?;
         state.world.settle();
         let result = act(&mut state.world);
         state.world.settle();
@@ -186,7 +219,7 @@ impl ModelKernel {
             Verdict::Proceed => result,
             Verdict::LoseAnswer(errno) => Err(errno),
             Verdict::LastOne => {
-                state.faults.unwind_if_asked();
+                faults.unwind_if_asked();
                 Err(Errno::EIO)
             }
         }
@@ -200,8 +233,9 @@ impl ModelKernel {
         argument: Arg<'_>,
         subject: String,
     ) -> Result<u32, Errno> {
+        self.interrupt();
         let mut state = self.lock();
-        let verdict = state.faults.admit(request.name(), Some(request.code()), subject)?;
+        let verdict = state.faults[self.process].admit(request.name(), Some(request.code()), subject)?;
         let result = match (verdict, argument) {
             (Verdict::Proceed, mut argument) => self.carry_out(state, file, request, &mut argument),
             (lost, argument) => {
@@ -217,13 +251,13 @@ impl ModelKernel {
                 match lost {
                     Verdict::LoseAnswer(errno) => Err(errno),
                     Verdict::Proceed | Verdict::LastOne => {
-                        self.lock().faults.unwind_if_asked();
+                        self.lock().faults[self.process].unwind_if_asked();
                         Err(Errno::EIO)
                     }
                 }
             }
         };
-        self.changed.notify_all();
+        self.shared.changed.notify_all();
         result
     }
 
@@ -244,8 +278,8 @@ impl ModelKernel {
             if request != dm::DM_DEV_WAIT || result != Err(Errno::EINTR) || left.is_zero() {
                 return result;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            if state.faults.dead() {
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            if state.faults[self.process].dead() {
                 return Err(Errno::EIO);
             }
         }

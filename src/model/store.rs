@@ -18,6 +18,8 @@ const CHUNK_BYTES: usize = 4096;
 pub(super) struct Store {
     /// By the file's device and inode.
     unsynced: BTreeMap<(u64, u64), Unsynced>,
+    /// Files below loop devices get no more blocks.
+    pub(super) full: bool,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,11 @@ impl Store {
             }
         }
     }
+}
+
+/// Whether a part of the range is in a hole, or behind the end.
+pub(super) fn has_hole(file: &File, at: u64, len: u64) -> Result<bool, Errno> {
+    Ok(seek(file, at, Whence::SeekHole)?.is_none_or(|hole| hole < at + len))
 }
 
 /// Where the next bytes are that are not in a hole.

@@ -370,7 +370,7 @@ fn pool_features(args: &[&[u8]]) -> Result<Features, Errno> {
 }
 
 /// A number that no other metadata on this machine carries.
-fn new_marker() -> u64 {
+pub(super) fn new_marker() -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     use std::sync::atomic::{AtomicU64, Ordering};
     static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -324,3 +324,34 @@ fn an_exclusive_open_claims_the_device() {
     assert_eq!(exclusive("/dev/loop1").unwrap_err(), Errno::EBUSY);
     exclusive("/dev/mapper/control").unwrap();
 }
+
+#[test]
+fn a_full_file_system_takes_what_has_its_blocks_already() {
+    let machine = Machine::with_thin("0");
+    assert_eq!(machine.write(V, 0, &[1; 4096]), Ok(4096));
+    machine.kernel.set_full(true);
+    assert_eq!(machine.write(V, 0, &[2; 4096]), Ok(4096));
+    assert_eq!(machine.write(V, BYTES, &[3; 4096]), Err(Errno::ENOSPC));
+    assert_eq!(machine.read(V, BYTES, 4096).unwrap(), [0; 4096]);
+    machine.kernel.set_full(false);
+    assert_eq!(machine.write(V, BYTES, &[3; 4096]), Ok(4096));
+    let mut buffer = [0; 4096];
+    machine.kernel.read_thin("pool", 1, BYTES, &mut buffer).unwrap();
+    assert_eq!(buffer, [3; 4096]);
+    assert_eq!(machine.kernel.read_thin("pool", 2, 0, &mut buffer), Err(Errno::ENODATA));
+}
+
+#[test]
+fn a_copied_metadata_file_goes_its_own_way() {
+    let machine = Machine::with_pool();
+    machine.message("pool", "create_thin 1").unwrap();
+    let path = machine.directory.path().join("copy");
+    std::fs::copy(machine.directory.path().join("metadata"), &path).unwrap();
+    let copy = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    machine.kernel.copy_metadata(&copy).unwrap();
+    machine.message("pool", "create_thin 2").unwrap();
+    machine.dm.remove(&name("pool")).unwrap();
+    std::fs::rename(&path, machine.directory.path().join("metadata")).unwrap();
+    let machine = machine.power_cut();
+    assert_eq!(machine.kernel.thin_devices("pool").unwrap(), [(1, 0)]);
+}

@@ -85,3 +85,31 @@ fn leftovers() {
     assert_eq!((left[0].as_str(), left[2].as_str()), ("device d", "node /dev/mapper/d"));
     assert!(left[1].starts_with("loop0 on inode "));
 }
+
+#[test]
+fn each_process_has_calls_and_faults_of_its_own() {
+    let machine = Machine::with_pool();
+    let other = Machine::boot(machine.kernel.process(), new_directory());
+    machine.kernel.cut_at(1);
+    assert_eq!(errno(machine.message("pool", "create_thin 1")), Errno::EIO);
+    other.message("pool", "create_thin 2").unwrap();
+    assert!(machine.kernel.is_cut() && !other.kernel.is_cut());
+    assert_eq!(other.kernel.thin_devices("pool").unwrap(), [(2, 0)]);
+    let _next = machine.kernel.power_cut();
+    let late = other.kernel.process();
+    assert!(other.kernel.is_cut() && late.is_cut());
+}
+
+#[test]
+fn somebody_else_is_faster() {
+    let machine = Machine::with_pool();
+    let other = Machine::boot(machine.kernel.process(), new_directory());
+    machine.kernel.at_call(1, move || {
+        other.message("pool", "create_thin 1").unwrap();
+    });
+    assert_eq!(errno(machine.message("pool", "create_thin 1")), Errno::EEXIST);
+    assert_eq!(machine.kernel.call_elsewhere("write", "a file"), Ok(()));
+    machine.kernel.fail_at(1, Errno::ENOSPC);
+    assert_eq!(machine.kernel.call_elsewhere("write", "a file"), Err(Errno::ENOSPC));
+    assert_eq!(machine.kernel.struck().unwrap().name, "write");
+}
