@@ -7,8 +7,10 @@
 
 mod bench;
 mod commands;
+mod crash;
 mod differential;
 mod dm;
+mod dying;
 mod filesystems;
 mod identity;
 mod loopdev;

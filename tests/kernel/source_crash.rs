@@ -1,77 +1,19 @@
 //! A process that dies while it makes a tree on a raw device: the next open needs no force.
 
-use std::io;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use dm_thin::thin::SplitDevice;
-use dm_thin::tree::files::{RealDir, StateDir, StateFile};
+use dm_thin::tree::files::RealDir;
 use dm_thin::tree::{Filesystem, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::bench::{Bench, dm};
+use crate::dying::{Died, Dying, End, Life};
 
 const DISK: &str = "/dev/vdb";
-
-struct Died;
-
-/// So many calls come through; at the next one the process dies, before or after it.
-#[derive(Debug, Clone)]
-struct Left(Arc<AtomicI32>, bool);
-
-impl Left {
-    fn call<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let dies = self.0.fetch_sub(1, Ordering::Relaxed) == 0;
-        if dies && !self.1 {
-            panic_any(Died);
-        }
-        let result = call();
-        if dies {
-            panic_any(Died);
-        }
-        result
-    }
-}
-
-#[derive(Debug)]
-struct Dying<T>(T, Left);
-
-impl StateDir for Dying<RealDir> {
-    fn open(&self, name: &str, create: bool) -> io::Result<Box<dyn StateFile>> {
-        let file = self.1.call(|| self.0.open(name, create))?;
-        Ok(Box::new(Dying(file, self.1.clone())))
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.1.call(|| self.0.rename(from, to))
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.1.call(|| self.0.remove(name))
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.1.call(|| self.0.sync())
-    }
-}
-
-impl StateFile for Dying<Box<dyn StateFile>> {
-    fn read(&self) -> io::Result<Vec<u8>> {
-        self.1.call(|| self.0.read())
-    }
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.1.call(|| self.0.write_at(offset, bytes))
-    }
-    fn reserve(&self, len: u64) -> io::Result<()> {
-        self.1.call(|| self.0.reserve(len))
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.1.call(|| self.0.set_len(len))
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.1.call(|| self.0.sync())
-    }
-}
 
 fn wipe() {
     crate::bench::wipe(Path::new(DISK));
@@ -95,8 +37,9 @@ fn a_crash_at_every_call_needs_no_force() {
             let bench = Bench::new();
             wipe();
             std::fs::create_dir(bench.root()).unwrap();
-            let left = Left(Arc::new(AtomicI32::new(calls)), after);
-            let dir = Dying(RealDir::open(bench.root()).unwrap(), left);
+            let life = Life::new(End::Panic, after);
+            life.ends_in(calls);
+            let dir = Dying(RealDir::open(bench.root()).unwrap(), life);
             let dying = options().state_dir(Arc::new(dir));
             let life = || SnapshotTree::open(bench.root(), dying).unwrap().close().unwrap();
             let survived = match catch_unwind(AssertUnwindSafe(life)) {

@@ -13,6 +13,8 @@ use dm_thin::kernel::{
     Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel, Semaphore,
 };
 
+use crate::dying::Life;
+
 /// Passes everything on, except what it is told to refuse, and remembers the ioctls.
 #[derive(Debug)]
 pub struct Spy {
@@ -26,12 +28,15 @@ pub struct Spy {
     pub dm_ioctls: Mutex<Vec<&'static str>>,
     /// Bytes that these carried, there and back.
     pub dm_bytes: Mutex<u64>,
+    /// When the process dies, counted in ioctls.
+    pub life: Option<Life>,
 }
 
 impl Default for Spy {
     fn default() -> Self {
         let (dm_ioctls, dm_bytes) = Default::default();
-        Self { unknown: &[], errno: Errno::ENOTTY, without_loop: false, dm_ioctls, dm_bytes }
+        let (unknown, errno) = (&[][..], Errno::ENOTTY);
+        Self { unknown, errno, without_loop: false, dm_ioctls, dm_bytes, life: None }
     }
 }
 
@@ -59,17 +64,8 @@ impl Spy {
         work();
         self.ioctls()
     }
-}
 
-impl Kernel for Spy {
-    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
-        if self.without_loop && path.to_string_lossy().starts_with("/dev/loop") {
-            return Err(Errno::ENOENT);
-        }
-        RealKernel.open(path, access)
-    }
-
-    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+    fn watched(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         if request.device() == DeviceKind::MapperControl {
             self.dm_ioctls.lock().unwrap().push(request.name());
         }
@@ -84,6 +80,22 @@ impl Kernel for Spy {
                 answer
             }
             argument => RealKernel.ioctl(file, request, argument),
+        }
+    }
+}
+
+impl Kernel for Spy {
+    fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+        if self.without_loop && path.to_string_lossy().starts_with("/dev/loop") {
+            return Err(Errno::ENOENT);
+        }
+        RealKernel.open(path, access)
+    }
+
+    fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
+        match &self.life {
+            Some(life) => life.call(|| self.watched(file, request, argument)),
+            None => self.watched(file, request, argument),
         }
     }
 
