@@ -13,6 +13,7 @@ mod dm;
 mod dying;
 mod filesystems;
 mod identity;
+mod large;
 mod loopdev;
 mod metadata;
 mod mounts;
