@@ -1,9 +1,9 @@
 //! The metadata reader against thin-provisioning-tools: `cargo test --features model --test metadata_tools`, which
 //! needs `thin_check`, `thin_delta`, `thin_dump`, `thin_ls` and `thin_restore`. `DM_THIN_POOLS=50` asks for more pools.
 
-#[path = "support/metadata/pools.rs"]
+#[path = "support/metadata/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
-mod pools;
+mod support;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 use dm_thin::model::image::{PoolContents, PoolImage, ThinContents};
 use dm_thin::thin::ThinId;
-use dm_thin::thin::metadata::format::{Block, BlockKind};
 use dm_thin::thin::metadata::{ChangeKind, Metadata, MetadataError, check};
-use pools::{Rng, random};
+use support::pools::{Rng, random};
+use support::{Patched, images, kind};
 
 fn pools() -> u64 {
     std::env::var("DM_THIN_POOLS").map_or(3, |text| text.parse().expect("a number"))
@@ -89,6 +89,25 @@ fn write_image(pool: &PoolContents, path: &Path) {
     image.blocks().for_each(|(block, bytes)| file.write_all_at(bytes, block * 4096).unwrap());
 }
 
+/// Writes the metadata of pools: random ones as thin_restore and as the model writes them, and real kernels' own.
+fn each_pool(path: &Path, mut each: impl FnMut(&str)) {
+    for seed in 1..=pools() {
+        let pool = random(seed);
+        for (who, write) in [("thin_restore", restore as fn(&_, &_)), ("the model", write_image)] {
+            write(&pool, path);
+            each(&format!("seed {seed}, by {who}"));
+        }
+    }
+    for (release, image) in images::IMAGES {
+        let Patched(blocks) = images::blocks(image);
+        let file = File::create(path).unwrap();
+        for (at, block) in (0..).zip(&blocks) {
+            file.write_all_at(&block.0, at * 4096).unwrap();
+        }
+        each(&format!("by Linux {release}"));
+    }
+}
+
 fn id(number: u32) -> ThinId {
     ThinId::new(number).unwrap()
 }
@@ -146,8 +165,8 @@ fn compare_usage(metadata: &Metadata, path: &str) {
     }
 }
 
-fn compare_deltas(metadata: &Metadata, pool: &PoolContents, path: &str) {
-    let ids: Vec<u32> = pool.thins.keys().copied().collect();
+fn compare_deltas(metadata: &Metadata, path: &str) {
+    let ids: Vec<u32> = metadata.device_ids().unwrap().into_iter().map(ThinId::get).collect();
     for pair in ids.windows(2).chain(ids.chunks(3).filter(|chunk| chunk.len() == 3)) {
         let (left, right) = (pair[0], pair[pair.len() - 1]);
         let (one, two) = (left.to_string(), right.to_string());
@@ -180,26 +199,15 @@ fn sound_metadata_reads_as_the_tools_say() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("metadata");
     let text = path.to_str().unwrap();
-    for seed in 1..=pools() {
-        let pool = random(seed);
-        for write in [restore, write_image] {
-            write(&pool, &path);
-            let metadata = open(&path).unwrap();
-            compare_mappings(&metadata, text);
-            compare_usage(&metadata, text);
-            compare_deltas(&metadata, &pool, text);
-            run("thin_check", &[text]);
-            let report = metadata.check().unwrap();
-            assert!(report.is_sound() && report.counts_compared, "{report:?}");
-        }
-    }
-}
-
-/// The kind of a block, by which checksum holds.
-fn kind(block: &Block) -> Option<BlockKind> {
-    let stored = u32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-    let kinds = [BlockKind::Superblock, BlockKind::Node, BlockKind::Index, BlockKind::Bitmap];
-    kinds.into_iter().find(|kind| kind.checksum(block) == stored)
+    each_pool(&path, |_| {
+        let metadata = open(&path).unwrap();
+        compare_mappings(&metadata, text);
+        compare_usage(&metadata, text);
+        compare_deltas(&metadata, text);
+        run("thin_check", &[text]);
+        let report = metadata.check().unwrap();
+        assert!(report.is_sound() && report.counts_compared, "{report:?}");
+    });
 }
 
 #[test]
@@ -207,49 +215,43 @@ fn damage_that_thin_check_finds_is_found() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("metadata");
     let (mut rng, mut tool, mut ours, mut changes) = (Rng(99), 0, 0, 0);
-    for seed in 1..=pools() {
-        for write in [restore, write_image] {
-            write(&random(seed), &path);
-            let file = File::options().read(true).write(true).open(&path).unwrap();
-            let mut used = Vec::new();
-            for block in 0..file.metadata().unwrap().len() / 4096 {
-                let mut bytes = [0; 4096];
-                file.read_exact_at(&mut bytes, block * 4096).unwrap();
-                used.extend(kind(&bytes).map(|kind| (block, kind, bytes)));
-            }
-            for _ in 0..80 {
-                let (block, kind, before) = used[rng.index(used.len())];
-                let mut bytes = before;
-                // Often in a header or in the first entries: most of a node may be unused.
-                let at = if rng.below(2) == 0 { rng.index(4096) } else { rng.index(72) };
-                bytes[at] ^= if rng.below(2) == 0 {
-                    1 << rng.below(8)
-                } else {
-                    u8::try_from(1 + rng.below(255)).unwrap()
-                };
-                let fixed = rng.below(4) > 0;
-                if fixed {
-                    let csum = kind.checksum(&bytes).to_le_bytes();
-                    bytes[..4].copy_from_slice(&csum);
-                }
-                file.write_all_at(&bytes, block * 4096).unwrap();
-                let found = check(Arc::new(File::open(&path).unwrap()));
-                let by_tool = output("thin_check", &["-q", path.to_str().unwrap()]).status.success();
-                let flagged = open(&path).is_ok_and(|metadata| metadata.superblock().needs_check);
-                let sound = found.as_ref().is_ok_and(|report| report.is_sound());
-                let said = || run("sh", &["-c", "thin_check $0; true", path.to_str().unwrap()]);
-                assert!(
-                    by_tool || flagged || !sound,
-                    "seed {seed}: thin_check finds damage in block {block} ({kind:?}) at byte {at}, {} -> {}: {}",
-                    before[at],
-                    bytes[at],
-                    said()
-                );
-                (tool, ours, changes) = (tool + u32::from(!by_tool), ours + u32::from(!sound), changes + 1);
-                file.write_all_at(&before, block * 4096).unwrap();
-            }
+    each_pool(&path, |pool| {
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let mut used = Vec::new();
+        for block in 0..file.metadata().unwrap().len() / 4096 {
+            let mut bytes = [0; 4096];
+            file.read_exact_at(&mut bytes, block * 4096).unwrap();
+            used.extend(kind(&bytes).map(|kind| (block, kind, bytes)));
         }
-    }
+        for _ in 0..80 {
+            let (block, kind, before) = used[rng.index(used.len())];
+            let mut bytes = before;
+            // Often in a header or in the first entries: most of a node may be unused.
+            let at = if rng.below(2) == 0 { rng.index(4096) } else { rng.index(72) };
+            bytes[at] ^=
+                if rng.below(2) == 0 { 1 << rng.below(8) } else { u8::try_from(1 + rng.below(255)).unwrap() };
+            let fixed = rng.below(4) > 0;
+            if fixed {
+                let csum = kind.checksum(&bytes).to_le_bytes();
+                bytes[..4].copy_from_slice(&csum);
+            }
+            file.write_all_at(&bytes, block * 4096).unwrap();
+            let found = check(Arc::new(File::open(&path).unwrap()));
+            let by_tool = output("thin_check", &["-q", path.to_str().unwrap()]).status.success();
+            let flagged = open(&path).is_ok_and(|metadata| metadata.superblock().needs_check);
+            let sound = found.as_ref().is_ok_and(|report| report.is_sound());
+            let said = || run("sh", &["-c", "thin_check $0; true", path.to_str().unwrap()]);
+            assert!(
+                by_tool || flagged || !sound,
+                "{pool}: thin_check finds damage in block {block} ({kind:?}) at byte {at}, {} -> {}: {}",
+                before[at],
+                bytes[at],
+                said()
+            );
+            (tool, ours, changes) = (tool + u32::from(!by_tool), ours + u32::from(!sound), changes + 1);
+            file.write_all_at(&before, block * 4096).unwrap();
+        }
+    });
     println!("{changes} changes: thin_check objects to {tool}, this crate to {ours}");
     assert!(tool > changes / 8, "{tool} of {changes}");
 }

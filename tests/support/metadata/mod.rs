@@ -3,6 +3,7 @@
 //! An input begins with a byte that chooses a sound pool. Patches follow: the block (one byte, of those in use), the place in it
 //! (two bytes, the highest bit of which leaves the checksum as it is), and eight bytes that are written there.
 
+pub mod images;
 pub mod pools;
 
 use std::collections::BTreeMap;
@@ -12,9 +13,10 @@ use std::sync::{Arc, OnceLock};
 use dm_thin::kernel::AlignedBlock;
 use dm_thin::model::image::{Mappings, PoolContents, PoolImage, ThinContents};
 use dm_thin::thin::ThinId;
-use dm_thin::thin::metadata::format::{Block, BlockKind};
+use dm_thin::thin::metadata::format::{Block, BlockKind, thin_disk_superblock};
 use dm_thin::thin::metadata::{BlockSource, Metadata, MetadataError, check};
 use dm_thin::units::Sectors;
+use zerocopy::FromBytes;
 
 const PATCH: usize = 11;
 
@@ -38,13 +40,18 @@ impl Image {
             }
             None => image,
         };
-        let Patched(blocks) = Patched::new(&image);
-        let kind_of = |(at, block): (usize, &AlignedBlock)| kind(&block.0).map(|kind| (at, kind));
-        let used = blocks.iter().enumerate().filter_map(kind_of).collect();
-        Self { blocks, used, held: held.map(|held| held.location()) }
+        Self::of(Patched::new(&image))
     }
 
-    fn patched(&self, patches: &[u8]) -> Patched {
+    fn of(Patched(blocks): Patched) -> Self {
+        let kind_of = |(at, block): (usize, &AlignedBlock)| kind(&block.0).map(|kind| (at, kind));
+        let used = blocks.iter().enumerate().filter_map(kind_of).collect();
+        let superblock = thin_disk_superblock::ref_from_prefix(&blocks[0].0).unwrap().0;
+        let held = Some(superblock.held_root.get()).filter(|&root| root != 0);
+        Self { blocks, used, held }
+    }
+
+    fn patched(&'static self, patches: &[u8]) -> Overlay {
         let mut blocks = BTreeMap::new();
         for patch in patches.chunks_exact(PATCH).take(64) {
             let (at, kind) = self.used[usize::from(patch[0]) % self.used.len()];
@@ -57,8 +64,29 @@ impl Image {
                 block.0[..4].copy_from_slice(&csum);
             }
         }
-        let all = self.blocks.iter().enumerate().map(|(at, block)| *blocks.get(&at).unwrap_or(block));
-        Patched(all.collect())
+        Overlay { below: &self.blocks, blocks }
+    }
+}
+
+/// Blocks with some of them changed.
+#[derive(Debug)]
+struct Overlay {
+    below: &'static [AlignedBlock],
+    blocks: BTreeMap<usize, AlignedBlock>,
+}
+
+impl BlockSource for Overlay {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.below.len() as u64)
+    }
+
+    fn read(&self, first: u64, buffer: &mut [AlignedBlock]) -> io::Result<()> {
+        let first = usize::try_from(first).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        for (at, block) in (first..).zip(buffer) {
+            let below = self.below.get(at).ok_or(io::ErrorKind::UnexpectedEof)?;
+            *block = *self.blocks.get(&at).unwrap_or(below);
+        }
+        Ok(())
     }
 }
 
@@ -125,7 +153,9 @@ fn images() -> &'static [Image] {
         pool.thins.insert(9, thin(short));
         pool.thins.insert(1000, thin(Mappings::new()));
         let small = PoolContents::new(Sectors(2048), 10, 20);
-        vec![Image::new(&pool, false), Image::new(&pool, true), Image::new(&small, false)]
+        let mut images = vec![Image::new(&pool, false), Image::new(&pool, true), Image::new(&small, false)];
+        images.extend(images::IMAGES.map(|(_, image)| Image::of(images::blocks(image))));
+        images
     })
 }
 
