@@ -1,9 +1,11 @@
 //! Large pools read by this crate and by thin-provisioning-tools: `cargo bench --features model --bench metadata`.
 //!
-//! Prints time, peak memory and metadata blocks read. The tools read past the page cache, this crate's side a file
-//! through it: with the images in memory (`DM_THIN_BENCH_DIRECTORY=/dev/shm`) times compare. The images, 2 GiB in all,
-//! stay there, or in the target directory.
+//! Prints time, peak memory and metadata blocks read, and how many times as long as this crate a tool takes for the same.
+//! The tools read past the page cache, this crate's side a file through it: with the images in memory
+//! (`DM_THIN_BENCH_DIRECTORY=/dev/shm`) times compare. The images, 2 GiB in all, stay there, or in the target directory.
+//! `DM_THIN_BENCH_TOOLS` names directories of further versions of the tools, as PATH does.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -103,7 +105,7 @@ fn run(program: &Path, arguments: &[&str]) -> (Duration, u64, String) {
     let begin = Instant::now();
     let mut child = Command::new(program);
     // What the tools say is of no interest, and more than a pipe takes.
-    let ours = program.is_absolute();
+    let ours = program == std::env::current_exe().unwrap();
     let child = child.args(arguments).stdout(if ours { Stdio::piped() } else { Stdio::null() }).spawn();
     let mut child = child.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
     let (status, mut peak) = (format!("/proc/{}/status", child.id()), 0);
@@ -125,34 +127,69 @@ fn run(program: &Path, arguments: &[&str]) -> (Duration, u64, String) {
     (time, peak, String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// A tool, as far as the path to the image, and the operation of ours that tells the same.
+type Tool = (&'static [&'static str], &'static str);
+
+const TOOLS: [Tool; 4] = [
+    (&["thin_delta", "--snap1", "1", "--snap2", "2"], "changed"),
+    (&["thin_dump", "--dev-id", "1"], "mappings"),
+    (&["thin_ls", "--format", "DEV,MAPPED,EXCLUSIVE_BLOCKS,SHARED_BLOCKS"], "usage"),
+    (&["thin_check", "-q"], "check"),
+];
+const TOOLS_HELD: [Tool; 2] = [
+    (&["thin_delta", "--metadata-snap", "--snap1", "1", "--snap2", "2"], "changed"),
+    (&["thin_ls", "--metadata-snap", "--format", "DEV,MAPPED,EXCLUSIVE_BLOCKS,SHARED_BLOCKS"], "usage"),
+];
+
+/// The directories of the tools, each with their version; PATH is an empty one.
+fn versions() -> Vec<(PathBuf, String)> {
+    let further = std::env::var_os("DM_THIN_BENCH_TOOLS").unwrap_or_default();
+    let further = std::env::split_paths(&further).filter(|directory| directory.is_absolute());
+    let directories = [PathBuf::new()].into_iter().chain(further);
+    let version = |directory: PathBuf| {
+        let output = Command::new(directory.join("thin_ls")).arg("--version").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split_whitespace().last().unwrap_or_default().to_owned();
+        (directory, version)
+    };
+    directories.map(version).collect()
+}
+
 fn table() {
-    let ours = std::env::current_exe().unwrap();
-    println!("{:<26} {:<24} {:>9} {:>10} {:>9}", "pool", "operation", "seconds", "peak MiB", "blocks");
+    let (ours, versions) = (std::env::current_exe().unwrap(), versions());
+    println!(
+        "{:<26} {:<16} {:>9} {:>9} {:>9} {:>9}",
+        "pool", "operation", "seconds", "times", "peak MiB", "blocks"
+    );
     let cases = ["one written snapshot", "two unrelated", "1000 equal devices"];
     for (case, held) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
         let path = image(case, held);
         let text = path.to_str().unwrap();
-        let show = |name: &str, (time, peak, blocks): (Duration, u64, String)| {
+        let case = if held { format!("{case}, held") } else { case.to_owned() };
+        let show = |name: &str, times: &str, (time, peak, blocks): &(Duration, u64, String)| {
             let (seconds, peak) = (time.as_secs_f64(), peak / 1024);
-            let case = if held { format!("{case}, held") } else { case.to_owned() };
-            println!("{case:<26} {name:<24} {seconds:>9.3} {peak:>10} {blocks:>9}");
+            println!("{case:<26} {name:<16} {seconds:>9.3} {times:>9} {peak:>9} {blocks:>9}");
         };
         // The image's pages into the cache.
         std::fs::read(&path).unwrap();
-        let operations: &[&str] = match held {
-            false => &["changed", "mappings", "usage", "exclusive", "sharers", "check"],
-            true => &["usage", "exclusive"],
+        let (operations, tools): (&[&str], &[Tool]) = match held {
+            false => (&["changed", "mappings", "usage", "exclusive", "sharers", "check"], &TOOLS),
+            true => (&["changed", "usage", "exclusive"], &TOOLS_HELD),
         };
+        let mut times = BTreeMap::new();
         for operation in operations {
-            show(operation, run(&ours, &[operation, text]));
+            let run = run(&ours, &[operation, text]);
+            show(operation, "", &run);
+            times.insert(*operation, run.0);
         }
-        if !held {
-            let tool = |arguments: &[&str]| run(Path::new(arguments[0]), &arguments[1..]);
-            show("thin_delta", tool(&["thin_delta", "--snap1", "1", "--snap2", "2", text]));
-            show("thin_dump --dev-id 1", tool(&["thin_dump", "--dev-id", "1", text]));
-            let format = "DEV,MAPPED,EXCLUSIVE_BLOCKS,SHARED_BLOCKS";
-            show("thin_ls", tool(&["thin_ls", "--format", format, text]));
-            show("thin_check", tool(&["thin_check", "-q", text]));
+        for ((directory, version), (command, operation)) in
+            versions.iter().flat_map(|version| tools.iter().map(move |tool| (version, tool)))
+        {
+            let (program, arguments) = command.split_first().unwrap();
+            let run = run(&directory.join(program), &[arguments, &[text]].concat());
+            let more = if run.2.is_empty() { "" } else { ">" };
+            let times = run.0.as_secs_f64() / times[operation].as_secs_f64();
+            show(&format!("{program} {version}"), &format!("{more}{times:.1}"), &run);
         }
     }
 }
