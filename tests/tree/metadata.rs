@@ -61,6 +61,25 @@ fn changed_reports_data_and_holes_in_order() {
     tree.close().unwrap();
 }
 
+/// More ranges than one metadata snapshot is held for.
+#[test]
+fn changed_goes_on_where_a_batch_ends() {
+    const RANGES: u64 = 16_384 + 100;
+    let rig = Rig::new();
+    let size = Bytes::mib(64 * 33);
+    let tree = rig.open(rig.options().data_size(Bytes::gib(3)).base_size(size)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let name = device.file_name().unwrap().to_str().unwrap();
+    (0..RANGES).for_each(|at| rig.kernel.write(name, 2 * at..2 * at + 1).unwrap());
+    tree.deactivate("a").unwrap();
+    let ranges: Vec<_> = tree.changed(Since::Base, "a").unwrap().map(Result::unwrap).collect();
+    assert!((0..RANGES).eq(ranges.iter().map(|range| range.offset.0 >> 17)));
+    assert!(ranges.iter().all(|range| range.length == Bytes::kib(64) && range.kind == ChangeKind::Data));
+    assert_eq!(tree.own_data("a").unwrap(), Bytes(RANGES << 16));
+    tree.close().unwrap();
+}
+
 #[test]
 fn a_bookmark_outlives_its_snapshot() {
     let rig = Rig::new();
