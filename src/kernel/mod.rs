@@ -142,9 +142,16 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         Err(Errno::ENOSYS)
     }
 
-    /// Writes an attribute, a file below `/sys`. ENOSYS unless implemented.
-    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
-        let _ = (path, value);
+    /// Writes an attribute of a mounted file system, a file below `/sys/fs/<filesystem>/<device>`, such as
+    /// `error/metadata/ENOSPC/max_retries`. ENOSYS unless implemented.
+    fn set_filesystem_attribute(
+        &self,
+        filesystem: &str,
+        device: DeviceNumber,
+        attribute: &str,
+        value: &str,
+    ) -> Result<(), Errno> {
+        let _ = (filesystem, device, attribute, value);
         Err(Errno::ENOSYS)
     }
 
@@ -172,6 +179,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         let _ = (program, arguments);
         Err(Errno::ENOSYS)
+    }
+}
+
+impl dyn Kernel {
+    /// [`block_device_names`](Kernel::block_device_names), with an error for users.
+    pub(crate) fn block_devices(&self) -> crate::Result<Vec<OsString>> {
+        self.block_device_names().map_err(|errno| crate::Error::io("list", "/sys/block")(errno.into()))
     }
 }
 

@@ -128,7 +128,16 @@ impl Kernel for RealKernel {
         above.enter(name)
     }
 
-    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
+    fn set_filesystem_attribute(
+        &self,
+        filesystem: &str,
+        device: DeviceNumber,
+        attribute: &str,
+        value: &str,
+    ) -> Result<(), Errno> {
+        let node = self.device_node(device)?;
+        let device = node.file_name().ok_or(Errno::ENOENT)?;
+        let path = Path::new("/sys/fs").join(filesystem).join(device).join(attribute);
         // Not created where it is not an attribute.
         let file = std::fs::File::options().write(true).open(path).map_err(errno)?;
         nix::unistd::write(&file, value.as_bytes()).map(drop)

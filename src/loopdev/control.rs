@@ -155,11 +155,7 @@ impl LoopControl {
 
     /// The indices of all loop devices, in order. There may be gaps.
     fn indices(&self) -> Result<Vec<LoopIndex>> {
-        let names = self.kernel.block_device_names().map_err(|errno| Error::Io {
-            action: "list",
-            path: "/sys/block".into(),
-            source: errno.into(),
-        })?;
+        let names = self.kernel.block_devices()?;
         let mut indices: Vec<_> = names.iter().filter_map(|name| loop_index(name)).map(LoopIndex).collect();
         indices.sort_unstable();
         Ok(indices)

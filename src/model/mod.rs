@@ -466,8 +466,16 @@ impl Kernel for ModelKernel {
         self.call("opendir", path.display(), |world| above.enter(name).map(|it| world.mounted(it)))
     }
 
-    fn write_attribute(&self, path: &Path, _value: &str) -> Result<(), Errno> {
-        self.call("attribute", path.display(), |world| match world.has_attribute(path) {
+    /// Every file system has every attribute while it is mounted.
+    fn set_filesystem_attribute(
+        &self,
+        filesystem: &str,
+        device: DeviceNumber,
+        attribute: &str,
+        _: &str,
+    ) -> Result<(), Errno> {
+        let subject = format!("/sys/fs/{filesystem}/{device}/{attribute}");
+        self.call("attribute", subject, |world| match world.is_mounted_as(device, filesystem) {
             true => Ok(()),
             false => Err(Errno::ENOENT),
         })

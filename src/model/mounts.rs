@@ -134,11 +134,8 @@ impl World {
         directory.with_mount(MountId { id, unique: Some(id), device })
     }
 
-    /// Of sysfs there is `/sys/fs/xfs/dm-<minor>` for each device that is mounted as XFS.
-    pub(super) fn has_attribute(&self, path: &Path) -> bool {
-        let xfs = self.mounts.iter().filter(|mount| mount.filesystem == "xfs");
-        xfs.filter_map(|mount| mount.number)
-            .any(|number| path.starts_with(format!("/sys/fs/xfs/dm-{}", number.minor)))
+    pub(super) fn is_mounted_as(&self, device: DeviceNumber, filesystem: &str) -> bool {
+        self.mounts.iter().any(|mount| mount.number == Some(device) && mount.filesystem == filesystem)
     }
 
     /// The text of mountinfo.

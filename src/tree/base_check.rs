@@ -1,12 +1,12 @@
 //! Whether the base is the one that was made: its file system carries the recorded UUID.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use uuid::Uuid;
 
 use super::{Filesystem, SnapshotTree};
+use crate::kernel::{Access, Kernel};
+use crate::thin::blank;
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -15,7 +15,7 @@ impl SnapshotTree {
         let base = self.store.read(|graph| graph.base.clone());
         let Some(base) = base.filter(|base| base.filesystem != Filesystem::None) else { return Ok(()) };
         self.with_base(&base, base.size, |volume| {
-            let found = read(base.filesystem, &volume.path())?;
+            let found = read(&*self.options.kernel, base.filesystem, &volume.path())?;
             if found == Some(base.filesystem_uuid) {
                 return Ok(());
             }
@@ -27,10 +27,11 @@ impl SnapshotTree {
 }
 
 /// The UUID in the superblock on `device`, if there is such a file system.
-fn read(filesystem: Filesystem, device: &Path) -> Result<Option<Uuid>> {
+fn read(kernel: &dyn Kernel, filesystem: Filesystem, device: &Path) -> Result<Option<Uuid>> {
     let mut bytes = [0; 2048];
-    let file = File::open(device).map_err(Error::io("open", device))?;
-    file.read_exact_at(&mut bytes, 0).map_err(Error::io("read", device))?;
+    let file = kernel.open(device, Access::READ);
+    let file = file.map_err(|errno| Error::Open { path: device.into(), errno })?;
+    blank::read_exact(kernel, &file, 0, &mut bytes).map_err(Error::io("read", device))?;
     Ok(parse(filesystem, &bytes))
 }
 

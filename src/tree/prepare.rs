@@ -31,9 +31,9 @@ impl SnapshotTree {
 
 /// XFS retries writes without space for ever by default, and unmounting waits for them.
 fn set_xfs_retries(kernel: &dyn Kernel, device: DeviceNumber, retries: u32) -> Result<()> {
-    let path = format!("/sys/fs/xfs/dm-{}/error/metadata/ENOSPC/max_retries", device.minor);
-    let written = kernel.write_attribute(path.as_ref(), &retries.to_string());
-    written.map_err(|errno| Error::io("write", path)(errno.into()))
+    const ATTRIBUTE: &str = "error/metadata/ENOSPC/max_retries";
+    let written = kernel.set_filesystem_attribute("xfs", device, ATTRIBUTE, &retries.to_string());
+    written.map_err(|errno| Error::io("write", format!("{ATTRIBUTE} of XFS on {device}"))(errno.into()))
 }
 
 #[cfg(all(test, feature = "model"))]

@@ -186,8 +186,14 @@ impl Kernel for Spy {
         RealKernel.enter_directory(above, name)
     }
 
-    fn write_attribute(&self, path: &Path, value: &str) -> Result<(), Errno> {
-        RealKernel.write_attribute(path, value)
+    fn set_filesystem_attribute(
+        &self,
+        filesystem: &str,
+        device: DeviceNumber,
+        attribute: &str,
+        value: &str,
+    ) -> Result<(), Errno> {
+        RealKernel.set_filesystem_attribute(filesystem, device, attribute, value)
     }
 
     fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {

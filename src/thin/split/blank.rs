@@ -66,7 +66,7 @@ fn pieces(size: Bytes) -> impl Iterator<Item = (u64, usize)> {
     })
 }
 
-pub(super) fn read_exact(
+pub(crate) fn read_exact(
     kernel: &dyn Kernel,
     file: &DeviceFile,
     at: u64,

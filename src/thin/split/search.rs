@@ -25,11 +25,7 @@ impl SplitDevice {
     /// # Errors
     /// [`Error::NoLabel`] if none has it.
     pub fn find(dm: Arc<DeviceMapper>, uuid: Uuid) -> Result<Self> {
-        let names = dm.kernel().block_device_names().map_err(|errno| Error::Io {
-            action: "list",
-            path: "/sys/block".into(),
-            source: errno.into(),
-        })?;
+        let names = dm.kernel().block_devices()?;
         for name in names {
             let name = name.to_string_lossy();
             // sysfs has `!` for `/`.
