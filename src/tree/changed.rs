@@ -30,8 +30,10 @@ pub enum Since<'a> {
 /// A sealed snapshot, remembered without its data: what was written to its descendants since can still be told, by the
 /// time that the pool gives each block.
 ///
-/// The limits of that: only snapshots that descend from the remembered one can be compared with it, what was discarded
-/// since is not reported, and a pool in which 2^24 snapshots were taken tells nothing any more.
+/// The limits of that: only snapshots that descend from the remembered one, as it was sealed, can be compared with it;
+/// once it is removed, what was discarded since is not reported; and a pool in which 2^24 snapshots were taken tells
+/// nothing any more. [`SnapshotTree::unseal`] makes a bookmark worthless: what is written to the snapshot then has no
+/// later time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Bookmark {
@@ -41,6 +43,12 @@ pub struct Bookmark {
     pub volume: Uuid,
     /// The pool's time when it was sealed.
     pub time: u32,
+}
+
+impl Bookmark {
+    fn invalid(&self, reason: &'static str) -> Error {
+        Error::InvalidOption { option: "bookmark", value: self.volume.to_string(), reason }
+    }
 }
 
 /// A part of a snapshot that differs.
@@ -68,17 +76,18 @@ pub struct Changed<'a> {
 }
 
 #[derive(Debug)]
-enum Compared {
+pub(super) enum Compared {
     Nothing,
     Volume(Volume),
-    Time(u32),
+    /// The remembered snapshot is gone.
+    Time(Bookmark),
 }
 
-/// A volume, and the snapshot that it must still be.
+/// A volume, and the snapshot that it must still be; none for a volume that cannot go meanwhile.
 #[derive(Debug, Clone)]
-struct Volume {
-    id: Option<SnapshotId>,
-    thin_id: ThinId,
+pub(super) struct Volume {
+    pub(super) id: Option<SnapshotId>,
+    pub(super) thin_id: ThinId,
 }
 
 impl SnapshotTree {
@@ -92,10 +101,11 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], also from the iterator, when one of the two was
-    /// removed meanwhile; [`Error::MetadataSnapHeld`].
+    /// removed meanwhile; [`Error::MetadataSnapHeld`]; [`Error::InvalidOption`] for a bookmark of something else than an
+    /// ancestor.
     pub fn changed(&self, since: Since<'_>, target: &str) -> Result<Changed<'_>> {
         self.check_open()?;
-        let (target, size) = self.volume(target)?;
+        let (volume, size) = self.volume(target)?;
         let base = match since {
             Since::Nothing => Compared::Nothing,
             Since::Base => {
@@ -103,22 +113,39 @@ impl SnapshotTree {
                 base.map_or(Compared::Nothing, |thin_id| Compared::Volume(Volume { id: None, thin_id }))
             }
             Since::Snapshot(id) => Compared::Volume(self.volume(id)?.0),
-            Since::Bookmark(bookmark) if bookmark.tree == self.tree => Compared::Time(bookmark.time),
-            Since::Bookmark(bookmark) => {
-                let (option, value) = ("bookmark", bookmark.volume.to_string());
-                return Err(Error::InvalidOption { option, value, reason: "of another tree" });
-            }
+            Since::Bookmark(bookmark) => self.remembered(bookmark, target)?,
         };
+        Ok(self.differences(base, volume, size))
+    }
+
+    pub(super) fn differences(&self, base: Compared, target: Volume, size: Bytes) -> Changed<'_> {
         let block_size = self.store.read_state(|state| state.pool.block_size.0);
         let batch = Vec::new().into_iter();
-        Ok(Changed { tree: self, base, target, size: size.0, block_size, next: Some(0), batch })
+        Changed { tree: self, base, target, size: size.0, block_size, next: Some(0), batch }
+    }
+
+    /// Returns the snapshot that a bookmark remembers, if `target` is it or descends from it; else the time, if it may be
+    /// the removed one that `target` descends from.
+    fn remembered(&self, bookmark: &Bookmark, target: &str) -> Result<Compared> {
+        let (found, oldest) = self.store.read(|graph| {
+            let ancestors = graph.ancestors(target);
+            let line = || std::iter::once(target).chain(ancestors.iter().map(SnapshotId::as_str));
+            let is_it = |id: &&str| graph.get(id).is_some_and(|it| it.sealed == Some(bookmark.volume));
+            (line().find(is_it).map(str::to_owned), line().last().and_then(|id| graph.parent(id)))
+        });
+        match (found, oldest) {
+            _ if bookmark.tree != self.tree => Err(bookmark.invalid("of another tree")),
+            (Some(id), _) => Ok(Compared::Volume(self.volume(&id)?.0)),
+            (None, Some(Lineage::Removed(_))) => Ok(Compared::Time(bookmark.clone())),
+            _ => Err(bookmark.invalid("the snapshot does not descend from the one that it remembers")),
+        }
     }
 
     /// Returns what is needed to tell later what was written to the descendants of a sealed snapshot, even if the
     /// snapshot is removed.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`]; [`Error::NotSealed`], also for one that was received and not sealed here.
+    /// [`Error::UnknownSnapshot`]; [`Error::NotSealed`].
     pub fn bookmark(&self, id: &str) -> Result<Bookmark> {
         self.check_open()?;
         let found = self.store.read(|graph| graph.get(id).map(|found| (found.sealed, found.seal_time)));
@@ -212,14 +239,13 @@ impl Changed<'_> {
                     self.tree.check_volume(base)?;
                     metadata.changed(Some(base.thin_id), target, from)?
                 }
-                Compared::Time(time) => {
+                Compared::Time(bookmark) => {
                     let created = metadata.device(target)?.map_or(0, |device| device.creation_time);
-                    if created <= *time {
-                        let (option, value) = ("bookmark", format!("time {time}"));
+                    if created <= bookmark.time {
                         let reason = "the snapshot was made before the one that it remembers was sealed";
-                        return Err(Error::InvalidOption { option, value, reason });
+                        return Err(bookmark.invalid(reason));
                     }
-                    metadata.changed_since(target, *time, from)?
+                    metadata.changed_since(target, bookmark.time, from)?
                 }
             };
             Ok(changes.take(BATCH).collect::<Result<Vec<_>, _>>()?)

@@ -355,6 +355,9 @@ impl SnapshotWriter<'_> {
         self.sync()?;
         self.file = None;
         self.tree.remove_volume(&self.volume)?;
+        if sealed.is_some() {
+            self.snapshot.seal_time = Some(self.tree.pool.time()?);
+        }
         let seq = self.append()?;
         // Unsynced, the record may be on disk: then the volume has to stay.
         self.at_drop = AtDrop::Nothing;

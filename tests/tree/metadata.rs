@@ -2,7 +2,7 @@
 
 use dm_thin::Error;
 use dm_thin::model::Mode;
-use dm_thin::tree::{ChangeKind, Finding, Parent, Since, SnapshotTree};
+use dm_thin::tree::{AddOptions, ChangeKind, Finding, Parent, Since, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::rig::{Rig, crash_everywhere};
@@ -90,16 +90,60 @@ fn a_bookmark_outlives_its_snapshot() {
     tree.add("before", Parent::Snapshot("a")).unwrap();
     tree.seal("a").unwrap();
     let bookmark = tree.bookmark("a").unwrap();
-    tree.add("b", Parent::Snapshot("a")).unwrap();
-    write(&rig, &tree, "b", 3..5);
+    let writer = tree.create("b", Some(Parent::Snapshot("a")), &AddOptions::new()).unwrap();
+    writer.write_at(Bytes::kib(64 * 3), &[1; 128 << 10]).unwrap();
+    writer.zero(Bytes::kib(64 * 8), Bytes::kib(64)).unwrap();
+    writer.commit().unwrap();
     tree.add("c", Parent::Snapshot("b")).unwrap();
     write(&rig, &tree, "c", 12..13);
-    tree.remove("a").unwrap();
     let since = Since::Bookmark(&bookmark);
+    assert_eq!(changed(&tree, since, "a"), [""; 0]);
+    assert_eq!(changed(&tree, since, "b"), ["3..5", "-8..9"]);
+    tree.remove("a").unwrap();
+    // What was discarded left no trace.
     assert_eq!(changed(&tree, since, "b"), ["3..5"]);
     assert_eq!(changed(&tree, since, "c"), ["3..5", "12..13"]);
     let refused = tree.changed(since, "before").unwrap().next();
     assert!(matches!(refused, Some(Err(Error::InvalidOption { .. }))), "{refused:?}");
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_bookmark_of_no_ancestor_is_refused() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    write(&rig, &tree, "a", 0..10);
+    tree.seal("a").unwrap();
+    let bookmark = tree.bookmark("a").unwrap();
+    tree.add("other", Parent::Base).unwrap();
+    write(&rig, &tree, "other", 0..1);
+    // Its own later content is not what the bookmark remembers.
+    tree.unseal("a").unwrap();
+    write(&rig, &tree, "a", 0..2);
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    let foreign =
+        serde_json::to_string(&bookmark).unwrap().replace(&tree.uuid().to_string(), &"0".repeat(32));
+    let foreign = serde_json::from_str(&foreign).unwrap();
+    for (bookmark, target) in [(&bookmark, "other"), (&bookmark, "a"), (&bookmark, "b"), (&foreign, "b")] {
+        let refused = tree.changed(Since::Bookmark(bookmark), target);
+        assert!(matches!(refused, Err(Error::InvalidOption { option: "bookmark", .. })), "{target}");
+    }
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_bookmark_of_a_written_snapshot_tells_what_came_after_it() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let writer = tree.create("a", None, &AddOptions::new().size(Bytes::mib(1))).unwrap();
+    writer.write_at(Bytes(0), &[1; 128 << 10]).unwrap();
+    writer.commit_sealed().unwrap();
+    let bookmark = tree.bookmark("a").unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    write(&rig, &tree, "b", 1..3);
+    tree.remove("a").unwrap();
+    assert_eq!(changed(&tree, Since::Bookmark(&bookmark), "b"), ["1..3"]);
     tree.close().unwrap();
 }
 
