@@ -3,9 +3,10 @@
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
-use super::SnapshotTree;
+use super::changed::Volume;
 use super::volume_file::VolumeFile;
 use super::writer::check_range;
+use super::{Labels, SnapshotTree};
 use crate::kernel::{Access, AlignedBlock};
 use crate::thin::ThinId;
 use crate::units::Bytes;
@@ -25,6 +26,7 @@ pub struct SnapshotReader<'a> {
     thin_id: ThinId,
     size: Bytes,
     uuid: Uuid,
+    labels: Labels,
     /// Open until the drop.
     file: Option<VolumeFile>,
 }
@@ -55,8 +57,8 @@ impl SnapshotTree {
             match self.open_volume(volume, Access::READ.direct()) {
                 Ok(file) => {
                     slot.readers += 1;
-                    let (thin_id, size) = (snapshot.thin_id, snapshot.size);
-                    Ok(SnapshotReader { tree: self, thin_id, size, uuid, file: Some(file) })
+                    let (thin_id, size, labels) = (snapshot.thin_id, snapshot.size, snapshot.labels.clone());
+                    Ok(SnapshotReader { tree: self, thin_id, size, uuid, labels, file: Some(file) })
                 }
                 Err(error) => {
                     if !was_active {
@@ -79,6 +81,16 @@ impl SnapshotReader<'_> {
     /// The identity of its content.
     pub fn uuid(&self) -> Uuid {
         self.uuid
+    }
+
+    /// The labels that it had when it was opened.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// For a comparison: open, it cannot go.
+    pub(super) fn volume(&self) -> Volume {
+        Volume { id: None, thin_id: self.thin_id }
     }
 
     /// Reads into all of `buffer` from `offset`, past the page cache; any alignment.

@@ -1,14 +1,16 @@
 //! Sealed snapshots as a stream.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{Write, sink};
 
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
+use super::changed::Compared;
 use super::reader::BLOCK;
 use super::stream::{Encoder, StreamFilesystem, StreamHeader, StreamSummary, VolumeHeader};
-use super::{ChangedRange, Since, SnapshotReader, SnapshotTree};
+use super::{ChangedRange, Lineage, Place, SnapshotId, SnapshotReader, SnapshotTree};
 use crate::kernel::AlignedBlock;
 use crate::thin::metadata::ChangeKind;
 use crate::units::Bytes;
@@ -91,7 +93,7 @@ impl<'a> SendOptions<'a> {
 impl SnapshotTree {
     /// Writes a sealed snapshot as a [stream]: all of it, or its difference to `base`, another sealed snapshot that the
     /// receiver has. What differs is told by the pool's mappings ([`changed`](Self::changed)); runs of 4096 zeroes are
-    /// not written. Both snapshots stay active meanwhile. Returns what the stream has.
+    /// not written. Both snapshots stay active meanwhile; they may be renamed. Returns what the stream has.
     ///
     /// ```no_run
     /// use dm_thin::tree::{ReceiveOptions, SendOptions, SnapshotTree};
@@ -148,20 +150,28 @@ impl SnapshotTree {
             let value = options.resume_from.to_string();
             return Err(Error::InvalidOption { option: "resume_from", value, reason });
         }
-        let is_sealed = |id: &str| self.get(id).map(|info| info.sealed.is_some());
-        if !is_sealed(root)? {
+        if self.get(root)?.sealed.is_none() {
             return Err(Error::NotSealed { id: root.to_owned() });
         }
-        let mut volumes = vec![(root.to_owned(), None)];
-        for place in self.walk_from(root)?.into_iter().skip(1) {
-            if is_sealed(place.id.as_str())? {
-                let ancestors = self.ancestors(place.id.as_str())?;
-                let base = ancestors.iter().find(|id| volumes.iter().any(|(sent, _)| sent == id.as_str()));
-                volumes.push((place.id.to_string(), base.map(ToString::to_string)));
+        let mut volumes = Vec::new();
+        // Of each snapshot so far: itself if it is sealed, else its nearest sealed ancestor.
+        let mut nearest: HashMap<SnapshotId, SnapshotId> = HashMap::new();
+        for Place { id, parent, .. } in self.walk_from(root)? {
+            let base = match &parent {
+                Lineage::Snapshot(parent) => nearest.get(parent).cloned(),
+                _ => None,
+            };
+            if self.get(id.as_str())?.sealed.is_some() {
+                volumes.push((id.clone(), base));
+                nearest.insert(id.clone(), id);
+            } else if let Some(base) = base {
+                nearest.insert(id, base);
             }
         }
-        let volumes: Vec<_> =
-            volumes.iter().map(|(target, base)| (target.as_str(), base.as_deref())).collect();
+        let volumes: Vec<_> = volumes
+            .iter()
+            .map(|(target, base)| (target.as_str(), base.as_ref().map(SnapshotId::as_str)))
+            .collect();
         self.send_all(&volumes, out, options)
     }
 
@@ -206,12 +216,13 @@ impl SnapshotTree {
             size: reader.size(),
             block_size: self.store.read_state(|state| state.pool.block_size),
             filesystem: kind.map(|kind| StreamFilesystem { kind: kind.to_owned(), uuid: None }),
-            labels: self.labels(target)?.into(),
+            labels: reader.labels().clone().into(),
             resume: options.resume_from,
         };
         encoder.begin(&header)?;
-        let since = base.map_or(Since::Nothing, Since::Snapshot);
-        let ranges = self.changed(since, target)?.from_offset(options.resume_from);
+        // By the volumes that are open: the snapshots may get other ids meanwhile.
+        let since = base_reader.as_ref().map_or(Compared::Nothing, |base| Compared::Volume(base.volume()));
+        let ranges = self.differences(since, reader.volume(), reader.size()).from_offset(options.resume_from);
         let mut sender = Sender { encoder, reader: &reader, zeroes: None, progress: &mut options.progress };
         for range in ranges {
             sender.send(range?, options.resume_from.0)?;

@@ -3,7 +3,7 @@
 #![allow(clippy::cast_possible_truncation)] // offsets in volumes of some MiB
 
 use std::cell::Cell;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use dm_thin::tree::stream::StreamError;
 use dm_thin::tree::{
@@ -170,6 +170,45 @@ fn pools_that_do_not_zero_are_refused_unless_allowed() {
     assert!(matches!(refused, Err(Error::NotZeroed { .. })));
     tree.receive(stream.as_slice(), ReceiveOptions::new().name("two").allow_unzeroed(true)).unwrap();
     tree.close().unwrap();
+}
+
+/// Calls somebody after each write.
+struct Observed<'a>(&'a mut Vec<u8>, &'a dyn Fn(&[u8]));
+
+impl Write for Observed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend(bytes);
+        (self.1)(self.0);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_renamed_while_it_is_sent_is_sent_all_the_same() {
+    let (_from_rig, from) = family();
+    from.add("same", Parent::Snapshot("one")).unwrap();
+    from.seal("same").unwrap();
+    let swapped = Cell::new(false);
+    let swap = |sent: &[u8]| {
+        // Not before the header of the volume: it is open then.
+        if sent.len() > 100 && !swapped.replace(true) {
+            from.rename("two", "renamed").unwrap();
+            from.rename("same", "two").unwrap();
+        }
+    };
+    let mut stream = Vec::new();
+    let out = Observed(&mut stream, &swap);
+    from.send("two", Some("one"), out, SendOptions::new()).unwrap();
+    let rig = Rig::new();
+    let to = rig.tree();
+    receive(&to, &send(&from, "one", None)).unwrap();
+    receive(&to, &stream).unwrap();
+    assert!(content(&to, "two") == content(&from, "renamed"));
+    to.close().unwrap();
 }
 
 #[test]
