@@ -191,9 +191,12 @@ impl SnapshotTree {
         Ok(encoder.finish()?.1)
     }
 
-    /// Refuses a pool whose blocks contain data of others where they were never written.
+    /// Refuses a pool whose blocks contain data of others where they were never written. The owner of an adopted pool may
+    /// have changed that since it was adopted.
     pub(super) fn check_zeroed(&self, allow: bool) -> Result<()> {
-        if !allow && self.pool.table()?.0.features.skip_block_zeroing {
+        let recorded = self.store.read_state(|state| state.pool.features);
+        let skips = || Ok::<_, Error>(self.pool.table()?.0.features.skip_block_zeroing);
+        if !allow && (recorded.skip_block_zeroing || skips()?) {
             return Err(Error::NotZeroed { pool: self.pool.name().to_string() });
         }
         Ok(())

@@ -172,6 +172,23 @@ fn pools_that_do_not_zero_are_refused_unless_allowed() {
     tree.close().unwrap();
 }
 
+#[test]
+fn an_adopted_pool_that_zeroes_since_may_still_have_old_data() {
+    let rig = Rig::new();
+    let pool = rig.pool();
+    let (zeroing, size) = pool.table().unwrap();
+    let mut table = zeroing;
+    table.features.skip_block_zeroing = true;
+    pool.reload(&table, size).unwrap();
+    let tree = rig.open(rig.adopting("vg-pool")).unwrap();
+    tree.add("one", Parent::Base).unwrap();
+    tree.seal("one").unwrap();
+    pool.reload(&zeroing, size).unwrap();
+    let refused = tree.send("one", None, io::sink(), SendOptions::new());
+    assert!(matches!(refused, Err(Error::NotZeroed { .. })), "{refused:?}");
+    tree.close().unwrap();
+}
+
 /// Calls somebody after each write.
 struct Observed<'a>(&'a mut Vec<u8>, &'a dyn Fn(&[u8]));
 
