@@ -656,6 +656,12 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// The same with an errno, as the seam gives it.
+    pub(crate) fn os(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Self {
+        let error = Self::io(action, path);
+        move |errno| error(errno.into())
+    }
+
     /// The same, told of a device by its name, however the request addressed it.
     pub(crate) fn of_device(mut self, name: &dyn fmt::Display) -> Self {
         if let Self::Ioctl(refused) = &mut self {

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,15 @@ impl PartialEq for MountId {
     }
 }
 
+/// Which symbolic links are followed on the way to a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// All, as `open(2)` does.
+    All,
+    /// Those that belong to root or to this process's user, so that nobody else decides where it leads.
+    Trusted,
+}
+
 /// A directory opened with O_PATH. One that something is mounted on is the root of what is on top.
 #[derive(Debug)]
 pub struct Directory {
@@ -49,12 +59,18 @@ const LINKS_MAX: u32 = 40;
 const FLAGS: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 impl Directory {
-    /// Opens `path`. Symbolic links are followed only if they belong to root or to this process's user, so that
-    /// nobody else decides where a mount goes.
+    /// Opens `path`.
     ///
     /// # Errors
-    /// As `open(2)`; EACCES for somebody else's symbolic link.
-    pub fn open(path: &Path) -> Result<Self, Errno> {
+    /// As `open(2)`; EACCES for a symbolic link that is not followed.
+    pub fn open(path: &Path, links: Links) -> Result<Self, Errno> {
+        if links == Links::All {
+            return Self::new(open(
+                path,
+                OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )?);
+        }
         let path = std::path::absolute(path).map_err(errno)?;
         let mut left = reversed(&path);
         let mut at = open("/", FLAGS | OFlag::O_DIRECTORY, Mode::empty())?;
@@ -102,6 +118,15 @@ impl Directory {
         Ok(Self { path, inode, mount: MountId { id, unique, device }, fd })
     }
 
+    /// A directory that only a kernel that is not real has.
+    ///
+    /// # Errors
+    /// As `memfd_create(2)`.
+    pub fn simulated(path: PathBuf, inode: u64, mount: MountId) -> Result<Self, Errno> {
+        let fd = memfd_create("directory", MFdFlags::MFD_CLOEXEC)?;
+        Ok(Self { fd, path, inode, mount })
+    }
+
     /// The same directory, with another mount on it: for kernels that are not real.
     #[must_use]
     pub fn with_mount(self, mount: MountId) -> Self {
@@ -111,6 +136,11 @@ impl Directory {
     /// Its path when it was opened, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its path now: somebody may have renamed it since.
+    pub fn current_path(&self) -> PathBuf {
+        std::fs::read_link(self.proc_path()).unwrap_or_else(|_| self.path.clone())
     }
 
     /// Its inode number.
@@ -166,20 +196,20 @@ mod tests {
         fs::create_dir_all(path("a/b")).unwrap();
         symlink("b", path("a/last")).unwrap();
         symlink(path("a"), path("before")).unwrap();
-        let above = Directory::open(&path("a")).unwrap();
+        let above = Directory::open(&path("a"), Links::Trusted).unwrap();
         assert_eq!(above.enter(OsStr::new("last")).unwrap_err(), Errno::ENOTDIR);
         // Made by this user.
-        let through = Directory::open(&path("before/../before/b/.")).unwrap();
+        let through = Directory::open(&path("before/../before/b/."), Links::Trusted).unwrap();
         assert_eq!(through.path(), path("a/b"));
         assert_eq!(through.inode(), above.enter(OsStr::new("b")).unwrap().inode());
         symlink("loop", path("loop")).unwrap();
-        assert_eq!(Directory::open(&path("loop")).unwrap_err(), Errno::ELOOP);
+        assert_eq!(Directory::open(&path("loop"), Links::Trusted).unwrap_err(), Errno::ELOOP);
     }
 
     #[test]
     fn both_ways_tell_the_same_mount() {
-        let directory = Directory::open(Path::new("/proc")).unwrap();
+        let directory = Directory::open(Path::new("/proc"), Links::All).unwrap();
         assert_eq!(mount_id_of(&directory.fd), Ok(directory.mount().id));
-        assert_ne!(Directory::open(Path::new("/")).unwrap().mount(), directory.mount());
+        assert_ne!(Directory::open(Path::new("/"), Links::All).unwrap().mount(), directory.mount());
     }
 }

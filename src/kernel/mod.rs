@@ -5,7 +5,9 @@
 
 mod device;
 mod directory;
+mod files;
 mod number;
+mod process;
 mod program;
 mod real;
 mod semaphore;
@@ -19,8 +21,10 @@ use std::process::Output;
 use nix::errno::Errno;
 
 pub use self::device::{Access, AlignedBlock, DeviceFile};
-pub use self::directory::{Directory, MountId};
+pub use self::directory::{Directory, Links, MountId};
+pub use self::files::{Entry, FileLock, FileStatus, Files};
 pub use self::number::DeviceNumber;
+pub(crate) use self::process::Process;
 pub use self::real::RealKernel;
 pub use crate::abi::DeviceKind;
 use crate::abi::Ioctl;
@@ -71,6 +75,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
     /// `unlink(2)`.
     fn remove_node(&self, path: &Path) -> Result<(), Errno>;
+
+    /// Locks a block device, whichever of its nodes led to it, waiting for whoever has locked it. ENOSYS unless
+    /// implemented.
+    fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {
+        let _ = file;
+        Err(Errno::ENOSYS)
+    }
 
     /// The names in `/sys/block`, in no particular order.
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno>;
@@ -130,18 +141,6 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The text of `/proc/self/mountinfo`.
     fn mount_table(&self) -> Result<Vec<u8>, Errno>;
 
-    /// Opens a directory as a place for mounts: see [`Directory::open`]. ENOSYS unless implemented.
-    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
-        let _ = path;
-        Err(Errno::ENOSYS)
-    }
-
-    /// Opens the directory `name` in another one: see [`Directory::enter`]. ENOSYS unless implemented.
-    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
-        let _ = (above, name);
-        Err(Errno::ENOSYS)
-    }
-
     /// Writes an attribute of a mounted file system, a file below `/sys/fs/<filesystem>/<device>`, such as
     /// `error/metadata/ENOSPC/max_retries`. ENOSYS unless implemented.
     fn set_filesystem_attribute(
@@ -152,18 +151,6 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         value: &str,
     ) -> Result<(), Errno> {
         let _ = (filesystem, device, attribute, value);
-        Err(Errno::ENOSYS)
-    }
-
-    /// `mkdirat(2)` with mode 0755. ENOSYS unless implemented.
-    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        let _ = (above, name);
-        Err(Errno::ENOSYS)
-    }
-
-    /// `unlinkat(2)` with AT_REMOVEDIR. ENOSYS unless implemented.
-    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        let _ = (above, name);
         Err(Errno::ENOSYS)
     }
 
@@ -179,6 +166,11 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         let _ = (program, arguments);
         Err(Errno::ENOSYS)
+    }
+
+    /// Its files and directories: those of this system unless implemented.
+    fn files(&self) -> &dyn Files {
+        &RealKernel
     }
 }
 

@@ -1,17 +1,18 @@
 //! The real kernel: each call passed on unchanged.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
-use nix::sys::stat::{Mode, SFlag, mkdirat, mknod, stat};
+use nix::sys::stat::{Mode, SFlag, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
-use nix::unistd::{UnlinkatFlags, fdatasync, unlinkat};
+use nix::unistd::fdatasync;
 
-use super::{Access, Arg, DeviceFile, DeviceNumber, Directory, Kernel, Semaphore, program, semaphore};
+use super::{Access, Arg, DeviceFile, DeviceNumber, FileLock, Kernel, Semaphore, program, semaphore};
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 
@@ -64,6 +65,11 @@ impl Kernel for RealKernel {
 
     fn remove_node(&self, path: &Path) -> Result<(), Errno> {
         nix::unistd::unlink(path)
+    }
+
+    fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {
+        // All of its nodes have this directory in common.
+        FileLock::wait(File::open(format!("/sys/dev/block/{}", file.number())).map_err(errno)?)
     }
 
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
@@ -120,14 +126,6 @@ impl Kernel for RealKernel {
         std::fs::read("/proc/self/mountinfo").map_err(errno)
     }
 
-    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
-        Directory::open(path)
-    }
-
-    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
-        above.enter(name)
-    }
-
     fn set_filesystem_attribute(
         &self,
         filesystem: &str,
@@ -139,16 +137,8 @@ impl Kernel for RealKernel {
         let device = node.file_name().ok_or(Errno::ENOENT)?;
         let path = Path::new("/sys/fs").join(filesystem).join(device).join(attribute);
         // Not created where it is not an attribute.
-        let file = std::fs::File::options().write(true).open(path).map_err(errno)?;
+        let file = File::options().write(true).open(path).map_err(errno)?;
         nix::unistd::write(&file, value.as_bytes()).map(drop)
-    }
-
-    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        mkdirat(above, name, Mode::from_bits_truncate(0o755))
-    }
-
-    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        unlinkat(above, name, UnlinkatFlags::RemoveDir)
     }
 
     fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {

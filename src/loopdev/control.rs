@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -59,6 +59,11 @@ impl LoopControl {
             Err(errno) => return Err(Error::Open { path: PATH.into(), errno }),
         };
         Ok(Self { kernel, control, without_configure: AtomicBool::new(false) })
+    }
+
+    /// The kernel behind it.
+    pub(crate) fn kernel(&self) -> &Arc<dyn Kernel> {
+        &self.kernel
     }
 
     /// The index of a device that is free now: LOOP_CTL_GET_FREE, or a scan where the kernel does not
@@ -137,13 +142,14 @@ impl LoopControl {
     /// The device that is bound to `file`, if there is one: by the file's device and inode number, since
     /// names say nothing.
     pub fn find(&self, file: &File) -> Result<Option<LoopDevice>> {
-        let metadata = file.metadata().map_err(Error::io("stat", "backing file"))?;
-        #[allow(clippy::useless_conversion)] // the types differ between architectures
-        let device = DeviceNumber::from_dev_t(metadata.dev().try_into().unwrap_or_default());
+        let backing = self.kernel.files().file_status(file.as_fd());
+        let backing = backing.map_err(|errno| Error::io("stat", "backing file")(errno.into()))?;
         for index in self.indices()? {
             let Ok(found) = self.device(index, Access::READ) else { continue };
             match found.status() {
-                Ok(status) if status.backing_device == device && status.backing_inode == metadata.ino() => {
+                Ok(status)
+                    if status.backing_device == backing.device && status.backing_inode == backing.inode =>
+                {
                     return Ok(Some(found));
                 }
                 // Unbound, or gone since it was listed.

@@ -48,6 +48,7 @@
 
 mod block;
 mod faults;
+mod files;
 mod handle;
 mod hooks;
 pub mod image;
@@ -84,9 +85,7 @@ pub use self::pool::Mode;
 use self::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::abi::{Argument, Ioctl, dm};
-use crate::kernel::{
-    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel, Semaphore,
-};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, Semaphore};
 
 /// What kind of kernel it is.
 #[derive(Debug, Clone)]
@@ -115,7 +114,7 @@ impl Default for ModelOptions {
     }
 }
 
-/// The kernel, as one process sees it. Share it in an [`Arc`](std::sync::Arc).
+/// The kernel, as one process sees it. Share it in an [`Arc`].
 pub struct ModelKernel {
     shared: Arc<Shared>,
     /// Index of this process.
@@ -187,7 +186,7 @@ impl ModelKernel {
         state.off = true;
         state.faults.iter_mut().for_each(Faults::kill);
         let world = &mut state.world;
-        world.store.take_back();
+        world.store.power_cut();
         Self::with_world(World::new(world.options.clone(), world.storage.clone(), world.disks.clone()))
     }
 
@@ -402,6 +401,11 @@ impl Kernel for ModelKernel {
         self.call("unlink", path.display(), |world| world.nodes.remove(path).map(drop).ok_or(Errno::ENOENT))
     }
 
+    fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {
+        let lock = self.call("flock", subject_of_device(file), |world| world.device_lock(file.number()))?;
+        FileLock::wait(lock)
+    }
+
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
         self.call("readdir", "/sys/block", |world| Ok(world.block_device_names()))
     }
@@ -457,15 +461,6 @@ impl Kernel for ModelKernel {
         self.call("mountinfo", "/proc/self/mountinfo", |world| Ok(world.mount_table()))
     }
 
-    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
-        self.call("opendir", path.display(), |world| Directory::open(path).map(|it| world.mounted(it)))
-    }
-
-    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
-        let path = above.path().join(name);
-        self.call("opendir", path.display(), |world| above.enter(name).map(|it| world.mounted(it)))
-    }
-
     /// Every file system has every attribute while it is mounted.
     fn set_filesystem_attribute(
         &self,
@@ -478,19 +473,6 @@ impl Kernel for ModelKernel {
         self.call("attribute", subject, |world| match world.is_mounted_as(device, filesystem) {
             true => Ok(()),
             false => Err(Errno::ENOENT),
-        })
-    }
-
-    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        let path = above.path().join(name);
-        self.call("mkdir", path.display(), |_| RealKernel.make_directory(above, name))
-    }
-
-    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        let path = above.path().join(name);
-        self.call("rmdir", path.display(), |world| match world.mounted_on(&path) {
-            Some(_) => Err(Errno::EBUSY),
-            None => RealKernel.remove_directory(above, name),
         })
     }
 
@@ -512,5 +494,9 @@ impl Kernel for ModelKernel {
             }
             _ => Err(Errno::ENOENT),
         })
+    }
+
+    fn files(&self) -> &dyn Files {
+        self
     }
 }

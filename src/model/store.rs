@@ -1,14 +1,21 @@
 //! The files that hold devices' bytes, and what of it a power cut or a failed sync takes back.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
+
+use crate::kernel::{Directory, Files, RealKernel};
+use crate::units::Bytes;
 
 const CHUNK: u64 = 4096;
 const CHUNK_BYTES: usize = 4096;
@@ -18,6 +25,10 @@ const CHUNK_BYTES: usize = 4096;
 pub(super) struct Store {
     /// By the file's device and inode.
     unsynced: BTreeMap<(u64, u64), Unsynced>,
+    /// The lengths that a power cut leaves of files that were resized.
+    lengths: BTreeMap<(u64, u64), (File, u64)>,
+    /// Names that a power cut takes, after the directories that they are in.
+    names: Vec<((u64, u64), PathBuf)>,
     /// Files below loop devices get no more blocks.
     pub(super) full: bool,
 }
@@ -89,7 +100,7 @@ impl Store {
         let unsynced =
             unsynced.or_insert_with(|| Unsynced { file: Arc::clone(file), before: BTreeMap::new() });
         for chunk in at / CHUNK..(at + len).div_ceil(CHUNK) {
-            if let std::collections::btree_map::Entry::Vacant(entry) = unsynced.before.entry(chunk) {
+            if let Entry::Vacant(entry) = unsynced.before.entry(chunk) {
                 let mut before = Box::new([0; CHUNK_BYTES]);
                 read(file, chunk * CHUNK, &mut before[..])?;
                 entry.insert((*before != [0; CHUNK_BYTES]).then_some(before));
@@ -98,13 +109,67 @@ impl Store {
         Ok(())
     }
 
-    /// What was written to the file stays from now on.
-    pub(super) fn sync(&mut self, file: &File) -> Result<(), Errno> {
-        self.unsynced.remove(&key(file)?);
+    /// Cuts or extends a file. The host gives it no space.
+    pub(super) fn resize(&mut self, file: &File, size: u64) -> Result<(), Errno> {
+        let file = Arc::new(file.try_clone().map_err(errno)?);
+        let old = file.metadata().map_err(errno)?.len();
+        if size < old {
+            self.zero(&file, size, old - size)?;
+        }
+        self.keep_length(&file)?;
+        file.set_len(size).map_err(errno)
+    }
+
+    pub(super) fn allocate(&mut self, file: &File, size: Bytes) -> Result<(), Errno> {
+        if self.full && has_hole(file, 0, size.0)? {
+            return Err(Errno::ENOSPC);
+        }
+        self.keep_length(file)?;
+        RealKernel.allocate_file(file, size)
+    }
+
+    fn keep_length(&mut self, file: &File) -> Result<(), Errno> {
+        if let Entry::Vacant(entry) = self.lengths.entry(key(file)?) {
+            let old = file.metadata().map_err(errno)?.len();
+            entry.insert((file.try_clone().map_err(errno)?, old));
+        }
         Ok(())
     }
 
-    /// Takes back what is not durable.
+    /// What was written to the file, and its length, stay from now on.
+    pub(super) fn sync(&mut self, file: &File) -> Result<(), Errno> {
+        let key = key(file)?;
+        self.unsynced.remove(&key);
+        self.lengths.remove(&key);
+        Ok(())
+    }
+
+    /// A name that was just made.
+    pub(super) fn made(&mut self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        self.names.push((directory_key(above)?, above.path().join(name)));
+        Ok(())
+    }
+
+    /// A name that was just removed. The power does not bring it back.
+    pub(super) fn unmade(&mut self, above: &Directory, name: &OsStr) {
+        let gone = above.path().join(name);
+        self.names.retain(|(_, path)| !path.starts_with(&gone));
+    }
+
+    /// What was made in the directory stays from now on.
+    pub(super) fn sync_names(&mut self, directory: &Directory) -> Result<(), Errno> {
+        let synced = directory_key(directory)?;
+        self.names.retain(|(above, _)| *above != synced);
+        Ok(())
+    }
+
+    pub(super) fn sync_all(&mut self) {
+        self.unsynced.clear();
+        self.lengths.clear();
+        self.names.clear();
+    }
+
+    /// Takes back what was written and is not durable.
     pub(super) fn take_back(&mut self) {
         for Unsynced { file, before } in std::mem::take(&mut self.unsynced).into_values() {
             // A file that somebody cut off meanwhile stays so.
@@ -119,6 +184,24 @@ impl Store {
             }
         }
     }
+
+    /// The power goes: lengths and names that are not durable go, too.
+    pub(super) fn power_cut(&mut self) {
+        for (file, len) in std::mem::take(&mut self.lengths).into_values() {
+            // As in `take_back`.
+            let _ = file.set_len(len);
+        }
+        self.take_back();
+        for (_, path) in std::mem::take(&mut self.names).into_iter().rev() {
+            // As in `take_back`. Somebody may have removed it.
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+        }
+    }
+}
+
+fn directory_key(directory: &Directory) -> Result<(u64, u64), Errno> {
+    let status = RealKernel.file_status(directory.as_fd())?;
+    Ok((status.device.to_huge(), status.inode))
 }
 
 /// Whether a part of the range is in a hole, or behind the end.

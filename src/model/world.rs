@@ -1,8 +1,10 @@
 //! Everything that the model kernel knows, and the questions that its parts ask each other.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use super::loopdev::Loop;
 use super::metadata::Metadata;
 use super::mounts::Mount;
 use super::pool::Pool;
-use super::store::Store;
+use super::store::{self, Store};
 use super::table::{Kind, Table};
 use super::udev::Counter;
 use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, Semaphore, loop_index};
@@ -86,6 +88,8 @@ pub(super) struct World {
     pub(super) storage: BTreeMap<u64, Metadata>,
     pub(super) store: Store,
     pub(super) nodes: BTreeMap<PathBuf, DeviceNumber>,
+    /// What is locked for a device.
+    device_locks: BTreeMap<DeviceNumber, Arc<File>>,
     pub(super) mounts: Vec<Mount>,
     pub(super) next_mount: u32,
     /// The next device's `diskseq`.
@@ -113,6 +117,7 @@ impl World {
             storage,
             store: Store::default(),
             nodes: BTreeMap::new(),
+            device_locks: BTreeMap::new(),
             mounts: vec![Mount::root()],
             next_mount: 2,
             next_sequence: 1,
@@ -186,6 +191,15 @@ impl World {
         let (handle, file) = Handle::new(kind, number, access)?;
         self.handles.push(handle);
         Ok(file)
+    }
+
+    /// The file of a device's lock, open once more: each open file has a lock of its own.
+    pub(super) fn device_lock(&mut self, number: DeviceNumber) -> Result<File, Errno> {
+        let file = match self.device_locks.entry(number) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(store::memory()?),
+        };
+        File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(store::errno)
     }
 
     fn has_disk(&self, minor: u32) -> bool {

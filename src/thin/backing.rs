@@ -1,13 +1,11 @@
 //! What a pool's devices stand on, as far as that can be made larger.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statvfs::fstatvfs;
-
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, FileStatus, Files};
 use crate::loopdev::{LoopControl, LoopDevice};
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
@@ -62,13 +60,26 @@ impl LoopFile {
     /// [`Error::BackingFile`] if there is none.
     pub fn find(control: LoopControl, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let number = bound(&control, &open(&path)?, &path)?.number();
+        let file = control.kernel().files().open_path(&path).map_err(Error::os("open", &path))?;
+        let number = bound(&control, &file, &path)?.number();
         Ok(Self { control, path, number })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn files(&self) -> &dyn Files {
+        self.control.kernel().files()
+    }
+
+    fn open(&self) -> Result<File> {
+        self.files().open_path(&self.path).map_err(Error::os("open", &self.path))
+    }
+
+    fn status(&self, file: &File) -> Result<FileStatus> {
+        self.files().file_status(file.as_fd()).map_err(Error::os("stat", &self.path))
     }
 }
 
@@ -78,7 +89,7 @@ impl Backing for LoopFile {
     }
 
     fn size(&self) -> Result<Sectors> {
-        Ok(bound(&self.control, &open(&self.path)?, &self.path)?.size()?.sectors())
+        Ok(bound(&self.control, &self.open()?, &self.path)?.size()?.sectors())
     }
 
     /// A sparse file can become as large as anything; what it holds is another matter.
@@ -87,34 +98,25 @@ impl Backing for LoopFile {
     }
 
     fn below(&self) -> Result<Option<Below>> {
-        let file = open(&self.path)?;
-        let allocated = file.metadata().map_err(Error::io("stat", &self.path))?.blocks();
-        let below = fstatvfs(&file).map_err(|errno| Error::io("statvfs", &self.path)(errno.into()))?;
-        #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // differs between architectures
-        let free = (below.blocks_available() as u64).saturating_mul(below.fragment_size() as u64);
-        Ok(Some(Below { free: Bytes(free), allocated: Sectors(allocated).bytes() }))
+        let file = self.open()?;
+        let allocated = self.status(&file)?.allocated;
+        let free = self.files().free_space(file.as_fd()).map_err(Error::os("statvfs", &self.path))?;
+        Ok(Some(Below { free, allocated }))
     }
 
     fn extend(&self, size: Sectors) -> Result<()> {
-        let file = open(&self.path)?;
+        let file = self.open()?;
         let device = bound(&self.control, &file, &self.path)?;
         if device.number() != self.number {
             return Err(Error::BackingFile { path: self.path.clone(), reason: "is on another loop device" });
         }
-        let length = file.metadata().map_err(Error::io("stat", &self.path))?.len();
-        if length < size.bytes().0 {
+        if self.status(&file)?.size < size.bytes() {
+            let extended = self.files().resize_file(&file, size.bytes());
             // Before the pool relies on it.
-            let extended = file.set_len(size.bytes().0).and_then(|()| file.sync_all());
-            extended.map_err(Error::io("extend", &self.path))?;
+            extended.and_then(|()| self.files().sync_file(&file)).map_err(Error::os("extend", &self.path))?;
         }
         device.set_capacity()
     }
-}
-
-fn open(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    options.open(path).map_err(Error::io("open", path))
 }
 
 fn bound(control: &LoopControl, file: &File, path: &Path) -> Result<LoopDevice> {

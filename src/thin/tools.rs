@@ -3,13 +3,14 @@
 //! `thin_ls`, for those that are, is behind [`ThinPool::thin_devices`](super::ThinPool::thin_devices).
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::TransactionId;
-use super::metadata::{MetadataError, Superblock};
+use super::metadata::{DeviceBlocks, MetadataError, Superblock};
 use crate::kernel::{DeviceNumber, Kernel, RealKernel};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
@@ -21,7 +22,11 @@ const PACKAGE: &str = "thin-provisioning-tools";
 /// # Errors
 /// [`Error::ToolMissing`]; [`Error::Tool`] with what it found wrong.
 pub fn thin_check(metadata: &Path) -> Result<()> {
-    run("thin_check", metadata, &[metadata.as_ref()]).map(drop)
+    thin_check_with(&RealKernel, metadata)
+}
+
+fn thin_check_with(kernel: &dyn Kernel, metadata: &Path) -> Result<()> {
+    run(kernel, "thin_check", metadata, &[metadata.as_ref()])
 }
 
 /// The same, and if it is sound clear the flag `needs_check`, so that the pool will be writable again.
@@ -34,7 +39,7 @@ pub fn clear_needs_check(metadata: &Path) -> Result<()> {
 
 pub(crate) fn clear_needs_check_with(kernel: &dyn Kernel, metadata: &Path) -> Result<()> {
     let arguments = ["--clear-needs-check-flag".as_ref(), metadata.as_ref()];
-    run_with(kernel, "thin_check", metadata, &arguments).map(drop)
+    run(kernel, "thin_check", metadata, &arguments)
 }
 
 /// Whether a pool's metadata is checked before the pool is activated. That reads all of the metadata in use; the kernel
@@ -58,10 +63,14 @@ impl CheckPolicy {
     /// # Errors
     /// As [`thin_check`].
     pub fn check(self, metadata: &Path) -> Result<()> {
-        if self == Self::Never || is_unformatted(metadata)? {
+        self.check_with(&(Arc::new(RealKernel) as _), metadata)
+    }
+
+    pub(crate) fn check_with(self, kernel: &Arc<dyn Kernel>, metadata: &Path) -> Result<()> {
+        if self == Self::Never || is_unformatted(kernel, metadata)? {
             return Ok(());
         }
-        match thin_check(metadata) {
+        match thin_check_with(&**kernel, metadata) {
             Err(Error::ToolMissing { .. }) if self == Self::IfPresent => Ok(()),
             result => result,
         }
@@ -69,9 +78,15 @@ impl CheckPolicy {
 }
 
 /// Whether the metadata was never formatted: its superblock is zeroes. A damaged one is thin_check's to report.
-fn is_unformatted(metadata: &Path) -> Result<bool> {
-    let file = File::open(metadata).map_err(Error::io("open", metadata))?;
-    match Superblock::read(&file) {
+fn is_unformatted(kernel: &Arc<dyn Kernel>, metadata: &Path) -> Result<bool> {
+    let superblock = match DeviceBlocks::open(kernel.clone(), metadata, false) {
+        // An image.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTBLK) => {
+            Superblock::read(&kernel.files().open_path(metadata).map_err(Error::os("open", metadata))?)
+        }
+        blocks => Superblock::read(&blocks.map_err(Error::io("open", metadata))?),
+    };
+    match superblock {
         Ok(superblock) => Ok(superblock.is_none()),
         Err(error @ MetadataError::Io { .. }) => Err(error.into()),
         Err(_) => Ok(false),
@@ -97,8 +112,7 @@ pub struct PoolFacts {
 /// [`Error::ToolMissing`]; [`Error::Tool`] if nothing can be saved, or `spare` is too small;
 /// [`Error::InvalidOption`] if they are the same.
 pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&PoolFacts>) -> Result<()> {
-    let same = |path: &Path| path.canonicalize().ok();
-    if same(damaged).is_some_and(|damaged| Some(damaged) == same(spare)) {
+    if damaged == spare || same_device(&RealKernel, damaged, spare) {
         let (option, value) = ("spare metadata", spare.display().to_string());
         return Err(Error::InvalidOption { option, value, reason: "is what is to be repaired" });
     }
@@ -111,26 +125,28 @@ pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&PoolFacts>) -> R
     });
     let mut arguments: Vec<&OsStr> = facts.iter().flatten().map(OsStr::new).collect();
     arguments.extend(["-i".as_ref(), damaged.as_os_str(), "-o".as_ref(), spare.as_os_str()]);
-    run("thin_repair", damaged, &arguments).map(drop)
+    run(&RealKernel, "thin_repair", damaged, &arguments)
 }
 
-/// What a program wrote to its standard output.
-pub(super) fn run(program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<Vec<u8>> {
-    run_with(&RealKernel, program, device, arguments)
+fn same_device(kernel: &dyn Kernel, one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| match kernel.block_device(path) {
+        Ok(number) => Some((number, 0)),
+        // An image.
+        Err(_) => {
+            let file = kernel.files().open_path(path).ok()?;
+            kernel.files().file_status(file.as_fd()).ok().map(|status| (status.device, status.inode))
+        }
+    };
+    identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
-fn run_with(
-    kernel: &dyn Kernel,
-    program: &'static str,
-    device: &Path,
-    arguments: &[&OsStr],
-) -> Result<Vec<u8>> {
+fn run(kernel: &dyn Kernel, program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<()> {
     let output = kernel.run(program, arguments).map_err(|errno| match errno {
         Errno::ENOENT => Error::ToolMissing { program, package: PACKAGE },
-        errno => Error::io("run", program)(errno.into()),
+        errno => Error::os("run", program)(errno),
     })?;
     if output.status.success() {
-        return Ok(output.stdout);
+        return Ok(());
     }
     let said = [output.stdout, output.stderr].concat();
     // The end says what went wrong.

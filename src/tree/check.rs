@@ -1,7 +1,7 @@
 //! Comparing the state with the pool, the kernel's tables, the mounts and the loop devices.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::os::fd::AsFd;
 
 use super::graph::Snapshot;
 use super::identity::{self, Relation};
@@ -9,7 +9,6 @@ use super::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount}
 use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
-use crate::units::Bytes;
 use crate::{Error, Result};
 
 impl SnapshotTree {
@@ -186,14 +185,15 @@ impl SnapshotTree {
         let (table, _) = self.pool.table()?;
         let (data, metadata) = ((table.data, record.data_size), (table.metadata, record.metadata_size));
         for (name, (number, recorded)) in [("data", data), ("metadata", metadata)] {
-            let path = self.root.pool_dir().join(name);
-            let file = File::open(&path);
+            let path = self.root.pool_path().join(name);
+            let file = self.root.pool_file(name);
             let device = file.as_ref().ok().map_or(Ok(None), |file| control.find(file))?;
             let (Ok(file), Some(device)) = (file, device.filter(|device| device.number() == number)) else {
                 findings.push(Finding::NotBound { path });
                 continue;
             };
-            let size = Bytes(file.metadata().map_err(Error::io("stat", &path))?.len());
+            let status = self.options.kernel.files().file_status(file.as_fd());
+            let size = status.map_err(Error::os("stat", &path))?.size;
             // The device keeps its size until it is told.
             let expected = device.size()?.max(recorded);
             if size < expected {

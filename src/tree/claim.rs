@@ -15,7 +15,7 @@ use super::root::Root;
 use super::{Options, volume_name};
 use crate::dm::targets::{ErrorTarget, Target};
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid};
-use crate::kernel::{Access, DeviceFile};
+use crate::kernel::{Access, DeviceFile, Process};
 use crate::units::Sectors;
 use crate::{Error, Result};
 
@@ -32,7 +32,7 @@ pub(super) struct Claim {
     name: DmName,
     file: Option<DeviceFile>,
     released: bool,
-    pid: u32,
+    owner: Process,
 }
 
 impl Claim {
@@ -62,8 +62,8 @@ impl Claim {
             match found {
                 Some((status, true)) => match open(dm, &status) {
                     Ok(file) => {
-                        let (dm, name, pid) = (dm.clone(), status.name, std::process::id());
-                        return Ok(Self { dm, name, file: Some(file), released: false, pid });
+                        let (dm, name, owner) = (dm.clone(), status.name, Process::current());
+                        return Ok(Self { dm, name, file: Some(file), released: false, owner });
                     }
                     // Gone meanwhile.
                     Err(error) if error.is_not_found() && !end.is_over() => {}
@@ -142,7 +142,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.pid != std::process::id() {
+        if !self.owner.is_current() {
             // A child of fork: the claim is its parent's.
             std::mem::forget(self.file.take());
             return;

@@ -13,7 +13,7 @@ use super::files::{StateDir, read_at_most};
 use super::{Filesystem, Options, SnapshotTree};
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::error::MountError;
-use crate::kernel::{DeviceNumber, Directory, Kernel, MountId};
+use crate::kernel::{DeviceNumber, Directory, Kernel, Links, MountId};
 use crate::thin::{ThinId, ThinVolume};
 use crate::{Error, Result};
 
@@ -56,8 +56,8 @@ impl Place {
         let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else {
             return Err(bad_target(path, "does not end in the name of a directory"));
         };
-        let directory =
-            kernel.open_directory(above).map_err(|errno| Error::io("open", above)(errno.into()))?;
+        let directory = kernel.files().open_directory(above, Links::Trusted);
+        let directory = directory.map_err(|errno| Error::io("open", above)(errno.into()))?;
         Ok(Self { above: directory, name: name.to_owned() })
     }
 
@@ -67,7 +67,7 @@ impl Place {
 
     /// The directory, or what is mounted on it; `None` if it is not there.
     fn top(&self, kernel: &dyn Kernel) -> Result<Option<Directory>> {
-        match kernel.enter_directory(&self.above, &self.name) {
+        match kernel.files().enter_directory(&self.above, &self.name) {
             Ok(directory) => Ok(Some(directory)),
             Err(Errno::ENOENT) => Ok(None),
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
@@ -87,7 +87,7 @@ impl Place {
     fn remove(&self, kernel: &dyn Kernel, covered: Covered) {
         if self.top(kernel).is_ok_and(|top| top.is_some_and(|top| Covered::of(&top) == covered)) {
             // Somebody may have put something into it: then it is theirs now.
-            let _ = kernel.remove_directory(&self.above, &self.name);
+            let _ = kernel.files().remove_directory(&self.above, &self.name);
         }
     }
 }
@@ -377,7 +377,7 @@ pub(super) enum Where {
 
 /// Whether this call made it: another one may be faster.
 fn make_directory(kernel: &dyn Kernel, place: &Place) -> Result<bool> {
-    match kernel.make_directory(&place.above, &place.name) {
+    match kernel.files().make_directory(&place.above, &place.name, 0o755) {
         Ok(()) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
         Err(errno) => Err(Error::io("create", place.path())(errno.into())),

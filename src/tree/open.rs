@@ -41,7 +41,7 @@ impl SnapshotTree {
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         options.check()?;
         let dm = Arc::new(DeviceMapper::with_kernel(options.kernel.clone(), options.udev)?);
-        let root = Root::open(root.as_ref())?;
+        let root = Root::open(&options.kernel, root.as_ref())?;
         let dir: Arc<dyn StateDir> = match &options.state_dir {
             Some(dir) => dir.clone(),
             None => Arc::new(root.files()?),
@@ -50,8 +50,8 @@ impl SnapshotTree {
             store.read_state(|state| options.check_against(state))?;
             return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
         }
-        refuse_orphans(&root, &*dir)?;
-        let record = match source::new_record(&options, &dm) {
+        refuse_orphans(&options, &root, &*dir)?;
+        let record = match root.sync_name().and_then(|()| source::new_record(&options, &dm)) {
             Ok(record) => record,
             Err(error) => {
                 root.clear(&*dir);
@@ -141,10 +141,10 @@ fn new_state(options: &Options, pool: PoolRecord) -> State {
 }
 
 /// A pool, or changes, without a state: something was lost, and nothing may be written over the rest.
-fn refuse_orphans(root: &Root, dir: &dyn StateDir) -> Result<()> {
+fn refuse_orphans(options: &Options, root: &Root, dir: &dyn StateDir) -> Result<()> {
     let journal = dir.open("journal.jsonl", false).and_then(|file| file.size());
-    let path = if source::has_files(&root.pool_dir()) {
-        root.pool_dir()
+    let path = if source::has_files(options, root) {
+        root.pool_path()
     } else if journal.is_ok_and(|size| size > 0) {
         root.path.join("journal.jsonl")
     } else {
@@ -255,19 +255,18 @@ fn activate_pool(
     record: &PoolRecord,
     uuid: &DmUuid,
 ) -> Result<OpenedPool> {
-    let dir = root.pool_dir();
     if !record.made {
-        source::make(options, dm, &dir, record)?;
+        source::make(options, dm, root, record)?;
     }
     let name = volume_name(&options.name_prefix, root, "pool")?;
-    let mut inactive = source::set_up(options, dm, &dir, record, &name)?;
+    let mut inactive = source::set_up(options, dm, root, record, &name)?;
     let volumes = match inactive.superblock()? {
         None if record.made => return Err(inactive.superblock_gone()),
         None => Volumes::default(),
         Some(superblock) => {
             check_pool(options, store, superblock.transaction_id, &inactive.origin())?;
             if options.check_metadata != CheckPolicy::Never {
-                let check = |metadata: &Path| options.check_metadata.check(metadata);
+                let check = |metadata: &Path| options.check_metadata.check_with(&options.kernel, metadata);
                 (inactive, ()) = inactive.run_on_metadata(check)?;
             }
             if superblock.needs_check {

@@ -140,7 +140,7 @@ impl SnapshotTree {
 
     fn pool_file(&self, name: &str) -> Result<LoopFile> {
         let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-        LoopFile::find(control, self.root.pool_dir().join(name))
+        LoopFile::find(control, self.root.pool_path().join(name))
     }
 
     /// Opening takes the file as large as it is; what is recorded is the least that it may be.

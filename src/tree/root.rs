@@ -1,44 +1,35 @@
 //! The directory of a tree: checked, private, and one manager's at a time.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 
 use super::files::{RealDir, StateDir};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, Directory, Entry, FileLock, Files, Kernel, Links};
 use crate::{Error, Result, RootProblem};
+
+const POOL: &str = "pool";
 
 /// A root that this process has locked.
 #[derive(Debug)]
 pub(super) struct Root {
+    kernel: Arc<dyn Kernel>,
     /// Where it was when it was opened.
     pub(super) path: PathBuf,
     pub(super) device: DeviceNumber,
     pub(super) inode: u64,
+    /// Every file of it is found from here.
+    directory: Directory,
+    /// The directory that it is in; none if that is told by no path.
+    above: Option<Directory>,
     /// Whether this call made it.
     made: bool,
-    lock: Lock,
-}
-
-/// `flock(2)` on the directory itself, which outlasts whatever is done to the names in it and to its own.
-#[derive(Debug)]
-struct Lock {
-    directory: Option<Flock<File>>,
-    pid: u32,
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        if self.pid != std::process::id() {
-            // A child of fork shares the lock: to unlock here would unlock the parent's tree.
-            std::mem::forget(self.directory.take());
-        }
-    }
+    /// Of the directory itself: it outlasts whatever is done to the names in it and to its own.
+    lock: FileLock,
 }
 
 impl Root {
@@ -46,61 +37,74 @@ impl Root {
     ///
     /// # Errors
     /// [`Error::Root`], [`Error::Locked`], [`Error::Io`].
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let made = match DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(Error::io("create", path)(error)),
+    pub(super) fn open(kernel: &Arc<dyn Kernel>, path: &Path) -> Result<Self> {
+        let files = kernel.files();
+        let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
+        let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            // `/`, or something that ends in `..`.
+            let directory = files.open_directory(&absolute, Links::All).map_err(Error::os("open", path))?;
+            return Self::lock(kernel, path, directory);
         };
-        let refused = |problem| Error::Root { path: path.into(), problem };
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW);
-        let directory = options.open(path).map_err(|error| match fs::symlink_metadata(path) {
-            Ok(found) if found.is_symlink() => refused(RootProblem::Symlink),
-            Ok(found) if !found.is_dir() => refused(RootProblem::NotDirectory),
-            _ => Error::io("open", path)(error),
-        })?;
-        let metadata = directory.metadata().map_err(Error::io("stat", path))?;
-        match metadata.mode() & 0o7777 {
-            _ if metadata.uid() != nix::unistd::geteuid().as_raw() => {
-                return Err(refused(RootProblem::WrongOwner { uid: metadata.uid() }));
+        let above = files.open_directory(above, Links::All).map_err(Error::os("create", path))?;
+        let made = match files.make_directory(&above, name, 0o700) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(errno) => return Err(Error::os("create", path)(errno)),
+        };
+        match enter(files, &above, name, path).and_then(|root| Self::lock(kernel, path, root)) {
+            Ok(root) => Ok(Self { made, above: Some(above), ..root }),
+            Err(error) => {
+                if made {
+                    // Best effort: return the original error.
+                    let _ = files.remove_directory(&above, name);
+                }
+                Err(error)
             }
-            mode if mode & 0o022 != 0 => return Err(refused(RootProblem::WritableByOthers { mode })),
-            _ => {}
         }
-        let current = current_path(&directory).map_err(Error::io("resolve", path))?;
-        let directory = Flock::lock(directory, FlockArg::LockExclusiveNonblock);
-        let directory = directory.map_err(|(_, errno)| match errno {
+    }
+
+    fn lock(kernel: &Arc<dyn Kernel>, path: &Path, directory: Directory) -> Result<Self> {
+        let files = kernel.files();
+        let refused = |problem| Error::Root { path: path.into(), problem };
+        let status = files.file_status(directory.as_fd()).map_err(Error::os("stat", path))?;
+        if status.owner != nix::unistd::geteuid().as_raw() {
+            return Err(refused(RootProblem::WrongOwner { uid: status.owner }));
+        }
+        if status.mode & 0o022 != 0 {
+            return Err(refused(RootProblem::WritableByOthers { mode: status.mode }));
+        }
+        let current = directory.path().to_owned();
+        let lock = files.lock_directory(&directory).map_err(|errno| match errno {
             Errno::EWOULDBLOCK => Error::Locked { path: current.clone() },
-            errno => Error::io("lock", &current)(errno.into()),
+            errno => Error::os("lock", &current)(errno),
         })?;
-        #[allow(clippy::useless_conversion)] // the types differ between architectures
-        let device = DeviceNumber::from_dev_t(metadata.dev().try_into().unwrap_or_default());
-        let lock = Lock { directory: Some(directory), pid: std::process::id() };
-        Ok(Self { path: current, device, inode: metadata.ino(), made, lock })
+        let (kernel, device, inode) = (kernel.clone(), status.device, status.inode);
+        Ok(Self { kernel, path: current, device, inode, directory, above: None, made: false, lock })
     }
 
     /// The files in it, found through its descriptor.
     pub(super) fn files(&self) -> Result<RealDir> {
-        let directory = self
-            .lock
-            .directory
-            .as_deref()
-            .map_or_else(|| Err(io::Error::from(Errno::EBADF)), File::try_clone);
-        directory.map(RealDir::new).map_err(Error::io("open", &self.path))
+        self.lock.file().map(RealDir::new).map_err(Error::os("open", &self.path))
     }
 
     /// # Errors
     /// [`Error::Forked`] in a child of the process that opened the tree.
     pub(super) fn check_process(&self) -> Result<()> {
-        let pid = self.lock.pid;
-        if pid == std::process::id() { Ok(()) } else { Err(Error::Forked { pid }) }
+        self.lock.owner().check()
     }
 
     /// Where it is now: somebody may have renamed it.
     pub(super) fn current_path(&self) -> PathBuf {
-        let current = self.lock.directory.as_deref().map(current_path);
-        current.and_then(std::result::Result::ok).unwrap_or_else(|| self.path.clone())
+        self.directory.current_path()
+    }
+
+    /// Makes its name durable, whoever made it: what is in it must not be lost with the name.
+    pub(super) fn sync_name(&self) -> Result<()> {
+        match self.above.as_ref().map_or(Ok(()), |above| self.kernel.files().sync_directory(above)) {
+            // A mount point, in a file system that nothing is made in.
+            Ok(()) | Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(Error::os("sync", &self.path)(errno)),
+        }
     }
 
     /// `-<major>:<minor>-<inode>-<what>`: the end of the names of this root's devices.
@@ -109,14 +113,34 @@ impl Root {
     }
 
     /// Where the files of the pool are.
-    pub(super) fn pool_dir(&self) -> PathBuf {
-        self.current_path().join("pool")
+    pub(super) fn pool_path(&self) -> PathBuf {
+        self.current_path().join(POOL)
+    }
+
+    /// The directory with the files of the pool.
+    pub(super) fn pool(&self) -> Result<Directory, Errno> {
+        self.kernel.files().enter_directory(&self.directory, POOL.as_ref())
+    }
+
+    /// Makes that directory, if it is not there, and its name durable.
+    pub(super) fn make_pool(&self) -> Result<Directory, Errno> {
+        match self.kernel.files().make_directory(&self.directory, POOL.as_ref(), 0o700) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        self.kernel.files().sync_directory(&self.directory)?;
+        self.pool()
+    }
+
+    /// One of the files of the pool. ENOENT if it is not there.
+    pub(super) fn pool_file(&self, name: &str) -> Result<File, Errno> {
+        self.kernel.files().open_file(&self.pool()?, name.as_ref(), false)
     }
 
     /// Undo what making a tree left, when that failed: everything is this call's own.
     pub(super) fn clear(self, dir: &dyn StateDir) {
         // The state goes first, durably: with a state, the pool it speaks of has to be there.
-        if dir.remove("state.json").is_err_and(|error| error.kind() != io::ErrorKind::NotFound)
+        if dir.remove("state.json").is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)
             || dir.sync().is_err()
         {
             return;
@@ -124,25 +148,39 @@ impl Root {
         for name in
             ["lock", "state.json.tmp", "journal.jsonl", "mounts.json", "mounts.json.tmp", "metadata-snapshot"]
         {
+            // Best effort: the error that undoes the tree is returned. Most of them are not there.
             let _ = dir.remove(name);
         }
-        for name in ["pool/data", "pool/metadata"] {
-            let _ = fs::remove_file(self.current_path().join(name));
+        let files = self.kernel.files();
+        if let Ok(pool) = self.pool() {
+            for name in ["data", "metadata"] {
+                // Best effort, as above.
+                let _ = files.remove_file(&pool, name.as_ref());
+            }
+            // Something of somebody else's in it keeps it.
+            let _ = files.remove_directory(&self.directory, POOL.as_ref());
         }
-        let _ = fs::remove_dir(self.pool_dir());
-        if self.made {
-            let _ = fs::remove_dir(self.current_path());
+        if let (true, Some(above), Some(name)) = (self.made, &self.above, self.current_path().file_name()) {
+            // As above. Moved elsewhere meanwhile, it stays there, and is empty.
+            let _ = files.remove_directory(above, name);
         }
     }
 }
 
-fn current_path(directory: &File) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+/// Opens the directory `name`, which an error calls `path`.
+fn enter(files: &dyn Files, above: &Directory, name: &OsStr, path: &Path) -> Result<Directory> {
+    files.enter_directory(above, name).map_err(|errno| match (errno, files.entry(above, name)) {
+        (Errno::ENOTDIR | Errno::ELOOP, Ok(Entry::Symlink(_))) => {
+            Error::Root { path: path.into(), problem: RootProblem::Symlink }
+        }
+        (Errno::ENOTDIR, Ok(_)) => Error::Root { path: path.into(), problem: RootProblem::NotDirectory },
+        _ => Error::os("open", path)(errno),
+    })
 }
 
 #[cfg(all(test, feature = "model"))]
 mod tests {
-    use std::sync::Arc;
+    use std::fs;
 
     use super::*;
     use crate::dm::UdevPolicy;
@@ -158,8 +196,8 @@ mod tests {
         let mut tree = SnapshotTree::open(&path, options.clone()).unwrap();
         let journal = fs::read(path.join("journal.jsonl")).unwrap();
         // As in a child: the same values, another process.
-        tree.root.lock.pid += 1;
-        let pid = tree.root.lock.pid;
+        tree.root.lock.inherit();
+        let pid = std::process::id() + 1;
         for result in [tree.add("a", Parent::Base), tree.remove("a"), tree.close(), tree.reap().map(drop)] {
             assert!(matches!(result, Err(Error::Forked { pid: it }) if it == pid), "{result:?}");
         }

@@ -1,6 +1,7 @@
 //! What a tree says of itself.
 
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use serde::Serialize;
@@ -179,6 +180,12 @@ impl SnapshotTree {
         }
     }
 
+    /// What the file system of the pool's files has left.
+    fn free_below(&self) -> Option<Bytes> {
+        let pool = self.root.pool().ok()?;
+        self.options.kernel.files().free_space(pool.as_fd()).ok()
+    }
+
     /// The tree and its pool, as the kernel sees it now.
     pub fn status(&self) -> Result<TreeStatus> {
         self.check_open()?;
@@ -188,10 +195,10 @@ impl SnapshotTree {
         let dm = self.pool.device_mapper();
         let space = |name: &str, device: DeviceNumber, block: Sectors, used: Blocks, total: Blocks| {
             let files = record.source == PoolSource::LoopFiles;
-            let loop_file = files.then(|| self.root.pool_dir().join(name));
+            let loop_file = files.then(|| self.root.pool_path().join(name));
             let (used, total) = (used.bytes(block), total.bytes(block));
             let free = Bytes(total.0.saturating_sub(used.0));
-            let below = loop_file.as_deref().and_then(free_below);
+            let below = loop_file.as_ref().and_then(|_| self.free_below());
             let available = below.map_or(free, |below| below.min(free));
             SpaceStatus { device: node(&*self.options.kernel, device), loop_file, used, total, available }
         };
@@ -229,11 +236,4 @@ impl SnapshotTree {
             version: format!("{} (device mapper {})", env!("CARGO_PKG_VERSION"), dm.version()),
         }))
     }
-}
-
-/// What the file system of a file has left.
-fn free_below(path: &Path) -> Option<Bytes> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    #[allow(clippy::useless_conversion)] // the types differ between architectures
-    Some(Bytes(u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size().into())))
 }

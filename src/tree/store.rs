@@ -16,6 +16,7 @@ use super::SnapshotId;
 use super::files::{StateDir, StateFile, read_at_most};
 use super::graph::{Graph, Record};
 use super::journal::{self, State};
+use crate::kernel::Process;
 use crate::thin::ThinId;
 use crate::units::Bytes;
 use crate::{Error, Result};
@@ -51,7 +52,7 @@ pub(super) struct Store {
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Of the process that opened it: a child of fork writes nothing.
-    pid: u32,
+    owner: Process,
 }
 
 #[derive(Debug)]
@@ -153,12 +154,12 @@ impl Store {
             pending_names: HashSet::new(),
             state,
         };
-        let (inner, changed, pid) = (Mutex::new(inner), Condvar::new(), std::process::id());
-        Self { root, tree, dir, journal, mark, inner, changed, pid }
+        let (inner, changed, owner) = (Mutex::new(inner), Condvar::new(), Process::current());
+        Self { root, tree, dir, journal, mark, inner, changed, owner }
     }
 
     fn check_process(&self) -> Result<()> {
-        if self.pid == std::process::id() { Ok(()) } else { Err(Error::Forked { pid: self.pid }) }
+        self.owner.check()
     }
 
     /// # Errors

@@ -10,7 +10,7 @@ use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::kernel::{
-    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Directory, Kernel, RealKernel, Semaphore,
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Kernel, RealKernel, Semaphore,
 };
 
 use crate::dying::Life;
@@ -127,6 +127,10 @@ impl Kernel for Spy {
         RealKernel.remove_node(path)
     }
 
+    fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {
+        RealKernel.lock_device(file)
+    }
+
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
         if self.without_loop { Ok(Vec::new()) } else { RealKernel.block_device_names() }
     }
@@ -178,14 +182,6 @@ impl Kernel for Spy {
         RealKernel.mount_table()
     }
 
-    fn open_directory(&self, path: &Path) -> Result<Directory, Errno> {
-        RealKernel.open_directory(path)
-    }
-
-    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
-        RealKernel.enter_directory(above, name)
-    }
-
     fn set_filesystem_attribute(
         &self,
         filesystem: &str,
@@ -194,14 +190,6 @@ impl Kernel for Spy {
         value: &str,
     ) -> Result<(), Errno> {
         RealKernel.set_filesystem_attribute(filesystem, device, attribute, value)
-    }
-
-    fn make_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        RealKernel.make_directory(above, name)
-    }
-
-    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        RealKernel.remove_directory(above, name)
     }
 
     fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {

@@ -6,6 +6,7 @@ mod active;
 mod check;
 mod devices;
 mod family;
+mod first_open;
 mod full_disk;
 mod growth;
 mod identity;

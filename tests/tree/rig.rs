@@ -13,6 +13,12 @@ use dm_thin::tree::{Filesystem, Options, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 use tempfile::TempDir;
 
+/// A place for files that costs nothing to sync.
+fn memory() -> &'static Path {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory } else { Path::new("/tmp") }
+}
+
 pub(crate) struct Rig {
     pub(crate) kernel: Arc<ModelKernel>,
     pub(crate) directory: TempDir,
@@ -20,7 +26,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self { kernel: Arc::new(ModelKernel::new()), directory: tempfile::tempdir().unwrap() }
+        Self { kernel: Arc::new(ModelKernel::new()), directory: tempfile::tempdir_in(memory()).unwrap() }
     }
 
     pub(crate) fn root(&self) -> PathBuf {

@@ -1,18 +1,16 @@
 //! The device: labelled, found again, split, grown.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use uuid::Uuid;
 
 use super::label::{COPIES, Label, Part, RESERVED, SIZE};
 use super::{SplitOptions, blank};
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
-use crate::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
+use crate::kernel::{Access, DeviceFile, DeviceNumber, FileLock, Kernel};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
 use crate::units::{Blocks, Sectors};
 use crate::{Error, Result};
@@ -215,16 +213,13 @@ impl SplitDevice {
     }
 
     /// Locks the device that is open, whichever of its nodes led to it.
-    fn lock(&self, file: &DeviceFile) -> Result<Flock<File>> {
+    fn lock(&self, file: &DeviceFile) -> Result<FileLock> {
         let found = file.number();
         if found != self.number {
             let (device, expected) = (self.path.display().to_string(), self.number);
             return Err(Error::Replaced { device, expected, found });
         }
-        let directory = PathBuf::from(format!("/sys/dev/block/{found}"));
-        let locked = File::open(&directory).map_err(Error::io("open", &directory))?;
-        Flock::lock(locked, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::io("lock", &directory)(errno.into()))
+        self.dm.kernel().lock_device(file).map_err(|errno| Error::io("lock", &self.path)(errno.into()))
     }
 
     fn resize_active(&self, part: Part) -> Result<()> {

@@ -1,13 +1,9 @@
 //! A pool on two files below the root, on loop devices.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::abi::loopdev::LoopFlags;
@@ -15,61 +11,46 @@ use crate::dm::DeviceMapper;
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
 use crate::tree::Options;
 use crate::tree::journal::PoolRecord;
+use crate::tree::root::Root;
 use crate::units::Bytes;
 use crate::{Error, Result};
 
 /// Makes the files.
-pub(super) fn make(dir: &Path, pool: &PoolRecord) -> Result<()> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(Error::io("create", dir)(error));
-        }
-        _ => {}
-    }
+pub(super) fn make(options: &Options, root: &Root, pool: &PoolRecord) -> Result<()> {
+    let files = options.kernel.files();
+    let dir = root.make_pool().map_err(Error::os("create", root.pool_path()))?;
     for (name, size) in [("data", pool.data_size), ("metadata", pool.metadata_size)] {
-        let path = dir.join(name);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&path).map_err(Error::io("create", &path))?;
-        file.set_len(0).and_then(|()| file.set_len(size.0)).map_err(Error::io("extend", &path))?;
+        let path = dir.path().join(name);
+        let file = files.open_file(&dir, name.as_ref(), true).map_err(Error::os("create", &path))?;
+        let emptied = files.resize_file(&file, Bytes(0));
+        emptied.and_then(|()| files.resize_file(&file, size)).map_err(Error::os("extend", &path))?;
         if name == "metadata" {
             // A hole in it that finds no space is a failed commit: the pool would be read-only for all.
-            allocate(&file, size).map_err(Error::io("allocate", &path))?;
+            files.allocate_file(&file, size).map_err(Error::os("allocate", &path))?;
         }
-        file.sync_all().map_err(Error::io("sync", &path))?;
+        files.sync_file(&file).map_err(Error::os("sync", &path))?;
     }
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
-}
-
-fn allocate(file: &File, size: Bytes) -> io::Result<()> {
-    let len = libc::off_t::try_from(size.0).map_err(io::Error::other)?;
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        Ok(()) => Ok(()),
-        // The file system has no extents to preallocate.
-        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-            io::copy(&mut io::repeat(0).take(size.0), &mut &*file).map(drop)
-        }
-        Err(errno) => Err(errno.into()),
-    }
+    files.sync_directory(&dir).map_err(Error::os("sync", dir.path()))
 }
 
 /// Whether files of a pool are there, whoever made them.
-pub(in crate::tree) fn has_files(dir: &Path) -> bool {
-    ["data", "metadata"].iter().any(|name| fs::symlink_metadata(dir.join(name)).is_ok())
+pub(in crate::tree) fn has_files(options: &Options, root: &Root) -> bool {
+    let files = options.kernel.files();
+    root.pool()
+        .is_ok_and(|dir| ["data", "metadata"].iter().any(|name| files.entry(&dir, name.as_ref()).is_ok()))
 }
 
 pub(super) fn set_up(
     options: &Options,
     dm: &Arc<DeviceMapper>,
-    dir: &Path,
+    root: &Root,
     pool: &PoolRecord,
 ) -> Result<InactivePool> {
     let kernel = &*options.kernel;
     let control = LoopControl::with_kernel(options.kernel.clone())?;
     let attach = |name: &str, size: Bytes| -> Result<(LoopDevice, ClaimedDevice)> {
-        let path = dir.join(name);
-        let device = attach(&control, &path, size, options.direct_io)?;
-        let claimed = ClaimedDevice::claim(kernel, device.path(), path)?;
+        let device = attach(&control, root, name, size, options.direct_io)?;
+        let claimed = ClaimedDevice::claim(kernel, device.path(), root.pool_path().join(name))?;
         Ok((device, claimed))
     };
     let (metadata_loop, metadata) = attach("metadata", pool.metadata_size)?;
@@ -80,19 +61,24 @@ pub(super) fn set_up(
     Ok(InactivePool { dm: dm.clone(), table, size, metadata, data, loops, sub_devices: None })
 }
 
-fn attach(control: &LoopControl, path: &Path, size: Bytes, direct_io: bool) -> Result<LoopDevice> {
-    let wrong = |reason| Error::BackingFile { path: path.into(), reason };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => wrong("is gone; the tree cannot work without it"),
-        _ => Error::io("open", path)(error),
+fn attach(
+    control: &LoopControl,
+    root: &Root,
+    name: &str,
+    size: Bytes,
+    direct_io: bool,
+) -> Result<LoopDevice> {
+    let path = root.pool_path().join(name);
+    let wrong = |reason| Error::BackingFile { path: path.clone(), reason };
+    let file = root.pool_file(name).map_err(|errno| match errno {
+        Errno::ENOENT => wrong("is gone; the tree cannot work without it"),
+        errno => Error::os("open", &path)(errno),
     })?;
-    let metadata = file.metadata().map_err(Error::io("stat", path))?;
-    if !metadata.is_file() {
+    let status = control.kernel().files().file_status(file.as_fd()).map_err(Error::os("stat", &path))?;
+    if !status.is_file {
         return Err(wrong("is not a regular file"));
     }
-    if metadata.size() < size.0 {
+    if status.size < size {
         return Err(wrong("is shorter than it was made; a part of the pool is missing"));
     }
     // Left by a process that died on a kernel without LOOP_CONFIGURE. A second device over the same
@@ -104,7 +90,7 @@ fn attach(control: &LoopControl, path: &Path, size: Bytes, direct_io: bool) -> R
             Err(wrong("is bound to a loop device that somebody else set up; detach that (losetup -d)"))
         };
     }
-    control.attach(&file, path, &AttachOptions::new().autoclear(true).direct_io(direct_io))
+    control.attach(&file, &path, &AttachOptions::new().autoclear(true).direct_io(direct_io))
 }
 
 /// Whether a loop device shows all of its file and can be written to, as one that this crate attaches.

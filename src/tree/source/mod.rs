@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use super::Options;
 use super::journal::PoolRecord;
 use super::pool_source::PoolSource;
+use super::root::Root;
 use crate::dm::{DeviceMapper, DmName, DmUuid};
 use crate::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::LoopDevice;
@@ -37,9 +38,9 @@ pub(super) fn new_record(options: &Options, dm: &Arc<DeviceMapper>) -> Result<Po
 
 /// Makes what a pool is to be on, as the state says that it was not made yet. What an earlier attempt left is made
 /// again: nothing was ever in it.
-pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, dir: &Path, pool: &PoolRecord) -> Result<()> {
+pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, root: &Root, pool: &PoolRecord) -> Result<()> {
     match &pool.source {
-        PoolSource::LoopFiles => loop_files::make(dir, pool),
+        PoolSource::LoopFiles => loop_files::make(options, root, pool),
         PoolSource::Device { path } => labelled::make(options, dm, path, pool),
         PoolSource::Devices { data, metadata } => devices::make(options, data, metadata),
         PoolSource::Pool { .. } => Ok(()),
@@ -62,12 +63,12 @@ pub(super) fn unmake(options: &Options, dm: &Arc<DeviceMapper>, pool: &PoolRecor
 pub(super) fn set_up(
     options: &Options,
     dm: &Arc<DeviceMapper>,
-    dir: &Path,
+    root: &Root,
     pool: &PoolRecord,
     name: &DmName,
 ) -> Result<InactivePool> {
     match &pool.source {
-        PoolSource::LoopFiles => loop_files::set_up(options, dm, dir, pool),
+        PoolSource::LoopFiles => loop_files::set_up(options, dm, root, pool),
         PoolSource::Device { .. } => labelled::set_up(options, dm, pool, name),
         PoolSource::Devices { data, metadata } => devices::set_up(options, dm, pool, data, metadata),
         PoolSource::Pool { name } => Err(adopted::gone(name)),

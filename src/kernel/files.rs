@@ -1,0 +1,279 @@
+//! Regular files and directories: roots of trees, the files below loop devices, what is in a mounted file system.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, FallocateFlags, Flock, FlockArg, OFlag, fallocate, openat, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::{UnlinkatFlags, fsync, symlinkat, syncfs, unlinkat};
+
+use super::process::Process;
+use super::real::errno;
+use super::{DeviceNumber, Directory, Links, RealKernel};
+use crate::units::{Bytes, Sectors};
+
+/// What this crate asks of file systems: the second half of the seam, reached by [`Kernel::files`](super::Kernel::files).
+///
+/// Names are direct children of open directories, and no call follows a symbolic link but
+/// [`open_directory`](Self::open_directory). Open files are the system's own, whatever the kernel: it gives them out,
+/// and says what they are.
+pub trait Files: fmt::Debug + Send + Sync {
+    /// Opens a directory by its path: see [`Directory::open`].
+    fn open_directory(&self, path: &Path, links: Links) -> Result<Directory, Errno>;
+
+    /// Opens the directory `name` in another one: see [`Directory::enter`].
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno>;
+
+    /// `mkdirat(2)`.
+    fn make_directory(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno>;
+
+    /// `unlinkat(2)` with AT_REMOVEDIR.
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno>;
+
+    /// `fstatat(2)`, `readlinkat(2)`: what has that name.
+    fn entry(&self, above: &Directory, name: &OsStr) -> Result<Entry, Errno>;
+
+    /// Makes an empty regular file. EEXIST if there is something of that name.
+    fn make_file(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno>;
+
+    /// `symlinkat(2)`.
+    fn make_symlink(&self, above: &Directory, name: &OsStr, text: &Path) -> Result<(), Errno>;
+
+    /// `unlinkat(2)`.
+    fn remove_file(&self, above: &Directory, name: &OsStr) -> Result<(), Errno>;
+
+    /// Opens a file for reading and writing, made with mode 0600 if it is not there and `create` is set.
+    fn open_file(&self, above: &Directory, name: &OsStr, create: bool) -> Result<File, Errno>;
+
+    /// `fsync(2)` of a directory: the names in it are durable.
+    fn sync_directory(&self, directory: &Directory) -> Result<(), Errno>;
+
+    /// `syncfs(2)`: the whole file system of a directory is durable.
+    fn sync_filesystem(&self, directory: &Directory) -> Result<(), Errno>;
+
+    /// Locks a directory. EWOULDBLOCK if somebody has locked it.
+    fn lock_directory(&self, directory: &Directory) -> Result<FileLock, Errno>;
+
+    /// `fstat(2)`.
+    fn file_status(&self, file: BorrowedFd<'_>) -> Result<FileStatus, Errno>;
+
+    /// `fstatvfs(2)`: what this process can still use of the file system.
+    fn free_space(&self, file: BorrowedFd<'_>) -> Result<Bytes, Errno>;
+
+    /// `ftruncate(2)`.
+    fn resize_file(&self, file: &File, size: Bytes) -> Result<(), Errno>;
+
+    /// Gives a file all its space: `fallocate(2)`, or zeroes written where the file system has no such call.
+    fn allocate_file(&self, file: &File, size: Bytes) -> Result<(), Errno>;
+
+    /// `fsync(2)` of a file.
+    fn sync_file(&self, file: &File) -> Result<(), Errno>;
+}
+
+impl dyn Files + '_ {
+    /// [`open_directory`](Files::open_directory) and [`open_file`](Files::open_file) of a file that is there.
+    pub(crate) fn open_path(&self, path: &Path) -> Result<File, Errno> {
+        let path = std::path::absolute(path).map_err(errno)?;
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::EISDIR) };
+        self.open_file(&self.open_directory(above, Links::All)?, name, false)
+    }
+}
+
+/// What has a name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Entry {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link, and its text.
+    Symlink(PathBuf),
+    /// Something else.
+    Other,
+}
+
+/// What a file or a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStatus {
+    /// The device of its file system.
+    pub device: DeviceNumber,
+    /// Its inode number.
+    pub inode: u64,
+    /// Whether it is a regular file.
+    pub is_file: bool,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner.
+    pub owner: u32,
+    /// Its length.
+    pub size: Bytes,
+    /// What it has of its file system.
+    pub allocated: Bytes,
+}
+
+/// An exclusive `flock(2)`, released when it is dropped, but not by a child of fork, which shares it.
+#[derive(Debug)]
+pub struct FileLock {
+    file: Option<Flock<File>>,
+    owner: Process,
+}
+
+impl FileLock {
+    /// Locks a file. EWOULDBLOCK if somebody has locked it.
+    pub fn try_new(file: File) -> Result<Self, Errno> {
+        Self::new(file, FlockArg::LockExclusiveNonblock)
+    }
+
+    /// Locks a file, waiting for whoever has locked it.
+    pub fn wait(file: File) -> Result<Self, Errno> {
+        Self::new(file, FlockArg::LockExclusive)
+    }
+
+    fn new(file: File, arg: FlockArg) -> Result<Self, Errno> {
+        let file = Flock::lock(file, arg).map_err(|(_, errno)| errno)?;
+        Ok(Self { file: Some(file), owner: Process::current() })
+    }
+
+    /// The file, once more.
+    pub(crate) fn file(&self) -> Result<File, Errno> {
+        self.file.as_deref().ok_or(Errno::EBADF)?.try_clone().map_err(errno)
+    }
+
+    /// The process that took it.
+    pub(crate) fn owner(&self) -> Process {
+        self.owner
+    }
+
+    /// As in a child of the process that took it.
+    #[cfg(test)]
+    pub(crate) fn inherit(&mut self) {
+        self.owner = Process::parent();
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        if !self.owner.is_current() {
+            // To unlock it here would unlock the parent's.
+            std::mem::forget(self.file.take());
+        }
+    }
+}
+
+impl Files for RealKernel {
+    fn open_directory(&self, path: &Path, links: Links) -> Result<Directory, Errno> {
+        Directory::open(path, links)
+    }
+
+    fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+        above.enter(name)
+    }
+
+    fn make_directory(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
+        mkdirat(above, name, Mode::from_bits_truncate(mode))
+    }
+
+    fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        unlinkat(above, name, UnlinkatFlags::RemoveDir)
+    }
+
+    fn entry(&self, above: &Directory, name: &OsStr) -> Result<Entry, Errno> {
+        let stat = fstatat(above, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        Ok(match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG => Entry::File,
+            SFlag::S_IFDIR => Entry::Directory,
+            SFlag::S_IFLNK => Entry::Symlink(readlinkat(above, name)?.into()),
+            _ => Entry::Other,
+        })
+    }
+
+    fn make_file(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
+        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        openat(above, name, flags, Mode::from_bits_truncate(mode)).map(drop)
+    }
+
+    fn make_symlink(&self, above: &Directory, name: &OsStr, text: &Path) -> Result<(), Errno> {
+        symlinkat(text, above, name)
+    }
+
+    fn remove_file(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        unlinkat(above, name, UnlinkatFlags::NoRemoveDir)
+    }
+
+    fn open_file(&self, above: &Directory, name: &OsStr, create: bool) -> Result<File, Errno> {
+        // O_NONBLOCK: a FIFO in its place must not hang the caller.
+        let mut flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        flags.set(OFlag::O_CREAT, create);
+        openat(above, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(File::from)
+    }
+
+    fn sync_directory(&self, directory: &Directory) -> Result<(), Errno> {
+        fsync(readable(directory)?)
+    }
+
+    fn sync_filesystem(&self, directory: &Directory) -> Result<(), Errno> {
+        syncfs(readable(directory)?)
+    }
+
+    fn lock_directory(&self, directory: &Directory) -> Result<FileLock, Errno> {
+        FileLock::try_new(readable(directory)?)
+    }
+
+    fn file_status(&self, file: BorrowedFd<'_>) -> Result<FileStatus, Errno> {
+        let stat = fstat(file)?;
+        let (format, mode) = (stat.st_mode & SFlag::S_IFMT.bits(), stat.st_mode & 0o7777);
+        #[allow(clippy::useless_conversion)] // the types differ between architectures
+        Ok(FileStatus {
+            device: DeviceNumber::from_dev_t(stat.st_dev.try_into().map_err(|_| Errno::EOVERFLOW)?),
+            inode: stat.st_ino.into(),
+            is_file: SFlag::from_bits_truncate(format) == SFlag::S_IFREG,
+            mode: mode.into(),
+            owner: stat.st_uid,
+            size: Bytes(stat.st_size.try_into().map_err(|_| Errno::EOVERFLOW)?),
+            allocated: Sectors(stat.st_blocks.try_into().map_err(|_| Errno::EOVERFLOW)?).bytes(),
+        })
+    }
+
+    fn free_space(&self, file: BorrowedFd<'_>) -> Result<Bytes, Errno> {
+        let stat = fstatvfs(file)?;
+        #[allow(clippy::useless_conversion)] // the types differ between architectures
+        Ok(Bytes(u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size().into())))
+    }
+
+    fn resize_file(&self, file: &File, size: Bytes) -> Result<(), Errno> {
+        file.set_len(size.0).map_err(errno)
+    }
+
+    fn allocate_file(&self, file: &File, size: Bytes) -> Result<(), Errno> {
+        let len = libc::off_t::try_from(size.0).map_err(|_| Errno::EFBIG)?;
+        match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                let zeroes = vec![0; 1 << 20];
+                for at in (0..size.0).step_by(zeroes.len()) {
+                    let len =
+                        usize::try_from(size.0 - at).map_or(zeroes.len(), |left| left.min(zeroes.len()));
+                    file.write_all_at(&zeroes[..len], at).map_err(errno)?;
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn sync_file(&self, file: &File) -> Result<(), Errno> {
+        file.sync_all().map_err(errno)
+    }
+}
+
+/// The directory, which is open with O_PATH, as `fsync(2)` and `flock(2)` take it.
+fn readable(directory: &Directory) -> Result<File, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    openat(directory, ".", flags, Mode::empty()).map(File::from)
+}

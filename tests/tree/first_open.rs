@@ -1,0 +1,76 @@
+//! Making a tree: whatever goes wrong at any call, file calls included, it is made or it is not.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use dm_thin::Errno;
+use dm_thin::model::Cut;
+
+use crate::rig::Rig;
+
+/// The next open finds a tree, or makes one.
+fn check_next(rig: &Rig, what: &str) {
+    let tree = rig.open(rig.options()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(tree.check().unwrap(), [], "{what}");
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{what}: {:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_crash_at_any_call_of_the_first_open() {
+    for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
+        for n in 1.. {
+            let mut rig = Rig::new();
+            rig.kernel.unwind_at_cut(true);
+            if answer_lost {
+                rig.kernel.cut_after(n);
+            } else {
+                rig.kernel.cut_at(n);
+            }
+            match catch_unwind(AssertUnwindSafe(|| rig.open(rig.options()))) {
+                Ok(tree) => {
+                    // It was past its last call.
+                    rig.kernel.heal();
+                    tree.unwrap().close().unwrap();
+                    break;
+                }
+                Err(payload) => assert!(payload.is::<Cut>()),
+            }
+            let struck = rig.kernel.struck();
+            if power {
+                rig.kernel = Arc::new(rig.kernel.power_cut());
+            } else {
+                rig.kernel.heal();
+            }
+            check_next(&rig, &format!("call {n} {struck:?}, answer lost {answer_lost}, power cut {power}"));
+        }
+    }
+}
+
+#[test]
+fn what_a_failed_first_open_made_is_gone() {
+    let whole = Rig::new();
+    let tree = whole.tree();
+    let calls = whole.kernel.calls();
+    tree.close().unwrap();
+    let mut refused = 0;
+    for n in 1..=calls {
+        let rig = Rig::new();
+        rig.kernel.fail_at(n, Errno::ENOSPC);
+        let opened = rig.open(rig.options());
+        let what = format!("call {n} {:?}", rig.kernel.struck());
+        match opened {
+            // What was asked has another answer, or none is needed.
+            Ok(tree) => tree.close().unwrap(),
+            Err(error) => {
+                refused += 1;
+                assert!(error.to_string().contains("No space left"), "{what}: {error}");
+                let left: Vec<_> = std::fs::read_dir(rig.root()).into_iter().flatten().collect();
+                assert!(!rig.root().exists(), "{what}: {error}: {left:?}");
+            }
+        }
+        assert!(rig.kernel.is_clean(), "{what}: {:?}", rig.kernel.leftovers());
+        check_next(&rig, &what);
+    }
+    assert!(refused > calls / 2, "{refused} of {calls}");
+}
