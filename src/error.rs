@@ -366,7 +366,8 @@ pub enum Error {
 
     /// The pool carries another tree's nonce, or none.
     #[error(
-        "{pool} is another tree's pool: its transaction id is {found}, this tree's is {expected}; nothing was changed"
+        "{pool} is another tree's pool: its transaction id is {found}, this tree's is {expected}; nothing was changed. \
+         If it is this tree's all the same, write that id with thin_repair --transaction-id"
     )]
     ForeignPool {
         /// The pool, or its metadata device.
@@ -389,7 +390,8 @@ pub enum Error {
 
     /// The pool is older than the state.
     #[error(
-        "the pool is older than its state (generation {pool}, state {state}): restored from a backup? Nothing was changed"
+        "the pool is older than its state (generation {pool}, state {state}): restored from a backup? Nothing was \
+         changed; see Options::accept_older_pool"
     )]
     PoolOlderThanState {
         /// The state's generation.
@@ -613,7 +615,7 @@ impl fmt::Display for StateAge {
         match self {
             Self::Generation { state, pool } => write!(f, "generation {state}, pool {pool}"),
             Self::UnknownVolume { thin_id } => {
-                write!(f, "thin device {thin_id} was written to, and the state does not know it")
+                write!(f, "thin device {thin_id} was in use, and the state does not know it")
             }
         }
     }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::SnapshotTree;
+use crate::Result;
 use crate::thin::ThinId;
 use crate::thin::metadata::Metadata;
-use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Reads the pool's metadata as it is at this moment. While `read` runs, the pool's metadata snapshot is held, and
@@ -14,15 +14,7 @@ impl SnapshotTree {
     /// # Errors
     /// As [`ThinPool::read_metadata`](crate::thin::ThinPool::read_metadata).
     pub(super) fn read_metadata<T>(&self, read: impl FnOnce(&Metadata) -> Result<T>) -> Result<T> {
-        if !self.pool.status()?.mode().is_sound() {
-            // It takes no messages, and its metadata does not change.
-            return self.pool.read_metadata(read);
-        }
-        let is_free = || match self.pool.is_held_elsewhere()? {
-            true => Err(Error::MetadataSnapHeld { pool: self.pool.name().to_string() }),
-            false => Ok(()),
-        };
-        self.hold.during(is_free, || self.pool.read_metadata(read))
+        self.hold.read(&self.pool, read)
     }
 
     /// The ids of all thin devices of the pool.

@@ -43,6 +43,15 @@ impl SnapshotTree {
         self.raise_locked(&mut self.generation())
     }
 
+    /// The same at the end of an open, together with a new window of thin ids.
+    pub(super) fn begin_generation(&self) -> Result<()> {
+        let mut generation = self.generation();
+        let window = self.store.begin_new_window()?;
+        self.raise_locked(&mut generation)?;
+        generation.window = window;
+        Ok(())
+    }
+
     fn raise_locked(&self, generation: &mut PoolGeneration) -> Result<()> {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());

@@ -162,7 +162,8 @@ pub(super) enum Record {
         /// To this.
         generation: u64,
     },
-    /// A volume that may hold what nobody else has is kept, and its id stays taken.
+    /// A volume that may hold what nobody else has, or that was being made in a state that was too old, is kept, and its
+    /// id stays taken.
     Orphan {
         /// Its thin device.
         thin_id: ThinId,
@@ -309,6 +310,13 @@ impl Graph {
         &self.deleting
     }
 
+    /// Volumes that an open leaves as they are: the base if it is made, and the snapshots that callers see.
+    pub(super) fn kept(&self) -> impl Iterator<Item = ThinId> + '_ {
+        let base = self.base.iter().filter(|base| base.fs != FsState::Making).map(|base| base.thin_id);
+        let visible = self.snapshots.values().filter(|snapshot| !snapshot.deleting);
+        base.chain(visible.map(|snapshot| snapshot.thin_id))
+    }
+
     /// Whether a thin id is in use.
     pub(super) fn uses(&self, id: ThinId) -> bool {
         self.used.contains(&id)
@@ -328,7 +336,10 @@ impl Graph {
             }
             Record::Generation { .. } => {}
             Record::Orphan { thin_id } => {
-                self.claim(*thin_id)?;
+                match self.making(*thin_id) {
+                    Some(_) => self.making.retain(|making| making.thin_id != *thin_id),
+                    None => self.claim(*thin_id)?,
+                }
                 self.orphans.insert(*thin_id);
             }
             Record::Base(base) => {

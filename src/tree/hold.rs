@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::files::{StateDir, StateFile, read_at_most};
+use crate::thin::metadata::Metadata;
+use crate::thin::{PoolStatus, ThinPool};
 use crate::{Error, Result};
 
 const NAME: &str = "metadata-snapshot";
@@ -37,33 +39,38 @@ impl HoldNote {
         Ok(Self { path, file })
     }
 
-    /// Whether a manager of this tree held the metadata snapshot when it ended.
-    pub(super) fn is_held(&self) -> Result<bool> {
+    /// Releases the metadata snapshot that a manager of this tree held when it ended.
+    pub(super) fn release_left(&self, pool: &ThinPool) -> Result<()> {
         let text = read_at_most(&**self.lock(), 4096).map_err(Error::io("read", &self.path))?;
-        Ok(text == HELD)
+        if text != HELD {
+            return Ok(());
+        }
+        match pool.status()? {
+            PoolStatus::Usage(usage) if usage.held_metadata_root.is_none() => {}
+            PoolStatus::Usage(usage) if usage.mode.is_sound() => pool.release_metadata_snap()?,
+            // It takes no message: the next open releases it.
+            _ => return Ok(()),
+        }
+        self.write(&**self.lock(), FREE)
     }
 
-    /// Runs `work`, which reserves and releases the metadata snapshot, under the note. One caller at a time.
-    ///
-    /// `is_free` fails while another program holds the metadata snapshot: the note would have the next open release it.
-    pub(super) fn during<T>(
-        &self,
-        is_free: impl FnOnce() -> Result<()>,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
+    /// Reads a pool's metadata under the note: see [`ThinPool::read_metadata`]. One caller at a time.
+    pub(super) fn read<T>(&self, pool: &ThinPool, read: impl FnOnce(&Metadata) -> Result<T>) -> Result<T> {
+        if !pool.status()?.mode().is_sound() {
+            // It takes no messages, and its metadata does not change.
+            return pool.read_metadata(read);
+        }
         let file = self.lock();
-        is_free()?;
+        if pool.is_held_elsewhere()? {
+            // The note would have the next open release another program's.
+            return Err(Error::MetadataSnapHeld { pool: pool.name().to_string() });
+        }
         self.write(&**file, HELD)?;
-        let result = work();
+        let result = pool.read_metadata(read);
         // Left standing, it would only make the next open release what is not held.
         let cleared = self.write(&**file, FREE);
         let result = result?;
         cleared.map(|()| result)
-    }
-
-    /// The metadata snapshot that the note was about is released.
-    pub(super) fn clear(&self) -> Result<()> {
-        self.write(&**self.lock(), FREE)
     }
 
     fn write(&self, file: &dyn StateFile, text: &[u8]) -> Result<()> {

@@ -1,30 +1,6 @@
-//! Whose pool it is, and of what time: decided before anything is activated, written or deleted.
+//! A tree's identity in its pool's transaction id, and the volumes that no record knows: see [`recognise`].
 //!
-//! The transaction id of a tree's own pool is `nonce << 32 | generation`. The nonce is the tree's, made with it. The
-//! generation rises at each open and close and with each window of thin ids, in the state first and then in the pool.
-//!
-//! | transaction id of the pool | means | opening the tree |
-//! |---|---|---|
-//! | our nonce, the state's generation | pool and state belong together | goes on |
-//! | our nonce, one generation less | the power went between state and pool | raises the pool's |
-//! | our nonce, fewer by two or more | the pool was restored from a backup | [`Error::PoolOlderThanState`] |
-//! | our nonce, more | the state was restored from a backup | [`Error::StateOlderThanPool`], unless [`accept_older_state`] |
-//! | another nonce | it is another tree's pool, or a stranger's | [`Error::ForeignPool`] |
-//! | no nonce, in a tree that has none | both are from before there were nonces | as above; the tree gets a nonce |
-//!
-//! An adopted pool's transaction id belongs to its owner: it is neither compared nor written.
-//!
-//! A volume in the window of reserved ids that no record knows:
-//!
-//! | the volume | means | opening the tree |
-//! |---|---|---|
-//! | maps nothing, or just what a recorded volume maps | an `add` that nobody was told of | deletes it |
-//! | maps blocks that were written since it was made | it was handed out once: the state is old | [`Error::StateOlderThanPool`], unless [`accept_older_state`] |
-//! | anything else | in doubt: its origin was written to, or is gone | records it as an orphan |
-//!
-//! An orphan is shown by [`check`](super::SnapshotTree::check) and deleted by [`repair`](super::SnapshotTree::repair) alone.
-//!
-//! [`accept_older_state`]: super::Options::accept_older_state
+//! [`recognise`]: super::recognise
 
 use std::collections::BTreeSet;
 
@@ -60,20 +36,22 @@ pub(super) enum Relation {
     Behind,
     /// Ahead of the state.
     Ahead,
+    /// Behind by more than one generation.
+    Older,
 }
 
 /// Compares a pool's transaction id with the state; `pool` is what errors call it.
 pub(super) fn compare(state: &State, found: TransactionId, pool: &str) -> Result<Relation> {
     let (nonce, generation) = (found.0 >> 32, generation(found));
-    // The first open of a format 1 state writes the nonce to the state before the pool.
-    let gets_nonce = nonce == 0 && generation + 1 == state.generation;
+    // A nonce is in the state before it is in the pool.
+    let gets_nonce = state.new_nonce && nonce == 0 && generation + 1 == state.generation;
     if nonce != u64::from(state.nonce) && !gets_nonce {
         return Err(Error::ForeignPool { pool: pool.to_owned(), expected: transaction_id(state), found });
     }
     match state.generation.checked_sub(generation) {
         Some(0) => Ok(Relation::Same),
         Some(1) => Ok(Relation::Behind),
-        Some(_) => Err(Error::PoolOlderThanState { state: state.generation, pool: generation }),
+        Some(_) => Ok(Relation::Older),
         None => Ok(Relation::Ahead),
     }
 }
@@ -87,30 +65,42 @@ pub(super) struct Volumes {
     pub(super) leftovers: Vec<ThinId>,
     /// Without a record, and in doubt.
     pub(super) orphans: Vec<ThinId>,
-    /// Without a record, but written to.
-    pub(super) written: Vec<ThinId>,
+    /// Without a record, but handed out: active, or written to.
+    pub(super) used: Vec<ThinId>,
 }
 
 impl Volumes {
-    /// Judges each volume of the reserved window that no record knows. Nothing is changed.
-    pub(super) fn read(metadata: &Metadata, graph: &Graph) -> Result<Self> {
+    /// Judges the volumes that no record knows: those of the reserved window, or `everything`. `active` are those that
+    /// have a device. Nothing is changed.
+    pub(super) fn read(
+        metadata: &Metadata,
+        graph: &Graph,
+        active: &BTreeSet<ThinId>,
+        everything: bool,
+    ) -> Result<Self> {
         let present: BTreeSet<ThinId> = metadata.device_ids()?.into_iter().collect();
-        let unknown: Vec<_> = graph.ids.ids().filter(|id| present.contains(id) && !graph.uses(*id)).collect();
+        let window: BTreeSet<_> = graph.ids.ids().collect();
+        let in_question = present.iter().filter(|id| everything || window.contains(id));
+        let unknown: BTreeSet<_> = in_question.copied().filter(|id| !graph.uses(*id)).collect();
         let mut volumes = Self { present, ..Self::default() };
         if unknown.is_empty() {
             return Ok(volumes);
         }
         let devices = metadata.devices()?;
-        let recorded: Vec<_> = devices.iter().filter(|device| graph.uses(device.id)).collect();
+        // What this open may delete itself keeps nothing.
+        let kept: BTreeSet<_> = graph.kept().collect();
+        let kept: Vec<_> = devices.iter().filter(|device| kept.contains(&device.id)).collect();
         for device in devices.iter().filter(|device| unknown.contains(&device.id)) {
             // Taking a snapshot leaves its time in the origin.
-            let mut origins = recorded.iter().filter(|it| it.snapshotted_time >= device.creation_time);
-            let kind = if device.mapped == Blocks(0)
+            let mut origins = kept.iter().filter(|it| it.snapshotted_time >= device.creation_time);
+            let kind = if active.contains(&device.id) {
+                &mut volumes.used
+            } else if device.mapped == Blocks(0)
                 || try_any(&mut origins, |origin| is_equal(metadata, origin.id, device.id))?
             {
                 &mut volumes.leftovers
             } else if is_written(metadata, device)? {
-                &mut volumes.written
+                &mut volumes.used
             } else {
                 &mut volumes.orphans
             };

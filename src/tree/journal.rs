@@ -79,6 +79,9 @@ pub(super) struct State {
     /// Random bits of the tree that its pool carries; 0 in a tree that was last opened by a version without them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub nonce: u32,
+    /// The pool may not have been told of the nonce yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_nonce: bool,
     /// Rises at each open and close and with each window of thin ids, then in the pool's transaction id, too.
     pub generation: u64,
     /// How much of the journal is in here.
@@ -99,7 +102,8 @@ impl State {
                 Err("a generation that does not rise")
             }
             Record::Generation { generation } => {
-                self.generation = *generation;
+                // Raised only when the pool has been told of all before.
+                (self.generation, self.new_nonce) = (*generation, false);
                 Ok(())
             }
             record => self.graph.apply(record),

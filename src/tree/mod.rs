@@ -46,6 +46,7 @@ mod prepare;
 mod reader;
 mod receive;
 mod receive_options;
+mod recognise;
 mod recover;
 mod removal;
 mod rename;
@@ -187,12 +188,16 @@ impl SnapshotTree {
     fn shut_down(&self) -> Result<Result<()>> {
         // Calls that began before hold their slots: this waits for them.
         self.deactivate_slots()?;
-        for (stale, _) in self.active_devices()? {
-            self.patiently(&stale.name, || self.pool.device_mapper().remove(&stale.name))?;
+        for (stale, thin_id) in self.active_devices()? {
+            let uuid = self.volume_uuid(thin_id)?;
+            self.patiently(&stale.name, || self.pool.device_mapper().remove(&uuid))?;
         }
         self.sweep_nodes()?;
         // A close that failed may have come as far as that.
-        let there = self.pool.device_mapper().find(self.pool.name().into())?.is_some();
+        let there = match self.pool.table() {
+            Err(error) if error.is_not_found() => false,
+            status => status.map(|_| true)?,
+        };
         let checkpoint =
             if there { self.raise_generation().and_then(|()| self.checkpoint()) } else { Ok(()) };
         if !self.store.read_state(|state| state.pool.source.is_shared()) {
@@ -212,8 +217,11 @@ impl SnapshotTree {
     fn take_down(&self) -> Result<()> {
         self.patiently(self.pool.name(), || self.pool.deactivate())?;
         let record = self.store.read_state(|state| state.pool.clone());
-        let parts = source::parts(self.pool.name(), &record)?;
-        parts.iter().try_for_each(|part| self.patiently(part, || self.pool.device_mapper().remove(part)))
+        let dm = self.pool.device_mapper();
+        source::parts(&record)?.iter().try_for_each(|part| match dm.find(part.into())? {
+            Some(status) => self.patiently(&status.name, || dm.remove(part)),
+            None => Ok(()),
+        })
     }
 
     /// # Errors

@@ -11,17 +11,17 @@ use super::claim::Claim;
 use super::files::StateDir;
 use super::graph::{FsState, Graph};
 use super::hold::HoldNote;
-use super::identity::{self, Relation, Volumes};
+use super::identity;
 use super::journal::{FORMAT, PoolRecord, Position, State};
 use super::mount::Mounts;
-use super::pool_source::PoolSource;
+use super::recognise::{Found, Opening, Recognised, recognise};
 use super::root::Root;
 use super::store::Store;
 use super::{Options, SnapshotTree, pool_uuid, source, volume_name};
-use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::thin::tools::{self, CheckPolicy};
-use crate::thin::{PoolStatus, ThinPool, TransactionId};
-use crate::{Error, Result, StateAge};
+use crate::dm::DeviceMapper;
+use crate::thin::tools;
+use crate::thin::{PoolStatus, ThinPool};
+use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Open the tree at `root`, or make it if there is none.
@@ -82,7 +82,7 @@ impl SnapshotTree {
     fn assemble(
         options: Options,
         root: Root,
-        mut store: Store,
+        store: Store,
         dm: Arc<DeviceMapper>,
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
@@ -93,15 +93,17 @@ impl SnapshotTree {
             Ok(claim) => claim,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
-        let pool = HoldNote::open(&root.path, &*store.dir())
-            .and_then(|hold| Ok((hold, open_pool(&options, &root, &mut store, &dm)?)))
-            .and_then(|(hold, opened)| Ok((hold, guard(opened, &options, &store)?)));
-        let (hold, opened) = match pool {
-            Ok(pool) => pool,
+        let opened = HoldNote::open(&root.path, &*store.dir()).and_then(|hold| {
+            let opening = Opening { options: &options, root: &root, store: &store, dm: &dm, hold: &hold };
+            let Recognised { pool, volumes, active } = recognise(&opening)?;
+            let opened = guard(activate(&opening, pool)?, &options, &store)?;
+            Ok((hold, opened, volumes, active))
+        });
+        let (hold, OpenedPool { pool, activated }, volumes, active) = match opened {
+            Ok(opened) => opened,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
         let mounts = Mounts::load(store.dir());
-        let OpenedPool { pool, activated, volumes } = opened;
         let this = Self {
             options,
             root,
@@ -117,7 +119,7 @@ impl SnapshotTree {
             growing: Mutex::new(()),
             closed: AtomicBool::new(false),
         };
-        match this.agree(activated, volumes) {
+        match this.agree(volumes.as_ref(), &active) {
             Ok(()) => Ok(this),
             Err(error) => {
                 let down = !activated || this.take_down().is_ok();
@@ -132,6 +134,7 @@ fn new_state(options: &Options, pool: PoolRecord) -> State {
         format: FORMAT,
         tree: Uuid::new_v4(),
         nonce: identity::new_nonce(),
+        new_nonce: false,
         generation: 0,
         journal: Position::default(),
         pool,
@@ -153,136 +156,72 @@ fn refuse_orphans(options: &Options, root: &Root, dir: &dyn StateDir) -> Result<
     Err(Error::BackingFile { path, reason: "is there, but state.json is not: it was lost or moved away" })
 }
 
-/// A pool's name carries the root that activated it. Another root's pool is in use by that one: this root is a copy.
-fn check_name(options: &Options, root: &Root, name: &DmName) -> Result<()> {
-    let own = root.suffix("pool");
-    if options.take_over_pool || name.as_bytes().ends_with(own.as_bytes()) {
-        return Ok(());
-    }
-    Err(Error::OtherRoot { path: root.path.clone(), device: name.to_string() })
-}
-
-/// The tree's pool.
+/// The tree's pool, active.
 struct OpenedPool {
     pool: ThinPool,
     /// This call activated it.
     activated: bool,
-    /// The thin devices that it had before that.
-    volumes: Option<Volumes>,
 }
 
-/// Refuses a pool that is not this tree's, or of another time. A pool that was not made yet has no transaction id.
-fn check_pool(options: &Options, store: &Store, found: TransactionId, pool: &str) -> Result<()> {
-    store.read_state(|state| {
-        if !state.pool.made && found == TransactionId(0) {
-            return Ok(());
-        }
-        match identity::compare(state, found, pool)? {
-            Relation::Ahead if !options.accept_older_state => {
-                let (state, pool) = (state.generation, identity::generation(found));
-                Err(Error::StateOlderThanPool { evidence: StateAge::Generation { state, pool } })
+/// Makes a recognised pool active.
+fn activate(opening: &Opening<'_>, found: Found) -> Result<OpenedPool> {
+    let Opening { options, root, store, dm, .. } = *opening;
+    let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
+    let name = volume_name(&options.name_prefix, root, "pool")?;
+    let inactive = match found {
+        Found::Active(pool) => {
+            if !record.made {
+                claim_pool(&pool, store)?;
             }
-            _ => Ok(()),
+            return Ok(OpenedPool { pool, activated: false });
         }
-    })
+        Found::Inactive { pool, needs_check: false } => pool,
+        Found::Inactive { pool, needs_check: true } => {
+            let clear = |metadata: &Path| tools::clear_needs_check_with(&*options.kernel, metadata);
+            pool.run_on_metadata(clear)?.0
+        }
+        Found::Unmade => {
+            source::make(options, dm, root, &record)?;
+            let pool = source::set_up(options, dm, root, &record, &name)?;
+            // A process that died here has left what the kernel formatted.
+            if let Some(superblock) = pool.superblock()? {
+                opening.check_time(superblock.transaction_id, &pool.origin())?;
+            }
+            pool
+        }
+    };
+    let pool = inactive.activate(&name, &pool_uuid(tree)?)?;
+    if !record.made
+        && let Err(error) = claim_pool(&pool, store)
+    {
+        // Best effort: return the original error.
+        let _ = source::deactivate(&pool, &record);
+        return Err(error);
+    }
+    Ok(OpenedPool { pool, activated: true })
 }
 
-/// Gives a new pool the tree's nonce before the state says that it was made.
+/// Gives a new pool the tree's nonce, then says in the state that the pool is made.
 fn claim_pool(pool: &ThinPool, store: &Store) -> Result<()> {
     let wanted = store.read_state(identity::transaction_id);
-    match pool.status()? {
-        PoolStatus::Usage(usage) if usage.transaction_id != wanted => {
-            pool.set_transaction_id(usage.transaction_id, wanted)
-        }
-        _ => Ok(()),
+    if let PoolStatus::Usage(usage) = pool.status()?
+        && usage.transaction_id != wanted
+    {
+        pool.set_transaction_id(usage.transaction_id, wanted)?;
     }
+    store.set_made()
 }
 
 /// From here on the pool refuses to allocate when it has too little space.
 fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedPool> {
-    let OpenedPool { pool, activated, volumes } = opened;
+    let OpenedPool { pool, activated } = opened;
     let (dm, name) = (pool.device_mapper().clone(), *pool.name());
     let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
         if activated {
             let record = store.read_state(|state| state.pool.clone());
             // Best effort: return the original error.
-            let _ = source::deactivate(&dm, &name, &record);
+            let _ = ThinPool::open(dm, &name).and_then(|pool| source::deactivate(&pool, &record));
         }
     });
-    Ok(OpenedPool { pool: guarded?, activated, volumes })
-}
-
-fn open_pool(
-    options: &Options,
-    root: &Root,
-    store: &mut Store,
-    dm: &Arc<DeviceMapper>,
-) -> Result<OpenedPool> {
-    let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
-    let active = |pool| OpenedPool { pool, activated: false, volumes: None };
-    if let PoolSource::Pool { name } = &record.source {
-        return source::adopted(dm, name, &record).map(active);
-    }
-    let uuid = pool_uuid(tree)?;
-    if let Some(status) = dm.find((&uuid).into())? {
-        if status.has_live_table() {
-            check_name(options, root, &status.name)?;
-            let pool = ThinPool::open(dm.clone(), &status.name)?;
-            if let PoolStatus::Usage(usage) = pool.status()? {
-                check_pool(options, store, usage.transaction_id, &status.name.to_string())?;
-            }
-            if status.is_suspended() {
-                dm.resume(&status.name)?;
-            }
-            source::check_block_size(&pool, &record)?;
-            dm.ensure_node(&status.name, status.number)?;
-            if !record.made {
-                store.set_made()?;
-            }
-            return Ok(active(pool));
-        }
-        // Left without a table by a process that died while it activated the pool.
-        dm.remove(&status.name)?;
-    }
-    activate_pool(options, root, store, dm, &record, &uuid)
-}
-
-fn activate_pool(
-    options: &Options,
-    root: &Root,
-    store: &mut Store,
-    dm: &Arc<DeviceMapper>,
-    record: &PoolRecord,
-    uuid: &DmUuid,
-) -> Result<OpenedPool> {
-    if !record.made {
-        source::make(options, dm, root, record)?;
-    }
-    let name = volume_name(&options.name_prefix, root, "pool")?;
-    let mut inactive = source::set_up(options, dm, root, record, &name)?;
-    let volumes = match inactive.superblock()? {
-        None if record.made => return Err(inactive.superblock_gone()),
-        None => Volumes::default(),
-        Some(superblock) => {
-            check_pool(options, store, superblock.transaction_id, &inactive.origin())?;
-            if options.check_metadata != CheckPolicy::Never {
-                let check = |metadata: &Path| options.check_metadata.check_with(&options.kernel, metadata);
-                (inactive, ()) = inactive.run_on_metadata(check)?;
-            }
-            if superblock.needs_check {
-                let clear = |metadata: &Path| tools::clear_needs_check_with(&*options.kernel, metadata);
-                (inactive, ()) = inactive.run_on_metadata(clear)?;
-            }
-            inactive.read(|metadata| store.read(|graph| Volumes::read(metadata, graph)))?
-        }
-    };
-    let pool = inactive.activate(&name, uuid)?;
-    if !record.made
-        && let Err(error) = claim_pool(&pool, store).and_then(|()| store.set_made())
-    {
-        // Best effort: return the original error.
-        let _ = source::deactivate(dm, &name, record);
-        return Err(error);
-    }
-    Ok(OpenedPool { pool, activated: true, volumes: Some(volumes) })
+    Ok(OpenedPool { pool: guarded?, activated })
 }

@@ -42,6 +42,7 @@ pub struct Options {
     pub(super) force_device: bool,
     pub(super) take_over_pool: bool,
     pub(super) accept_older_state: bool,
+    pub(super) accept_older_pool: bool,
     data_size: Option<Bytes>,
     metadata_size: Option<Bytes>,
     base_size: Option<Bytes>,
@@ -79,6 +80,7 @@ impl Default for Options {
             force_device: false,
             take_over_pool: false,
             accept_older_state: false,
+            accept_older_pool: false,
             data_size: None,
             metadata_size: None,
             base_size: None,
@@ -148,6 +150,10 @@ impl Options {
         /// Nothing is deleted then: volumes that the state does not know are kept as orphans, which
         /// [`check`](super::SnapshotTree::check) lists. What the state lists and the pool has no more is lost.
         accept_older_state: bool => accept_older_state;
+        /// Open a tree whose pool is older than its state, as one restored from a backup is. Default false: refused.
+        /// Nothing is deleted then, as with [`accept_older_state`](Self::accept_older_state). Snapshots that the pool
+        /// does not have are lost, and [`check`](super::SnapshotTree::check) lists them.
+        accept_older_pool: bool => accept_older_pool;
         /// Least size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large.
         data_size: Bytes => Some(data_size);
         /// Least size of the metadata file, which is allocated when it is made: 2 MiB to 15.875 GiB. Default: 64 bytes
@@ -221,6 +227,11 @@ impl Options {
         state_dir: Arc<dyn StateDir> => Some(state_dir);
         /// Write a checkpoint when the journal has outgrown this and the last checkpoint.
         checkpoint_at: Bytes => checkpoint_at;
+    }
+
+    /// State and pool may be of different times: what no record knows may be all that there is of something.
+    pub(super) fn keeps_all(&self) -> bool {
+        self.accept_older_state || self.accept_older_pool
     }
 
     /// What is wrong regardless of any tree.

@@ -5,91 +5,73 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use uuid::Uuid;
 
 use super::active::{Slot, SlotCell};
 use super::graph::Record;
 use super::identity::{self, Volumes};
 use super::mount::Mounted;
 use super::{SnapshotId, SnapshotTree, source, unpublished_name, volume_name};
-use crate::dm::{DeviceStatus, DmFlags, DmId, DmName, DmUuid};
+use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid};
 use crate::thin::{PoolMode, PoolStatus, ThinId};
-use crate::{Error, Result, StateAge};
+use crate::{Error, Result};
 
 impl SnapshotTree {
-    /// Puts right what a crash or a restart left. `activated` if the pool was not active before; `volumes` it had then.
-    pub(super) fn agree(&self, activated: bool, volumes: Option<Volumes>) -> Result<()> {
-        let mode = self.recognise_pool()?;
-        let volumes = match volumes.map_or_else(|| self.read_volumes(), Ok) {
-            Ok(volumes) => Some(volumes),
-            // The next open, or a repair, deletes what is left.
-            Err(Error::MetadataSnapHeld { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(volumes) = &volumes {
-            self.refuse_older_state(volumes)?;
-        }
-        let mounts = self.take_over_mounts()?;
-        if !activated {
-            self.take_over(mounts)?;
-        }
-        self.sweep_nodes()?;
-        match self.bring_to_generation(mode) {
+    /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.
+    pub(super) fn agree(&self, volumes: Option<&Volumes>, active: &[(DeviceStatus, ThinId)]) -> Result<()> {
+        let mode = self.read_transaction_id()?;
+        let is_writable = match self.bring_to_generation(mode) {
             // For looking, reading and removing from the state.
-            Err(Error::PoolMode { .. }) if !mode.is_sound() => return Ok(()),
-            result => result?,
-        }
-        if !mode.is_sound() && !self.pool.status()?.mode().is_sound() {
-            return Ok(());
-        }
-        if let Some(volumes) = &volumes {
+            Err(Error::PoolMode { .. }) if !mode.is_sound() => false,
+            result => {
+                result?;
+                mode.is_sound() || self.pool.status()?.mode().is_sound()
+            }
+        };
+        if let Some(volumes) = volumes.filter(|_| is_writable) {
             self.record_deleted(&volumes.present)?;
-        }
-        self.reap_closed()?;
-        self.delete_abandoned(volumes.as_ref().map(|volumes| &volumes.present))?;
-        if let Some(volumes) = &volumes {
+            // Before a device is resumed: a write to an origin would put in doubt what was made of it.
             self.settle_unknown(volumes)?;
         }
-        self.make_base(volumes.as_ref().map(|volumes| &volumes.present))?;
+        let mounts = self.take_over_mounts()?;
+        self.take_over(active, mounts)?;
+        self.sweep_nodes()?;
+        if !is_writable {
+            return Ok(());
+        }
+        self.reap_closed()?;
+        let present = volumes.map(|volumes| &volumes.present);
+        self.delete_abandoned(present)?;
+        self.make_base(present)?;
         self.check_base()?;
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {
             Some(size) => self.grow_pool(size)?,
             None => self.extend_pool().map(drop)?,
         }
         self.grow_base()?;
-        self.raise_generation()
+        match volumes {
+            Some(_) => self.begin_generation(),
+            // What may be in the window is still to be judged.
+            None => self.raise_generation(),
+        }
     }
 
-    /// The pool's mode. What this tree's last manager held of it is released.
-    fn recognise_pool(&self) -> Result<PoolMode> {
+    /// Reads what the pool says now that it is active, and its mode. What this tree's last manager held of it is
+    /// released.
+    fn read_transaction_id(&self) -> Result<PoolMode> {
         let usage = match self.pool.status()? {
             PoolStatus::Usage(usage) => usage,
             status => return Err(source::pool_mode(&self.pool, status.mode())),
         };
-        // A pool that takes no messages keeps it, and the note stays for the open that can release it.
-        if (usage.mode.is_sound() || usage.held_metadata_root.is_none()) && self.hold.is_held()? {
-            if usage.held_metadata_root.is_some() {
-                self.pool.release_metadata_snap()?;
-            }
-            self.hold.clear()?;
-        }
+        self.hold.release_left(&self.pool)?;
         self.generation().transaction_id = usage.transaction_id;
         Ok(usage.mode)
     }
 
     /// The pool's volumes as they are now.
     pub(super) fn read_volumes(&self) -> Result<Volumes> {
-        self.read_metadata(|metadata| self.store.read(|graph| Volumes::read(metadata, graph)))
-    }
-
-    /// A volume without a record that was written to was handed out once.
-    fn refuse_older_state(&self, volumes: &Volumes) -> Result<()> {
-        let shared = self.store.read_state(|state| state.pool.source.is_shared());
-        match volumes.written.first() {
-            Some(&thin_id) if !shared && !self.options.accept_older_state => {
-                Err(Error::StateOlderThanPool { evidence: StateAge::UnknownVolume { thin_id } })
-            }
-            _ => Ok(()),
-        }
+        let active = self.active_devices()?.into_iter().map(|(_, id)| id).collect();
+        self.read_metadata(|metadata| self.store.read(|graph| Volumes::read(metadata, graph, &active, false)))
     }
 
     /// Brings the pool to the state's generation; a tree without a nonce gets one. A pool without space for that is
@@ -120,25 +102,30 @@ impl SnapshotTree {
     }
 
     /// Devices of this tree that a manager before this one left active.
-    fn take_over(&self, mut mounts: BTreeMap<ThinId, Mounted>) -> Result<()> {
+    fn take_over(
+        &self,
+        active: &[(DeviceStatus, ThinId)],
+        mut mounts: BTreeMap<ThinId, Mounted>,
+    ) -> Result<()> {
         let dm = self.pool.device_mapper();
         let names: HashMap<ThinId, (SnapshotId, bool)> = self.store.read(|graph| {
             let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
             visible.map(|(id, s)| (s.thin_id, (id.clone(), s.sealed.is_some()))).collect()
         });
-        let deleting: HashSet<ThinId> = self.store.read(|graph| {
+        // To be deleted, or kept for whoever knows better: somebody may have it open.
+        let may_be_open: HashSet<ThinId> = self.store.read(|graph| {
             let deleting = graph.deleting().iter().filter_map(|id| graph.snapshots.get(id));
-            deleting.map(|snapshot| snapshot.thin_id).collect()
+            deleting.map(|snapshot| snapshot.thin_id).chain(graph.orphans.iter().copied()).collect()
         });
-        for (status, thin_id) in self.active_devices()? {
-            let known = names.get(&thin_id).filter(|_| status.has_live_table());
+        for (status, thin_id) in active {
+            let uuid = self.volume_uuid(*thin_id)?;
+            let known = names.get(thin_id).filter(|_| status.has_live_table());
             let Some((id, sealed)) = known else {
-                // Not recorded, or never finished: the same as never made. What is to be deleted may be open.
-                match dm.remove(&status.name) {
-                    Err(error) if error.is_busy() && deleting.contains(&thin_id) => {}
-                    Err(error) if error.is_busy() => {
-                        self.patiently(&status.name, || dm.remove(&status.name))?;
-                    }
+                // Not recorded, or never finished: the same as never made.
+                match dm.remove(&uuid) {
+                    Err(error) if error.is_busy() && may_be_open.contains(thin_id) => {}
+                    Err(error) if error.is_busy() => self.patiently(&status.name, || dm.remove(&uuid))?,
+                    Err(error) if error.errno() == Some(Errno::ENXIO) => {}
                     result => result?,
                 }
                 continue;
@@ -146,20 +133,21 @@ impl SnapshotTree {
             // A sealed snapshot's device is read-only, any other writable. One that is open or mounted stays as it is,
             // and check() reports it.
             let read_only = status.flags.contains(DmFlags::READONLY);
-            if read_only != *sealed && dm.remove(&status.name).is_ok() {
+            if read_only != *sealed && dm.remove(&uuid).is_ok() {
                 continue;
             }
             if status.is_suspended() {
-                dm.resume(&status.name)?;
+                dm.resume(&uuid)?;
             }
-            dm.ensure_node(&status.name, status.number)?;
-            let mut volume = self.pool.active_volume(&status.name)?;
+            // Gone since it was recognised, or renamed.
+            let Some(mut volume) = self.find_volume(*thin_id)? else { continue };
+            dm.ensure_node(volume.name(), volume.number())?;
             let name = self.volume_name(id.as_str())?;
             if *volume.name() != name {
                 // A rename was interrupted, or the root has moved. Under a foreign name it works as well.
                 let _ = volume.rename(&name);
             }
-            let mounted = mounts.remove(&thin_id);
+            let mounted = mounts.remove(thin_id);
             let slot = Slot {
                 volume: Some(volume),
                 leaving: status.flags.contains(DmFlags::DEFERRED_REMOVE),
@@ -172,26 +160,8 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// Volumes of this tree that are active, told by their uuids.
     pub(super) fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
-        let dm = self.pool.device_mapper();
-        let prefix = format!("DMTHIN-{}-", self.tree.simple());
-        let mut active = Vec::new();
-        // The kernel sorts the others out since interface 4.45; before, the list has no uuids.
-        let devices = match dm.version().minor {
-            45.. => dm.list_matching(None, Some(&DmUuid::new(&prefix)?))?,
-            _ => dm.list()?,
-        };
-        for device in devices {
-            // It can go at any time.
-            let Some(status) = dm.find(DmId::Number(device.number))? else { continue };
-            let uuid = status.uuid;
-            let id = uuid.as_ref().and_then(|uuid| uuid.to_str()?.strip_prefix(&prefix));
-            if let Some(id) = id.and_then(|id| id.parse().ok()) {
-                active.push((status, id));
-            }
-        }
-        Ok(active)
+        active_devices(self.pool.device_mapper(), self.tree)
     }
 
     /// Nodes of this tree's devices without the device: left by a process that died in between.
@@ -238,12 +208,15 @@ impl SnapshotTree {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());
         }
-        let accepted = self.options.accept_older_state;
-        let (delete, keep) =
-            if accepted { (&[][..], &volumes.leftovers[..]) } else { (&volumes.leftovers[..], &[][..]) };
-        delete.iter().try_for_each(|id| self.delete_id(*id))?;
-        let keep = keep.iter().chain(&volumes.orphans).chain(&volumes.written);
-        keep.copied().try_for_each(|thin_id| self.store.commit(&Record::Orphan { thin_id }))
+        let keep: Vec<_> = match self.options.keeps_all() {
+            true => volumes.leftovers.iter().copied().chain(self.store.abandoned()).collect(),
+            false => {
+                volumes.leftovers.iter().try_for_each(|id| self.delete_id(*id))?;
+                Vec::new()
+            }
+        };
+        let mut keep = keep.iter().chain(&volumes.orphans).chain(&volumes.used);
+        keep.try_for_each(|&thin_id| self.store.commit(&Record::Orphan { thin_id }))
     }
 
     /// Delete a thin device, or find that there is none.
@@ -253,4 +226,22 @@ impl SnapshotTree {
             _ => Ok(()),
         }
     }
+}
+
+/// Volumes of a tree that are active, told by their uuids.
+pub(super) fn active_devices(dm: &DeviceMapper, tree: Uuid) -> Result<Vec<(DeviceStatus, ThinId)>> {
+    let prefix = format!("DMTHIN-{}-", tree.simple());
+    let mut active = Vec::new();
+    // The kernel sorts the others out since interface 4.45; before, the list has no uuids.
+    let devices = match dm.version().minor {
+        45.. => dm.list_matching(None, Some(&DmUuid::new(&prefix)?))?,
+        _ => dm.list()?,
+    };
+    for device in devices {
+        // It can go at any time.
+        let Some(status) = dm.find(DmId::Number(device.number))? else { continue };
+        let id = status.uuid.as_ref().and_then(|uuid| uuid.to_str()?.strip_prefix(&prefix)?.parse().ok());
+        active.extend(id.map(|id| (status, id)));
+    }
+    Ok(active)
 }

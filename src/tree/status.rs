@@ -98,6 +98,8 @@ pub struct TreeStatus {
     pub deferred: usize,
     /// How many snapshots there are.
     pub snapshots: usize,
+    /// How many volumes may hold what no snapshot has: [`check`](SnapshotTree::check) lists them.
+    pub orphans: usize,
     /// The pool's own numbers.
     pub pool: PoolStatus,
     /// Version of this crate and of the kernel's device mapper.
@@ -232,6 +234,7 @@ impl SnapshotTree {
             deferred_deletion: self.options.deferred_deletion,
             deferred: state.graph.deleting().len(),
             snapshots: state.graph.snapshots.len() - state.graph.deleting().len(),
+            orphans: state.graph.orphans.len(),
             pool,
             version: format!("{} (device mapper {})", env!("CARGO_PKG_VERSION"), dm.version()),
         }))

@@ -33,6 +33,7 @@ impl fmt::Display for TreeStatus {
         }
         writeln!(f, "Library Version: {}", self.version)?;
         writeln!(f, "Snapshots: {}", self.snapshots)?;
+        writeln!(f, "Orphaned Volumes: {}", self.orphans)?;
         write!(f, "Pool Status: {}", self.pool)
     }
 }
@@ -112,6 +113,7 @@ mod tests {
             deferred_deletion: true,
             deferred: 2,
             snapshots: 3,
+            orphans: 1,
             pool: PoolStatus::Fail,
             version: "0.1.0 (device mapper 4.48.0)".into(),
         };
@@ -137,6 +139,7 @@ Data loop file: /root/pool/data
 Metadata loop file: /root/pool/metadata
 Library Version: 0.1.0 (device mapper 4.48.0)
 Snapshots: 3
+Orphaned Volumes: 1
 Pool Status: Fail";
         assert_eq!(status.to_string(), text);
         let json = serde_json::to_value(&status).unwrap();

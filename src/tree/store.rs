@@ -75,6 +75,8 @@ struct Inner {
     next_id: u32,
     /// The line that reserved the window: to be durable before an id of it is used.
     window_seq: u64,
+    /// The window was reserved since the tree was opened.
+    is_new_window: bool,
     /// Ids handed out whose fate is not recorded yet.
     pending_ids: BTreeSet<ThinId>,
     /// Names that are being added.
@@ -150,6 +152,7 @@ impl Store {
             failed: false,
             next_id: state.graph.ids.from,
             window_seq: state.journal.seq,
+            is_new_window: false,
             pending_ids: BTreeSet::new(),
             pending_names: HashSet::new(),
             state,
@@ -197,7 +200,7 @@ impl Store {
 
     /// Record that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
     /// undo it.
-    pub(super) fn set_made(&mut self) -> Result<()> {
+    pub(super) fn set_made(&self) -> Result<()> {
         self.lock().state.pool.made = true;
         let bytes = self.encode(&self.lock().state)?;
         self.write_checkpoint(&bytes)
@@ -212,10 +215,10 @@ impl Store {
     /// Gives a tree of format 1 its nonce. While the tree is being opened: see [`set_made`](Self::set_made).
     pub(super) fn set_nonce(&self, nonce: u32) -> Result<()> {
         let mut state = self.lock().state.clone();
-        (state.nonce, state.generation) = (nonce, state.generation + 1);
+        (state.nonce, state.new_nonce, state.generation) = (nonce, true, state.generation + 1);
         self.write_checkpoint(&self.encode(&state)?)?;
         let mut inner = self.lock();
-        (inner.state.nonce, inner.state.generation) = (state.nonce, state.generation);
+        (inner.state.nonce, inner.state.new_nonce, inner.state.generation) = (nonce, true, state.generation);
         Ok(())
     }
 

@@ -75,7 +75,7 @@ fn labelled_used_found_again_and_grown() {
     // Taken down, and found again; `tests/power` does it with a restart of the machine.
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
-    device.deactivate(&name("pool")).unwrap();
+    device.deactivate().unwrap();
     drop(device);
     drop_caches();
     let device = SplitDevice::find(dm.clone(), label.uuid).unwrap();
@@ -97,7 +97,7 @@ fn labelled_used_found_again_and_grown() {
     assert!(holds(&volume.path(), 0, 100, 1) && holds(&volume.path(), 100, 5000, 2));
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
-    device.deactivate(&name("pool")).unwrap();
+    device.deactivate().unwrap();
     let again = SplitDevice::open(dm.clone(), &path).unwrap();
     assert_eq!(again.label(), device.label());
     assert_eq!(again.label().generation, 2);
@@ -281,7 +281,7 @@ fn a_policy_extends_it_from_what_is_free() {
     device.extend(Part::Metadata, Bytes::mib(4).sectors()).unwrap();
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
-    device.deactivate(&name("pool")).unwrap();
+    device.deactivate().unwrap();
 }
 
 #[test]

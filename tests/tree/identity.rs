@@ -1,11 +1,13 @@
 //! Whose pool it is, and of what time.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use dm_thin::kernel::DeviceNumber;
+use dm_thin::kernel::{Access, DeviceNumber, Kernel};
 use dm_thin::thin::{Origin, ThinId, TransactionId};
-use dm_thin::tree::{Filesystem, Finding, Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::tree::{AddOptions, Filesystem, Finding, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Bytes, Sectors};
 use dm_thin::{Error, StateAge};
 
@@ -130,6 +132,222 @@ fn a_volume_without_a_record_is_kept_if_its_origin_has_changed() {
     assert!(!tree.pool().thin_ids().unwrap().contains(&same));
     tree.deactivate("a").unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn a_volume_without_a_record_that_is_active_was_handed_out() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let saved = save(&rig.root());
+    tree.add("new", Parent::Base).unwrap();
+    let device = tree.activate("new").unwrap();
+    let thin_id = tree.get("new").unwrap().thin_id;
+    drop(tree);
+    restore(&saved);
+    let before = rig.kernel.leftovers();
+    let error = rig.open(rig.options()).unwrap_err();
+    let evidence = StateAge::UnknownVolume { thin_id };
+    assert!(matches!(error, Error::StateOlderThanPool { evidence: found } if found == evidence), "{error}");
+    // The claim of the manager that is gone is taken over, and given back.
+    let left: Vec<_> = before.into_iter().filter(|it| !it.ends_with("-pool-lock")).collect();
+    assert_eq!(rig.kernel.leftovers(), left);
+    // It may be in use by somebody who knows nothing of this tree.
+    let file = rig.kernel.open(&device, Access::READ).unwrap();
+    let tree = rig.open(rig.options().accept_older_state(true)).unwrap();
+    assert_eq!(tree.status().unwrap().orphans, 1);
+    assert!(tree.check().unwrap().contains(&Finding::Orphan { thin_id }));
+    assert!(tree.pool().thin_ids().unwrap().contains(&thin_id));
+    drop(file);
+    tree.close().unwrap();
+}
+
+#[test]
+fn with_an_older_state_nothing_is_deleted() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let writer = tree.create("made", Some(Parent::Base), &AddOptions::new()).unwrap();
+    writer.write_at(Bytes(0), b"kept").unwrap();
+    let saved = save(&rig.root());
+    writer.commit().unwrap();
+    // In windows that the state knows nothing of.
+    (0..200).for_each(|n| tree.add(&format!("s{n}"), Parent::Base).unwrap());
+    let volumes = tree.pool().thin_ids().unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    restore(&saved);
+    let tree = rig.open(rig.options().accept_older_state(true)).unwrap();
+    assert_eq!(tree.pool().thin_ids().unwrap(), volumes);
+    let found = tree.check().unwrap();
+    assert_eq!(found.len(), 201);
+    assert!(found.iter().all(|finding| matches!(finding, Finding::Orphan { .. })), "{found:?}");
+    assert_eq!(tree.repair().unwrap().left, []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_pool_from_a_backup_is_refused_unless_that_is_accepted() {
+    let mut rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("both", Parent::Base).unwrap();
+    tree.add("removed", Parent::Base).unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    // Two machines with the same disks.
+    let [backup, goes_on] = [rig.kernel.power_cut(), rig.kernel.power_cut()].map(Arc::new);
+    rig.kernel = goes_on;
+    let tree = rig.tree();
+    tree.remove("removed").unwrap();
+    tree.add("later", Parent::Base).unwrap();
+    let thin_id = tree.get("later").unwrap().thin_id;
+    tree.close().unwrap();
+    drop(tree);
+    rig.kernel = backup;
+    for _ in 0..2 {
+        let error = rig.open(rig.options()).unwrap_err();
+        assert!(matches!(error, Error::PoolOlderThanState { .. }), "{error}");
+        assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+    }
+    let tree = rig.open(rig.options().accept_older_pool(true)).unwrap();
+    assert_eq!(names(&tree), ["both", "later"]);
+    let missing =
+        Finding::MissingVolume { id: Some(dm_thin::tree::SnapshotId::new("later").unwrap()), thin_id };
+    let found = tree.check().unwrap();
+    assert!(matches!(&found[..], [Finding::Orphan { .. }, found] if *found == missing), "{found:?}");
+    tree.close().unwrap();
+    drop(tree);
+    rig.tree().close().unwrap();
+}
+
+#[test]
+fn what_was_never_told_is_settled_before_a_device_is_resumed() {
+    // A manager dies between the message and the resume; and so does each one after it, a call later each time.
+    for call in 1.. {
+        let rig = Rig::new();
+        let tree = rig.tree();
+        tree.add("a", Parent::Base).unwrap();
+        let device = tree.activate("a").unwrap();
+        let device = device.file_name().unwrap().to_str().unwrap();
+        rig.kernel.write(device, 0..3).unwrap();
+        let volumes = tree.pool().thin_ids().unwrap();
+        rig.kernel.unwind_at_cut(true);
+        rig.kernel.cut_after(2);
+        let died = catch_unwind(AssertUnwindSafe(|| tree.add("b", Parent::Snapshot("a"))));
+        assert!(died.is_err());
+        drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
+        rig.kernel.heal();
+        rig.kernel.cut_after(call);
+        let opened = catch_unwind(AssertUnwindSafe(|| rig.open(rig.options())));
+        let survived = opened.is_ok();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
+        rig.kernel.heal();
+        // Whoever has it mounted writes as soon as he can: then the two differ.
+        let _ = rig.kernel.write(device, 1..2);
+        let tree = rig.tree();
+        assert_eq!(tree.check().unwrap(), [], "call {call}");
+        assert_eq!(tree.pool().thin_ids().unwrap(), volumes, "call {call}");
+        rig.kernel.write(device, 0..3).unwrap();
+        tree.deactivate("a").unwrap();
+        tree.close().unwrap();
+        if survived {
+            break;
+        }
+    }
+}
+
+/// The pool as an earlier version, or somebody else, numbered it; the state says nothing of a nonce, or stays as it is.
+fn without_nonce(tree: SnapshotTree, generation: u64, in_the_state: bool) {
+    let root = tree.root().to_owned();
+    let now = transaction_id(&tree);
+    tree.pool().set_transaction_id(now, TransactionId(generation)).unwrap();
+    drop(tree);
+    if !in_the_state {
+        return;
+    }
+    let path = root.join("state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let state = text.split_once("\"state\": ").unwrap().1.trim_end().strip_suffix('}').unwrap().trim_end();
+    let lines: Vec<_> = state.lines().filter(|line| !line.contains("\"nonce\"")).collect();
+    let state = lines.join("\n");
+    let checksum = crc32fast::hash(state.as_bytes());
+    fs::write(path, format!("{{\"checksum\": \"{checksum:08x}\", \"state\": {state}}}")).unwrap();
+}
+
+#[test]
+fn a_tree_of_an_earlier_version_gets_a_nonce() {
+    for call in 1.. {
+        let rig = Rig::in_memory();
+        let tree = rig.tree();
+        tree.add("a", Parent::Base).unwrap();
+        let generation = transaction_id(&tree).0 & 0xffff_ffff;
+        without_nonce(tree, generation, true);
+        rig.kernel.unwind_at_cut(true);
+        rig.kernel.cut_after(call);
+        let opened = catch_unwind(AssertUnwindSafe(|| rig.open(rig.options())));
+        let survived = opened.is_ok();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
+        rig.kernel.heal();
+        let tree = rig.tree();
+        assert_ne!(transaction_id(&tree).0 >> 32, 0, "call {call}");
+        assert_eq!((names(&tree), tree.check().unwrap()), (vec!["a".to_owned()], vec![]), "call {call}");
+        tree.close().unwrap();
+        if survived {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_pool_without_a_nonce_is_not_taken_for_one_that_gets_it() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let generation = transaction_id(&tree).0 & 0xffff_ffff;
+    // As LVM counts, who has made about as many volumes.
+    without_nonce(tree, generation - 1, false);
+    for _ in 0..2 {
+        let error = rig.open(rig.options()).unwrap_err();
+        assert!(matches!(error, Error::ForeignPool { found, .. } if found.0 == generation - 1), "{error}");
+    }
+}
+
+#[test]
+fn two_deaths_while_a_tree_is_made() {
+    // The first one leaves the pool active, and the state may not say that it is made: that takes some ten calls. The
+    // second one comes at each call of the next open.
+    let mut active = 0;
+    for first in 1.. {
+        if active > 8 {
+            return;
+        }
+        for second in 1.. {
+            let rig = Rig::in_memory();
+            rig.kernel.unwind_at_cut(true);
+            let die = |call| {
+                rig.kernel.cut_after(call);
+                let opened = catch_unwind(AssertUnwindSafe(|| rig.open(rig.options())));
+                let survived = opened.is_ok();
+                drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
+                rig.kernel.heal();
+                survived
+            };
+            if die(first) {
+                return;
+            }
+            // Before that there is nothing that a second death could make worse.
+            if !rig.devices().iter().any(|device| device == "pool") {
+                break;
+            }
+            active += u32::from(second == 1);
+            let survived = die(second);
+            let tree = rig.open(rig.options());
+            let tree = tree.unwrap_or_else(|error| panic!("calls {first}, {second}: {error}"));
+            assert_eq!(tree.check().unwrap(), [], "calls {first}, {second}");
+            tree.close().unwrap();
+            if survived || second > 50 {
+                break;
+            }
+        }
+    }
 }
 
 fn disk(rig: &Rig, name: &str, minor: u32) -> PathBuf {

@@ -102,7 +102,8 @@ impl SplitDevice {
     pub fn activate(&self, name: &DmName) -> Result<PoolTable> {
         let metadata = self.activate_part(name, Part::Metadata)?;
         let data = self.activate_part(name, Part::Data).inspect_err(|_| {
-            let _ = self.deactivate(name);
+            // Best effort: return the original error.
+            let _ = self.deactivate();
         })?;
         let (block_size, features) = (self.known().block_size, PoolFeatures::default());
         Ok(PoolTable { metadata, data, block_size, low_water_mark: Blocks(0), features })
@@ -115,18 +116,18 @@ impl SplitDevice {
                 return Ok(status.number);
             }
             // Left by a process that died before it had a table.
-            self.dm.remove(&status.name)?;
+            self.dm.remove(&uuid)?;
         }
         self.with_lines(part, |lines| self.dm.create_active(&name, &uuid, lines, DmFlags::empty()))
             .map(|status| status.number)
     }
 
-    /// Remove the two devices. That they are not there is no error.
+    /// Removes the two devices, whatever they are called. That they are not there is no error.
     ///
     /// # Errors
     /// EBUSY while a pool uses them ([`Error::is_busy`]).
-    pub fn deactivate(&self, name: &DmName) -> Result<()> {
-        for part in Self::part_names(name)? {
+    pub fn deactivate(&self) -> Result<()> {
+        for part in Self::part_uuids(self.known().uuid)? {
             match self.dm.remove(&part) {
                 Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
                 _ => {}
@@ -135,13 +136,13 @@ impl SplitDevice {
         Ok(())
     }
 
-    /// The two devices, as a pool of that name takes them down.
-    pub(crate) fn part_names(name: &DmName) -> Result<[DmName; 2]> {
-        Ok([part_name(name, Part::Data)?, part_name(name, Part::Metadata)?])
+    /// The uuids of the two devices.
+    pub(crate) fn part_uuids(label: Uuid) -> Result<[DmUuid; 2]> {
+        Ok([part_uuid(label, Part::Data)?, part_uuid(label, Part::Metadata)?])
     }
 
     fn part_uuid(&self, part: Part) -> Result<DmUuid> {
-        DmUuid::format(format_args!("DMTHIN-{}-{}", self.known().uuid.simple(), suffix(part)))
+        part_uuid(self.known().uuid, part)
     }
 
     fn with_lines<T>(&self, part: Part, work: impl FnOnce(&[TargetSpec<'_>]) -> T) -> T {
@@ -243,6 +244,10 @@ fn suffix(part: Part) -> &'static str {
         Part::Metadata => "tmeta",
         Part::Data => "tdata",
     }
+}
+
+fn part_uuid(label: Uuid, part: Part) -> Result<DmUuid> {
+    DmUuid::format(format_args!("DMTHIN-{}-{}", label.simple(), suffix(part)))
 }
 
 fn part_name(name: &DmName, part: Part) -> Result<DmName> {

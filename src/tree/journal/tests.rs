@@ -24,6 +24,7 @@ fn state() -> State {
         format: FORMAT,
         tree,
         nonce: 7,
+        new_nonce: false,
         generation: 3,
         journal: Position::default(),
         pool,

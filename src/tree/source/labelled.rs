@@ -17,21 +17,21 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub(super) struct SubDevices {
     device: SplitDevice,
-    /// Of the pool; none once the pool has taken them.
-    name: Option<DmName>,
+    /// The pool has taken them.
+    kept: bool,
 }
 
 impl SubDevices {
     pub(super) fn keep(mut self) {
-        self.name = None;
+        self.kept = true;
     }
 }
 
 impl Drop for SubDevices {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
+        if !self.kept {
             // Best effort: the next open takes them as they are.
-            let _ = self.device.deactivate(name);
+            let _ = self.device.deactivate();
         }
     }
 }
@@ -88,7 +88,7 @@ pub(super) fn set_up(
     let PoolTable { metadata, data, .. } = device.activate(name)?;
     let size = whole_blocks(device.label().size(Part::Data).bytes(), pool.block_size);
     let table = table(pool, metadata, data);
-    let sub_devices = Some(SubDevices { device, name: Some(*name) });
+    let sub_devices = Some(SubDevices { device, kept: false });
     let claim = |number| {
         let node = tools::node(&**dm.kernel(), number);
         ClaimedDevice::claim(&*options.kernel, node.clone(), node)

@@ -192,14 +192,14 @@ fn no_pool(metadata: PathBuf) -> impl FnOnce(Error) -> Error {
 }
 
 /// Removes a pool that was just activated, and the devices that do not end with it.
-pub(super) fn deactivate(dm: &DeviceMapper, name: &DmName, pool: &PoolRecord) -> Result<()> {
-    dm.remove(name)?;
-    parts(name, pool)?.iter().try_for_each(|part| dm.remove(part))
+pub(super) fn deactivate(pool: &ThinPool, record: &PoolRecord) -> Result<()> {
+    pool.deactivate()?;
+    parts(record)?.iter().try_for_each(|part| pool.device_mapper().remove(part))
 }
 
 /// The devices that are to be removed after a pool: those that do not end with it.
-pub(super) fn parts(name: &DmName, pool: &PoolRecord) -> Result<Vec<DmName>> {
-    pool.label.map_or(Ok(Vec::new()), |_| SplitDevice::part_names(name).map(Vec::from))
+pub(super) fn parts(pool: &PoolRecord) -> Result<Vec<DmUuid>> {
+    pool.label.map_or(Ok(Vec::new()), |label| SplitDevice::part_uuids(label).map(Vec::from))
 }
 
 fn table(pool: &PoolRecord, metadata: DeviceNumber, data: DeviceNumber) -> PoolTable {

@@ -94,13 +94,29 @@ impl Store {
                     return Ok(id);
                 }
             }
-            let from = inner.state.graph.ids.to % end;
-            let to = end.min(from + WINDOW);
-            let stragglers = inner.pending_ids.iter().copied().collect();
-            let window = Record::Reserve(IdWindow { from, to, stragglers });
-            inner.window_seq = self.append_locked(inner, &window)?;
-            inner.next_id = from;
+            self.begin_window(inner)?;
         }
+    }
+
+    /// Begins a window of thin ids, unless that was done since the tree was opened: an id that was free in an earlier
+    /// life may have been another volume's then, and still be that in a backup. Durable with the next change.
+    pub(in crate::tree) fn begin_new_window(&self) -> Result<u64> {
+        let mut inner = self.lock();
+        if !inner.is_new_window {
+            self.begin_window(&mut inner)?;
+        }
+        Ok(inner.window_seq)
+    }
+
+    fn begin_window(&self, inner: &mut Inner) -> Result<()> {
+        let end = ThinId::MAX.get() + 1;
+        let from = inner.state.graph.ids.to % end;
+        let to = end.min(from + WINDOW);
+        let stragglers = inner.pending_ids.iter().copied().collect();
+        let window = Record::Reserve(IdWindow { from, to, stragglers });
+        inner.window_seq = self.append_locked(inner, &window)?;
+        (inner.next_id, inner.is_new_window) = (from, true);
+        Ok(())
     }
 }
 
