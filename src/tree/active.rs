@@ -391,7 +391,7 @@ impl SnapshotTree {
             // Left by an activation that failed, and could not be undone.
             Err(error) if error.is_busy() => match dm.find((&uuid).into())? {
                 Some(stale) if !stale.has_live_table() => {
-                    dm.remove(&stale.name)?;
+                    dm.remove(&uuid)?;
                     activate()
                 }
                 Some(live) => self.pool.active_volume(&live.name),

@@ -30,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) struct Claim {
     dm: Arc<DeviceMapper>,
     name: DmName,
+    uuid: DmUuid,
     file: Option<DeviceFile>,
     released: bool,
     owner: Process,
@@ -54,7 +55,7 @@ impl Claim {
                     if let Ok(Some(left)) = dm.find((&uuid).into())
                         && left.name == name
                     {
-                        let _ = dm.remove(&name);
+                        let _ = dm.remove(&uuid);
                     }
                     return Err(error);
                 }
@@ -63,19 +64,19 @@ impl Claim {
                 Some((status, true)) => match open(dm, &status) {
                     Ok(file) => {
                         let (dm, name, owner) = (dm.clone(), status.name, Process::current());
-                        return Ok(Self { dm, name, file: Some(file), released: false, owner });
+                        return Ok(Self { dm, name, uuid, file: Some(file), released: false, owner });
                     }
                     // Gone meanwhile.
                     Err(error) if error.is_not_found() && !end.is_over() => {}
                     Err(error) => {
                         // Best effort: return the original error. One that is open stays.
-                        let _ = dm.remove(&status.name);
+                        let _ = dm.remove(&uuid);
                         return Err(if error.is_busy() { taken(root, &status.name) } else { error });
                     }
                 },
                 // Its maker died before it had a table. Of this root's there is none but this one.
                 Some((status, false)) if status.name == name || end.is_over() => {
-                    dm.remove(&status.name)?;
+                    dm.remove(&uuid)?;
                     continue;
                 }
                 Some(_) => {}
@@ -118,8 +119,8 @@ impl Claim {
             return Ok(());
         }
         self.file = None;
-        if let Err(error) = self.dm.remove(&self.name) {
-            match self.dm.find((&self.name).into())? {
+        if let Err(error) = self.dm.remove(&self.uuid) {
+            match self.dm.find((&self.uuid).into())? {
                 None => self.dm.remove_node(&self.name)?,
                 Some(status) => match open(&self.dm, &status) {
                     // The next manager has it.

@@ -162,7 +162,7 @@ impl SnapshotTree {
             // The kernel has removed it when it was closed, and cannot remove the node.
             return dm.remove_node(&self.volume_name(id.as_str())?);
         };
-        match dm.remove(&status.name) {
+        match dm.remove(&uuid) {
             Err(error) if error.errno() == Some(Errno::ENXIO) => dm.remove_node(&status.name),
             Err(error) if error.is_busy() => {
                 Err(Error::Busy { device: status.name.to_string(), open_count: status.open_count })

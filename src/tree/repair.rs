@@ -55,14 +55,14 @@ impl SnapshotTree {
                 self.store.commit(&Record::Unmade { thin_id: *thin_id })
             }
             Finding::Deferred { .. } | Finding::Unfinished { .. } => self.reap().map(drop),
-            Finding::UnknownDevice { device, thin_id } => match self.store.reserve_id(*thin_id) {
-                Some(_reservation) => dm.remove(device),
+            Finding::UnknownDevice { thin_id, .. } => match self.store.reserve_id(*thin_id) {
+                Some(_reservation) => dm.remove(&self.volume_uuid(*thin_id)?),
                 None => Ok(()),
             },
             Finding::StaleNode { name } => dm.remove_node(name),
             // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
-            Finding::WrongDevice { id, device, problem: DeviceProblem::Suspended } => {
-                self.with_slot(id.as_str(), |_, _| dm.resume(device))
+            Finding::WrongDevice { id, problem: DeviceProblem::Suspended, .. } => {
+                self.with_slot(id.as_str(), |_, snapshot| dm.resume(&self.volume_uuid(snapshot.thin_id)?))
             }
             Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
                 self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {

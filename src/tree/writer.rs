@@ -214,8 +214,9 @@ impl SnapshotTree {
                 self.store.commit(&Record::Unmade { thin_id })?;
                 continue;
             }
-            if let Some(device) = self.pool.device_mapper().find((&self.volume_uuid(thin_id)?).into())? {
-                self.patiently(&device.name, || self.pool.device_mapper().remove(&device.name))?;
+            let uuid = self.volume_uuid(thin_id)?;
+            if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
+                self.patiently(&device.name, || self.pool.device_mapper().remove(&uuid))?;
             }
             self.unmake(thin_id)?;
         }
