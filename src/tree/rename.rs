@@ -66,3 +66,50 @@ impl SnapshotTree {
         })
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Error;
+    use crate::dm::UdevPolicy;
+    use crate::model::ModelKernel;
+    use crate::tree::{Filesystem, Options};
+
+    #[test]
+    fn renames_there_and_back_lock_in_one_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
+        let options = options.kernel(Arc::new(ModelKernel::new()));
+        let tree = SnapshotTree::open(directory.path().join("root"), options).unwrap();
+        let [a, b] = ["a", "b"].map(|id| SnapshotId::new(id).unwrap());
+        for _ in 0..50 {
+            let slot = tree.slots().entry(a.clone()).or_default().clone();
+            let busy = lock(&slot);
+            thread::scope(|scope| {
+                let rename = |users: usize, from: &'static str, to: &'static str| {
+                    let renaming = scope.spawn(|| tree.rename(from, to));
+                    while Arc::strong_count(&slot) < users {
+                        thread::yield_now();
+                    }
+                    // Time to come as far as it can: it waits for the slot of `a`, and should hold no other.
+                    thread::sleep(Duration::from_millis(1));
+                    renaming
+                };
+                // None of the names is there, so none keeps another call back.
+                let renames = [rename(3, "a", "b"), rename(4, "b", "a")];
+                // Who waits longest gets it.
+                drop(busy);
+                for renaming in renames {
+                    assert!(matches!(renaming.join().unwrap(), Err(Error::UnknownSnapshot { .. })));
+                }
+            });
+            tree.tidy(&a, slot);
+            assert!(tree.slots().get(&b).is_none());
+        }
+        tree.close().unwrap();
+    }
+}

@@ -1,10 +1,8 @@
 //! What is active is told by what it is, whatever others do to names and nodes.
 
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::dm::{DeviceMapper, DmName, UdevPolicy};
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::tree::{Parent, Removal, RemoveOptions};
@@ -113,29 +111,6 @@ fn a_timeout_may_be_longer_than_any_clock() {
     let removal = tree.remove_with("a", &RemoveOptions::new().busy_timeout(Duration::MAX)).unwrap();
     assert_eq!(removal, Removal::Removed);
     tree.close().unwrap();
-}
-
-#[test]
-fn renames_of_the_same_snapshots_do_not_wait_for_each_other() {
-    let rig = Rig::new();
-    let tree = rig.tree();
-    tree.add("a", Parent::Base).unwrap();
-    tree.activate("a").unwrap();
-    thread::scope(|scope| {
-        for (from, to) in [("a", "b"), ("b", "a"), ("a", "b"), ("b", "a")] {
-            let tree = &tree;
-            scope.spawn(move || {
-                for _ in 0..3000 {
-                    match tree.rename(from, to) {
-                        Ok(()) | Err(Error::UnknownSnapshot { .. } | Error::SnapshotExists { .. }) => {}
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-            });
-        }
-    });
-    tree.close().unwrap();
-    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
 
 #[test]
