@@ -1,7 +1,7 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 //!
-//! Lock order: the tree's `growing`, a snapshot's slot, then this store. Nothing is called while the store's lock is held but
-//! one write to the journal; syncs and ioctls happen outside.
+//! Lock order: the tree's `growing`, a snapshot's slot, the end of the journal, the state. Who writes a line holds the end
+//! of the journal. Who looks needs the state alone, and nothing is called while that is held.
 
 mod reservation;
 
@@ -49,20 +49,26 @@ pub(super) struct Store {
     dir: Arc<dyn StateDir>,
     journal: Box<dyn StateFile>,
     mark: Box<dyn StateFile>,
+    end: Mutex<JournalEnd>,
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Of the process that opened it: a child of fork writes nothing.
     owner: Process,
 }
 
+/// Where the next line goes. Lines are written by whoever has it locked, one after the other.
 #[derive(Debug)]
-struct Inner {
-    /// Checkpoint and every line written since, synced or not.
-    state: State,
+struct JournalEnd {
     /// Bytes of the journal.
     len: u64,
     /// Bytes for which the journal has room.
     room: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Checkpoint and every line written since, synced or not.
+    state: State,
     /// Bytes of the last checkpoint.
     checkpoint_len: u64,
     /// Lines up to this one are durable.
@@ -116,7 +122,7 @@ impl Store {
         dir.sync().map_err(Error::io("sync", &root))?;
         let store = Self::new(root, dir, journal, mark, state, len, checkpoint_len);
         // Best effort: on a disk that is full by now, the last manager's room is still there.
-        let _ = store.reserve_room(&mut store.lock(), 0);
+        let _ = store.reserve_room(&mut store.journal_end(), 0);
         Ok(Some(store))
     }
 
@@ -143,8 +149,6 @@ impl Store {
     ) -> Self {
         let tree = state.tree;
         let inner = Inner {
-            len,
-            room: 0,
             checkpoint_len,
             synced: state.journal.seq,
             syncing: false,
@@ -157,8 +161,9 @@ impl Store {
             pending_names: HashSet::new(),
             state,
         };
+        let end = Mutex::new(JournalEnd { len, room: 0 });
         let (inner, changed, owner) = (Mutex::new(inner), Condvar::new(), Process::current());
-        Self { root, tree, dir, journal, mark, inner, changed, owner }
+        Self { root, tree, dir, journal, mark, end, inner, changed, owner }
     }
 
     fn check_process(&self) -> Result<()> {
@@ -179,6 +184,10 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // The state is changed in steps that do not panic half-way.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn journal_end(&self) -> MutexGuard<'_, JournalEnd> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Look at the tree.
@@ -235,55 +244,69 @@ impl Store {
 
     /// Make a change that is durable when the next one is. Nothing has changed if this fails.
     pub(super) fn append(&self, record: &Record) -> Result<u64> {
-        self.append_locked(&mut self.lock(), record)
+        self.append_at(&mut self.journal_end(), record)
     }
 
-    fn append_locked(&self, inner: &mut Inner, record: &Record) -> Result<u64> {
+    fn append_at(&self, end: &mut JournalEnd, record: &Record) -> Result<u64> {
         let path = || self.root.join(JOURNAL);
         self.check_process()?;
-        if inner.failed {
-            return Err(Error::StateUnknown);
-        }
-        let (line, position) = journal::encode_line(inner.state.journal, inner.synced, record)
-            .map_err(|error| Error::io("encode", path())(error.into()))?;
-        self.make_room(inner, record, line.len() as u64)?;
-        if let Err(error) = self.journal.write_at(inner.len, &line) {
+        let encoded = {
+            let inner = self.lock();
+            if inner.failed {
+                return Err(Error::StateUnknown);
+            }
+            journal::encode_line(inner.state.journal, inner.synced, record)
+        };
+        let (line, position) = encoded.map_err(|error| Error::io("encode", path())(error.into()))?;
+        self.make_room(end, record, line.len() as u64)?;
+        if let Err(error) = self.journal.write_at(end.len, &line) {
             // A part of the line may be there.
-            inner.failed = self.journal.set_len(inner.len).is_err();
-            inner.room = 0;
+            self.cut(end);
             return Err(Error::io("write", path())(error));
         }
+        let mut inner = self.lock();
         if let Err(reason) = inner.state.apply(record) {
-            inner.failed = self.journal.set_len(inner.len).is_err();
+            drop(inner);
+            self.cut(end);
             return Err(Error::Corrupt { path: path(), line: None, reason: reason.into() });
         }
-        inner.len += line.len() as u64;
+        if let Record::Reserve(window) = record {
+            (inner.next_id, inner.window_seq, inner.is_new_window) = (window.from, position.seq, true);
+        }
         inner.state.journal = position;
+        end.len += line.len() as u64;
         Ok(position.seq)
+    }
+
+    /// Takes back what was written behind the end.
+    fn cut(&self, end: &mut JournalEnd) {
+        end.room = 0;
+        if self.journal.set_len(end.len).is_err() {
+            self.lock().failed = true;
+        }
     }
 
     /// A change that takes space must leave room in the journal to remove every snapshot: what is full
     /// can then be emptied, by this manager and by later ones.
-    fn make_room(&self, inner: &mut Inner, record: &Record, line: u64) -> Result<()> {
+    fn make_room(&self, end: &mut JournalEnd, record: &Record, line: u64) -> Result<()> {
         use Record::{Deleted, Deleting, Generation, Unmade};
         if matches!(record, Deleting { .. } | Deleted { .. } | Unmade { .. } | Generation { .. }) {
             return Ok(());
         }
-        self.reserve_room(inner, line)
+        self.reserve_room(end, line)
     }
 
     /// Reserves room for a line of so many bytes, and after it for all removals.
-    fn reserve_room(&self, inner: &mut Inner, line: u64) -> Result<()> {
-        let graph = &inner.state.graph;
-        let snapshots = (graph.snapshots.len() + graph.making.len()) as u64 + 1;
-        if inner.len + line > JOURNAL_MAX {
+    fn reserve_room(&self, end: &mut JournalEnd, line: u64) -> Result<()> {
+        let snapshots = self.read(|graph| graph.snapshots.len() + graph.making.len()) as u64 + 1;
+        if end.len + line > JOURNAL_MAX {
             return Err(Error::io("write", self.root.join(JOURNAL))(nix::errno::Errno::EFBIG.into()));
         }
-        let needed = inner.len + line + snapshots * REMOVAL + GENERATIONS;
-        if needed > inner.room {
+        let needed = end.len + line + snapshots * REMOVAL + GENERATIONS;
+        if needed > end.room {
             let room = needed.next_multiple_of(ROOM);
             self.journal.reserve(room).map_err(Error::io("reserve space for", self.root.join(JOURNAL)))?;
-            inner.room = room;
+            end.room = room;
         }
         Ok(())
     }
@@ -323,8 +346,8 @@ impl Store {
 
     /// Whether the journal has outgrown the checkpoint, and `at`.
     pub(super) fn wants_checkpoint(&self, at: Bytes) -> bool {
-        let inner = self.lock();
-        !inner.compacting && !inner.failed && inner.len > at.0.max(inner.checkpoint_len)
+        let (len, inner) = (self.journal_end().len, self.lock());
+        !inner.compacting && !inner.failed && len > at.0.max(inner.checkpoint_len)
     }
 
     /// Writes a checkpoint. Done by one caller at a time: another one waits, since what it has changed may have come too late for the first.
@@ -343,13 +366,13 @@ impl Store {
         drop(inner);
         self.encode(&state).and_then(|bytes| {
             self.write_checkpoint(&bytes)?;
-            let mut inner = self.lock();
+            let (mut end, mut inner) = (self.journal_end(), self.lock());
             inner.checkpoint_len = bytes.len() as u64;
             inner.synced = inner.synced.max(state.journal.seq);
             // Lines written meanwhile stay; the older ones before them are passed over, and so is what is left of them
             // when the next one is written in their place. A cut would give up the room for removals.
             if inner.state.journal == state.journal {
-                inner.len = 0;
+                end.len = 0;
             }
             drop(inner);
             self.changed.notify_all();

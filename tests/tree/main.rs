@@ -5,9 +5,9 @@
 mod active;
 mod check;
 mod devices;
+mod disk;
 mod family;
 mod first_open;
-mod full_disk;
 mod growth;
 mod identity;
 mod metadata;

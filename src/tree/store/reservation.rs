@@ -28,17 +28,19 @@ impl Store {
     /// # Errors
     /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
     pub(in crate::tree) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
-        let mut inner = self.lock();
-        inner.check_name(name.as_ref())?;
-        let thin_id = self.take_id(&mut inner)?;
-        if let Some(name) = &name {
-            inner.pending_names.insert(name.clone());
+        {
+            let mut inner = self.lock();
+            inner.check_name(name.as_ref())?;
+            inner.pending_names.extend(name.clone());
         }
-        let window_seq = inner.window_seq;
-        drop(inner);
-        let reservation = Reservation { store: self, name, thin_id, window: window_seq, unresolved: false };
+        let (thin_id, window) = self.take_id().inspect_err(|_| {
+            if let Some(name) = &name {
+                self.lock().pending_names.remove(name);
+            }
+        })?;
+        let reservation = Reservation { store: self, name, thin_id, window, unresolved: false };
         // The window is durable before an id of it is used, so that a crash leaves no id unknown.
-        self.sync(window_seq)?;
+        self.sync(window)?;
         Ok(reservation)
     }
 
@@ -70,57 +72,71 @@ impl Store {
 
     /// Another id for a reservation whose id turned out to be taken by somebody else.
     pub(in crate::tree) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
-        let mut inner = self.lock();
-        let id = self.take_id(&mut inner)?;
-        inner.pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
-        let window_seq = inner.window_seq;
-        reservation.window = window_seq;
-        drop(inner);
-        self.sync(window_seq)
+        let (id, window) = self.take_id()?;
+        self.lock().pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
+        reservation.window = window;
+        self.sync(window)
     }
 
-    fn take_id(&self, inner: &mut Inner) -> Result<ThinId> {
-        let end = ThinId::MAX.get() + 1;
-        if inner.state.graph.used_ids() + inner.pending_ids.len() >= end as usize {
-            return Err(Error::NoFreeDeviceId);
-        }
+    /// An id, and the number of the record that reserved its window.
+    fn take_id(&self) -> Result<(ThinId, u64)> {
+        let mut end = None;
         // Ends: some id is free, and the windows come round.
         loop {
-            while inner.next_id < inner.state.graph.ids.to {
-                let id = ThinId::new(inner.next_id)?;
-                inner.next_id += 1;
-                if !inner.state.graph.uses(id) && !inner.pending_ids.contains(&id) {
-                    inner.pending_ids.insert(id);
-                    return Ok(id);
+            if let Some(taken) = self.lock().take_id()? {
+                return Ok(taken);
+            }
+            match &mut end {
+                // Whoever had the journal may have reserved a window.
+                None => end = Some(self.journal_end()),
+                Some(end) => {
+                    let window = self.lock().next_window();
+                    self.append_at(end, &Record::Reserve(window))?;
                 }
             }
-            self.begin_window(inner)?;
         }
     }
 
     /// Begins a window of thin ids, unless that was done since the tree was opened: an id that was free in an earlier
     /// life may have been another volume's then, and still be that in a backup. Durable with the next change.
     pub(in crate::tree) fn begin_new_window(&self) -> Result<u64> {
-        let mut inner = self.lock();
-        if !inner.is_new_window {
-            self.begin_window(&mut inner)?;
+        let mut end = self.journal_end();
+        let (window, is_new) = {
+            let inner = self.lock();
+            (inner.next_window(), inner.is_new_window)
+        };
+        if !is_new {
+            self.append_at(&mut end, &Record::Reserve(window))?;
         }
-        Ok(inner.window_seq)
-    }
-
-    fn begin_window(&self, inner: &mut Inner) -> Result<()> {
-        let end = ThinId::MAX.get() + 1;
-        let from = inner.state.graph.ids.to % end;
-        let to = end.min(from + WINDOW);
-        let stragglers = inner.pending_ids.iter().copied().collect();
-        let window = Record::Reserve(IdWindow { from, to, stragglers });
-        inner.window_seq = self.append_locked(inner, &window)?;
-        (inner.next_id, inner.is_new_window) = (from, true);
-        Ok(())
+        Ok(self.lock().window_seq)
     }
 }
 
+/// Thin ids that there are.
+const IDS: u32 = ThinId::MAX.get() + 1;
+
 impl Inner {
+    /// An id of the window, if there is one left.
+    fn take_id(&mut self) -> Result<Option<(ThinId, u64)>> {
+        if self.state.graph.used_ids() + self.pending_ids.len() >= IDS as usize {
+            return Err(Error::NoFreeDeviceId);
+        }
+        while self.next_id < self.state.graph.ids.to {
+            let id = ThinId::new(self.next_id)?;
+            self.next_id += 1;
+            if !self.state.graph.uses(id) && self.pending_ids.insert(id) {
+                return Ok(Some((id, self.window_seq)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_window(&self) -> IdWindow {
+        let from = self.state.graph.ids.to % IDS;
+        let stragglers = self.pending_ids.iter().copied().collect();
+        IdWindow { from, to: IDS.min(from + WINDOW), stragglers }
+    }
+
     fn check_name(&self, name: Option<&SnapshotId>) -> Result<()> {
         let taken = |name: &&SnapshotId| {
             self.state.graph.snapshots.contains_key(*name) || self.pending_names.contains(*name)

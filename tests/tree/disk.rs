@@ -1,9 +1,11 @@
-//! A root on a full file system: what is there can be removed.
+//! A root on a disk that is full: what is there can be removed. And on one that is slow: nobody waits for it to look.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use dm_thin::Errno;
 use dm_thin::tree::Parent;
@@ -26,6 +28,14 @@ struct Space {
     full: AtomicBool,
     /// Bytes that are reserved for each file.
     reserved: Mutex<HashMap<String, u64>>,
+    /// The next write to the journal says that it has begun, and waits.
+    pause: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+impl Disk {
+    fn new(rig: &Rig) -> Self {
+        Self { dir: Arc::new(RealDir::open(rig.directory.path()).unwrap()), space: Arc::default() }
+    }
 }
 
 impl Space {
@@ -77,6 +87,12 @@ impl StateFile for DiskFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.space.check(&self.name, &*self.file, offset + bytes.len() as u64)?;
+        if self.name == "journal.jsonl"
+            && let Some((begun, go_on)) = self.space.pause.lock().unwrap().take()
+        {
+            begun.send(()).unwrap();
+            go_on.recv().unwrap();
+        }
         self.file.write_at(offset, bytes)
     }
 
@@ -112,8 +128,7 @@ fn everything_can_be_removed_after_a_checkpoint_and_after_a_reopen() {
     let ends = [End::Goes, End::Killed, End::PowerCut, End::Closed, End::ClosedAndCut];
     for (end, checkpoint) in ends.into_iter().flat_map(|end| [(end, false), (end, true)]) {
         let mut rig = Rig::new();
-        let dir = Arc::new(RealDir::open(rig.directory.path()).unwrap());
-        let disk = Disk { dir, space: Arc::default() };
+        let disk = Disk::new(&rig);
         let open = |rig: &Rig| rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
         let set_full = |full| disk.space.full.store(full, Ordering::Relaxed);
         let tree = open(&rig);
@@ -161,4 +176,26 @@ fn everything_can_be_removed_after_a_checkpoint_and_after_a_reopen() {
         tree.close().unwrap();
         assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
     }
+}
+
+#[test]
+fn who_only_looks_does_not_wait_for_the_disk() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let tree = rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let ((begun, has_begun), (go_on, goes_on)) = (channel(), channel());
+    *disk.space.pause.lock().unwrap() = Some((begun, goes_on));
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| tree.add("b", Parent::Base));
+        has_begun.recv().unwrap();
+        // The write ends when all of these have answered.
+        assert!(tree.contains("a") && tree.get("b").is_err());
+        assert_eq!((tree.list().len(), tree.children("a").unwrap().len()), (1, 0));
+        assert_eq!(tree.status().unwrap().snapshots, 1);
+        go_on.send(()).unwrap();
+        adding.join().unwrap().unwrap();
+    });
+    assert_eq!(tree.list().len(), 2);
+    tree.close().unwrap();
 }
