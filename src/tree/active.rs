@@ -387,7 +387,7 @@ impl SnapshotTree {
         let uuid = self.volume_uuid(thin_id)?;
         let activate = || self.pool.activate_with(name, &uuid, thin_id, size.sectors(), options);
         let dm = self.pool.device_mapper();
-        match activate() {
+        let volume = match activate() {
             // Left by an activation that failed, and could not be undone.
             Err(error) if error.is_busy() => match dm.find((&uuid).into())? {
                 Some(stale) if !stale.has_live_table() => {
@@ -398,7 +398,9 @@ impl SnapshotTree {
                 None => Err(error),
             },
             result => result,
-        }
+        }?;
+        self.cached_own_data().activated();
+        Ok(volume)
     }
 
     pub(super) fn remove_volume(&self, volume: &ThinVolume) -> Result<()> {

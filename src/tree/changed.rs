@@ -1,5 +1,8 @@
 //! Which parts of a snapshot differ from another one's.
 
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -90,6 +93,21 @@ pub(super) struct Volume {
     pub(super) thin_id: ThinId,
 }
 
+/// Own data of snapshots, by what they were made from and themselves. Only an active volume changes, so nothing is known
+/// any more when one has been activated.
+#[derive(Debug, Default)]
+pub(super) struct OwnData {
+    activations: u64,
+    known: HashMap<[ThinId; 2], Bytes>,
+}
+
+impl OwnData {
+    pub(super) fn activated(&mut self) {
+        self.activations += 1;
+        self.known.clear();
+    }
+}
+
 impl SnapshotTree {
     /// Returns the parts of `target` that differ from what it is compared with: those that were written since, and
     /// those that were discarded ([`ChangeKind::Hole`]). They are told by the pool's mappings, in whole blocks of the
@@ -156,7 +174,8 @@ impl SnapshotTree {
     }
 
     /// Returns how much data a snapshot has that what it was made from has not. Of a sealed snapshot of a sealed parent,
-    /// or of the base, it is determined once and recorded.
+    /// or of the base, it is determined once and recorded; of others that are not active it is kept in memory until a
+    /// snapshot is activated.
     ///
     /// # Errors
     /// As [`changed`](Self::changed); [`Error::ParentGone`] if what it was made from was removed.
@@ -173,9 +192,13 @@ impl SnapshotTree {
                     }
                     Lineage::Removed(_) => false,
                 };
-            Some((parent, constant, snapshot.own))
+            let parent_id = match &parent {
+                Lineage::Snapshot(parent) => graph.get(parent.as_str()).map(|parent| parent.thin_id),
+                _ => graph.base.as_ref().map(|base| base.thin_id),
+            };
+            Some((parent, constant, snapshot.own, [parent_id.unwrap_or(snapshot.thin_id), snapshot.thin_id]))
         });
-        let (parent, constant, own) = found.ok_or_else(|| unknown(id))?;
+        let (parent, constant, own, volumes) = found.ok_or_else(|| unknown(id))?;
         if let Some(own) = own {
             return Ok(own);
         }
@@ -185,6 +208,13 @@ impl SnapshotTree {
             Lineage::Removed(parent) => {
                 return Err(Error::ParentGone { id: id.to_owned(), parent: parent.to_string() });
             }
+        };
+        let activations = {
+            let cached = self.cached_own_data();
+            if let Some(own) = cached.known.get(&volumes).filter(|_| !constant) {
+                return Ok(*own);
+            }
+            cached.activations
         };
         let mut own = Bytes(0);
         for range in self.changed(since, id)? {
@@ -198,8 +228,17 @@ impl SnapshotTree {
                 Some(_) => self.store.commit(&Record::Own { id: SnapshotId::new(id)?, own }),
                 None => Ok(()),
             })?;
+        } else if self.find_volume(volumes[0])?.or(self.find_volume(volumes[1])?).is_none() {
+            let mut cached = self.cached_own_data();
+            if cached.activations == activations {
+                cached.known.insert(volumes, own);
+            }
         }
         Ok(own)
+    }
+
+    pub(super) fn cached_own_data(&self) -> MutexGuard<'_, OwnData> {
+        self.own_data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn volume(&self, id: &str) -> Result<(Volume, Bytes)> {

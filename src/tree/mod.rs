@@ -102,6 +102,7 @@ pub use usage::SnapshotUsage;
 pub use writer::SnapshotWriter;
 
 use active::SlotCell;
+use changed::OwnData;
 use claim::Claim;
 use generation::PoolGeneration;
 use hold::HoldNote;
@@ -129,6 +130,8 @@ pub struct SnapshotTree {
     generation: Mutex<PoolGeneration>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
     slots: Mutex<HashMap<SnapshotId, Arc<SlotCell>>>,
+    /// Own data that was told, and still holds.
+    own_data: Mutex<OwnData>,
     /// What this tree has mounted.
     mounts: Mounts,
     /// The tree is this manager's, until it is closed.

@@ -114,6 +114,7 @@ impl SnapshotTree {
             pool,
             generation: Mutex::default(),
             slots: Mutex::new(HashMap::new()),
+            own_data: Mutex::default(),
             mounts,
             claim: Mutex::new(claim),
             growing: Mutex::new(()),

@@ -173,6 +173,28 @@ fn own_data_is_recorded_once_snapshot_and_parent_are_sealed() {
 }
 
 #[test]
+fn own_data_is_kept_until_a_snapshot_is_activated() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    write(&rig, &tree, "b", 8..12);
+    let own = || tree.own_data("b").map(|own| own.0 >> 16);
+    assert_eq!(own().unwrap(), 4);
+    tree.pool().reserve_metadata_snap().unwrap();
+    assert_eq!(own().unwrap(), 4);
+    tree.activate("a").unwrap();
+    assert!(matches!(own(), Err(Error::MetadataSnapHeld { .. })));
+    tree.pool().release_metadata_snap().unwrap();
+    // What is active can be written to at any time.
+    let device = tree.activate("b").unwrap();
+    assert_eq!(own().unwrap(), 4);
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 20..21).unwrap();
+    assert_eq!(own().unwrap(), 5);
+    tree.close().unwrap();
+}
+
+#[test]
 fn changed_fails_when_a_snapshot_was_removed_meanwhile() {
     let rig = Rig::new();
     let tree = rig.tree();
