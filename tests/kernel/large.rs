@@ -62,14 +62,18 @@ fn a_comparison_reads_what_changed() {
     file.sync_all().unwrap();
     drop(file);
     volume.deactivate().unwrap();
+    let used = rig.usage().used_metadata;
     rig.pool()
         .read_metadata(|metadata| {
             let (begun, before) = (Instant::now(), metadata.blocks_read());
             let found = changed(metadata, Some(id(1)), id(2));
             let (time, read) = (begun.elapsed(), metadata.blocks_read() - before);
-            println!("{mapped} mappings, {} changed: {read} blocks read in {time:?}", written.len());
+            let changed = written.len() as u64;
+            println!("{mapped} mappings, {changed} changed: {read} of {used} blocks read in {time:?}");
             assert!(found.keys().eq(written.iter()) && found.values().all(|data| *data));
-            assert!(read <= written.len() as u64 * 7 / 2, "{read} blocks read");
+            // At most two leaves and the two nodes above them for each; above those few are left. How many of the nodes
+            // above the leaves are the same depends on how full thin_restore makes them.
+            assert!(read <= 4 * changed + 16, "{read} blocks read");
             let device = device.to_str().unwrap();
             for arguments in [
                 &["thin_delta", "--metadata-snap", "--snap1", "1", "--snap2", "2", device][..],
@@ -86,7 +90,7 @@ fn a_comparison_reads_what_changed() {
             let usage = metadata.usage()?;
             println!("usage(): {:?}", begun.elapsed());
             assert!(usage.iter().all(|used| used.mapped.0 == mapped));
-            assert!(usage.iter().all(|used| used.exclusive.0 == written.len() as u64));
+            assert!(usage.iter().all(|used| used.exclusive.0 == changed));
             Ok(())
         })
         .unwrap();
