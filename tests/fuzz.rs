@@ -1,18 +1,18 @@
 //! The fuzz targets without a fuzzer: mutations of the kept corpus, the same in every run. Stands in for
 //! cargo-fuzz where there is no nightly toolchain (`fuzz/run`); a moment of it is part of the ordinary tests.
 
-#[path = "sim/dice.rs"]
+#[path = "sim/rng.rs"]
 #[allow(dead_code, unreachable_pub)]
-mod dice;
+mod rng;
 mod support;
 
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dice::Dice;
+use rng::Rng;
 
-impl Dice {
+impl Rng {
     fn byte(&mut self) -> u8 {
         self.below(256).to_le_bytes()[0]
     }
@@ -50,11 +50,11 @@ fn mutated_inputs() {
         paths.sort();
         let mut inputs: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
         inputs.push(Vec::new());
-        let (mut dice, mut count, end) = (Dice::new(1), 0u64, Instant::now() + time);
+        let (mut rng, mut count, end) = (Rng::new(1), 0u64, Instant::now() + time);
         while Instant::now() < end {
-            let mut input = inputs[dice.below(inputs.len())].clone();
-            let other = &inputs[dice.below(inputs.len())];
-            dice.mutate(&mut input, other);
+            let mut input = inputs[rng.below(inputs.len())].clone();
+            let other = &inputs[rng.below(inputs.len())];
+            rng.mutate(&mut input, other);
             let outcome = std::panic::catch_unwind(|| fuzz(&input));
             assert!(outcome.is_ok(), "{target}: this input found something: {input:?}");
             count += 1;

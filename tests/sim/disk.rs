@@ -8,16 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::files::{StateDir, StateFile};
 
-use crate::dice::Dice;
-
-/// What goes wrong, and at which call from now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The power goes instead of the call.
-    Cut,
-    /// The call fails, having had none or some of its effect.
-    NoSpace,
-}
+use crate::rng::Rng;
 
 #[derive(Debug, Clone, Default)]
 struct Inode {
@@ -59,49 +50,25 @@ struct Contents {
 #[derive(Debug)]
 struct Inner {
     contents: Contents,
-    calls: u64,
-    fault: Option<(u64, Fault)>,
     full: bool,
-    kernel: Arc<ModelKernel>,
-    dice: Dice,
+    rng: Rng,
 }
 
-/// The disk. The power of its machine is the model kernel's.
-#[derive(Clone)]
+/// The disk of one root.
+#[derive(Debug, Clone)]
 pub struct Disk(Arc<Mutex<Inner>>);
 
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Disk")
-    }
-}
-
 impl Disk {
-    pub fn new(kernel: Arc<ModelKernel>, dice: Dice) -> Self {
-        Self::with(Contents::default(), kernel, dice)
+    pub fn new(rng: Rng) -> Self {
+        Self::with(Contents::default(), rng)
     }
 
-    fn with(contents: Contents, kernel: Arc<ModelKernel>, dice: Dice) -> Self {
-        Self(Arc::new(Mutex::new(Inner { contents, calls: 0, fault: None, full: false, kernel, dice })))
+    fn with(contents: Contents, rng: Rng) -> Self {
+        Self(Arc::new(Mutex::new(Inner { contents, full: false, rng })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap()
-    }
-
-    /// Let the `n`-th call from now go wrong.
-    pub fn plan(&self, n: u64, fault: Fault) {
-        let mut inner = self.lock();
-        inner.fault = Some((inner.calls + n, fault));
-    }
-
-    /// How many calls there were.
-    pub fn calls(&self) -> u64 {
-        self.lock().calls
-    }
-
-    pub fn forget_faults(&self) {
-        self.lock().fault = None;
     }
 
     /// Whether every write that needs space fails.
@@ -110,13 +77,14 @@ impl Disk {
     }
 
     /// What is left when the power comes back: what was synced, and any part of the rest.
-    pub fn after_power_cut(&self, kernel: Arc<ModelKernel>) -> Self {
+    #[must_use]
+    pub fn after_power_cut(&self) -> Self {
         let inner = &mut *self.lock();
         let mut contents = inner.contents.clone();
-        let dice = &mut inner.dice;
+        let rng = &mut inner.rng;
         if !contents.history.is_empty() {
             contents.history.push(contents.names.clone());
-            let survivor = dice.below(contents.history.len());
+            let survivor = rng.below(contents.history.len());
             contents.names = contents.history.swap_remove(survivor);
             contents.history.clear();
         }
@@ -124,73 +92,109 @@ impl Disk {
             let mut bytes = inode.durable.clone();
             for change in inode.unsynced.drain(..) {
                 match change {
-                    Change::Write(offset, mut data) if dice.one_in(2) => {
-                        data.truncate(dice.below(data.len() + 1));
+                    Change::Write(offset, mut data) if rng.one_in(2) => {
+                        data.truncate(rng.below(data.len() + 1));
                         Change::Write(offset, data).apply(&mut bytes);
                     }
-                    change if dice.one_in(2) => change.apply(&mut bytes),
+                    change if rng.one_in(2) => change.apply(&mut bytes),
                     _ => {}
                 }
             }
             inode.current.clone_from(&bytes);
             inode.durable = bytes;
         }
-        Self::with(contents, kernel, dice.fork())
+        let (full, rng) = (inner.full, rng.fork());
+        let disk = Self::with(contents, rng);
+        disk.set_full(full);
+        disk
     }
 
+    /// What `cp -a` makes of it, synced.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let inner = &mut *self.lock();
+        let mut contents = inner.contents.clone();
+        contents.history.clear();
+        for inode in &mut contents.inodes {
+            inode.durable.clone_from(&inode.current);
+            inode.unsynced.clear();
+        }
+        Self::with(contents, inner.rng.fork())
+    }
+
+    /// Whether there is a tree.
+    pub fn has_state(&self) -> bool {
+        self.lock().contents.names.contains_key("state.json")
+    }
+}
+
+/// The disk as a process sees it.
+#[derive(Clone)]
+pub struct Dir {
+    pub disk: Disk,
+    pub process: Arc<ModelKernel>,
+}
+
+impl fmt::Debug for Dir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dir")
+    }
+}
+
+impl Dir {
+    /// A call. Struck by a fault, it has none of its effect.
     fn call<T>(
         &self,
-        grows: bool,
-        work: impl FnOnce(&mut Contents, &mut Dice, bool) -> io::Result<T>,
+        name: &'static str,
+        work: impl FnOnce(&mut Contents, bool) -> io::Result<T>,
     ) -> io::Result<T> {
-        let inner = &mut *self.lock();
-        inner.calls += 1;
-        if inner.kernel.is_cut() {
+        self.call_or(name, |_, _| (), |inner| work(&mut inner.contents, inner.full))
+    }
+
+    /// The same; `half` of it is done when it is struck.
+    fn call_or<T>(
+        &self,
+        name: &'static str,
+        half: impl FnOnce(&mut Contents, &mut Rng),
+        work: impl FnOnce(&mut Inner) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let struck = self.process.call_elsewhere(name, "");
+        if self.process.is_cut() {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let fault = inner.fault.filter(|(call, _)| *call == inner.calls).map(|(_, fault)| fault);
-        match fault {
-            Some(Fault::Cut) => {
-                inner.kernel.cut_at(1);
-                // Any call settles it.
-                let _ = dm_thin::kernel::Kernel::mount_table(&*inner.kernel);
-                Err(ErrorKind::BrokenPipe.into())
+        let inner = &mut *self.disk.lock();
+        match struck {
+            Ok(()) => work(inner),
+            Err(errno) => {
+                half(&mut inner.contents, &mut inner.rng);
+                Err(errno.into())
             }
-            Some(Fault::NoSpace) => work(&mut inner.contents, &mut inner.dice, true),
-            None => work(&mut inner.contents, &mut inner.dice, inner.full && grows),
         }
     }
 }
 
-fn no_space<T>() -> io::Result<T> {
-    Err(ErrorKind::StorageFull.into())
-}
-
-impl StateDir for Disk {
+impl StateDir for Dir {
     fn open(&self, name: &str, create: bool) -> io::Result<Box<dyn StateFile>> {
-        let inode = self.call(false, |contents, _, fails| {
+        let inode = self.call("open file", |contents, full| {
             if let Some(&inode) = contents.names.get(name) {
-                return if fails { no_space() } else { Ok(inode) };
+                return Ok(inode);
             }
             if !create {
                 return Err(ErrorKind::NotFound.into());
             }
-            if fails {
-                return no_space();
+            if full {
+                return Err(ErrorKind::StorageFull.into());
             }
             contents.history.push(contents.names.clone());
             contents.inodes.push(Inode::default());
             contents.names.insert(name.into(), contents.inodes.len() - 1);
             Ok(contents.inodes.len() - 1)
         })?;
-        Ok(Box::new(Handle { disk: self.clone(), inode }))
+        Ok(Box::new(Handle { dir: self.clone(), inode }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.call(false, |contents, _, fails| {
-            if fails {
-                return no_space();
-            }
+        self.call("rename file", |contents, _| {
             contents.history.push(contents.names.clone());
             let inode = contents.names.remove(from).ok_or(ErrorKind::NotFound)?;
             contents.names.insert(to.into(), inode);
@@ -199,17 +203,14 @@ impl StateDir for Disk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.call(false, |contents, _, _| {
+        self.call("remove file", |contents, _| {
             contents.history.push(contents.names.clone());
             contents.names.remove(name).map(drop).ok_or(ErrorKind::NotFound.into())
         })
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.call(false, |contents, _, fails| {
-            if fails {
-                return no_space();
-            }
+        self.call("sync directory", |contents, _| {
             contents.history.clear();
             Ok(())
         })
@@ -218,32 +219,43 @@ impl StateDir for Disk {
 
 #[derive(Debug)]
 struct Handle {
-    disk: Disk,
+    dir: Dir,
     inode: usize,
+}
+
+impl Inode {
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.current);
+        self.unsynced.push(change);
+    }
 }
 
 impl StateFile for Handle {
     fn read(&self) -> io::Result<Vec<u8>> {
-        self.disk.call(false, |contents, _, _| Ok(contents.inodes[self.inode].current.clone()))
+        self.dir.call("read file", |contents, _| Ok(contents.inodes[self.inode].current.clone()))
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.disk.call(true, |contents, dice, fails| {
-            let inode = &mut contents.inodes[self.inode];
-            let end = usize::try_from(offset).unwrap() + bytes.len();
-            let fails = fails && end > inode.current.len().max(inode.room);
-            let len = if fails { dice.below(bytes.len() + 1) } else { bytes.len() };
-            let change = Change::Write(usize::try_from(offset).unwrap(), bytes[..len].to_vec());
-            change.apply(&mut inode.current);
-            inode.unsynced.push(change);
-            if fails { no_space() } else { Ok(()) }
+        let offset = usize::try_from(offset).unwrap();
+        let write = |contents: &mut Contents, len: usize| {
+            contents.inodes[self.inode].change(Change::Write(offset, bytes[..len].to_vec()));
+        };
+        let half = |contents: &mut Contents, rng: &mut Rng| write(contents, rng.below(bytes.len() + 1));
+        self.dir.call_or("write file", half, |inner| {
+            let inode = &inner.contents.inodes[self.inode];
+            if inner.full && offset + bytes.len() > inode.current.len().max(inode.room) {
+                half(&mut inner.contents, &mut inner.rng);
+                return Err(ErrorKind::StorageFull.into());
+            }
+            write(&mut inner.contents, bytes.len());
+            Ok(())
         })
     }
 
     fn reserve(&self, len: u64) -> io::Result<()> {
-        self.disk.call(true, |contents, _, fails| {
-            if fails {
-                return no_space();
+        self.dir.call("reserve file", |contents, full| {
+            if full {
+                return Err(ErrorKind::StorageFull.into());
             }
             contents.inodes[self.inode].room = usize::try_from(len).unwrap();
             Ok(())
@@ -251,24 +263,16 @@ impl StateFile for Handle {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.call(false, |contents, _, fails| {
-            if fails {
-                return no_space();
-            }
+        self.dir.call("truncate file", |contents, _| {
             let inode = &mut contents.inodes[self.inode];
             inode.room = 0;
-            let change = Change::SetLen(usize::try_from(len).unwrap());
-            change.apply(&mut inode.current);
-            inode.unsynced.push(change);
+            inode.change(Change::SetLen(usize::try_from(len).unwrap()));
             Ok(())
         })
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.disk.call(false, |contents, _, fails| {
-            if fails {
-                return no_space();
-            }
+        self.dir.call("sync file", |contents, _| {
             let inode = &mut contents.inodes[self.inode];
             inode.durable.clone_from(&inode.current);
             inode.unsynced.clear();

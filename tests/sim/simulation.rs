@@ -1,0 +1,313 @@
+//! A machine, two trees on it, and what happens to them.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use dm_thin::Errno;
+use dm_thin::model::ModelKernel;
+use tempfile::TempDir;
+
+use crate::copies::Backup;
+use crate::neighbour::{Neighbour, Victim};
+use crate::numbers::{Group, Numbers};
+use crate::owner::{Owner, Shared, Source, is_about_space};
+use crate::rng::Rng;
+
+const STEPS: usize = 60;
+
+/// What happens in a simulation.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plan {
+    pub trees: usize,
+    /// The power goes and managers are killed, at any call.
+    pub cuts: bool,
+    /// Calls fail.
+    pub faults: bool,
+    /// Somebody else acts, between calls and at any call.
+    pub neighbour: bool,
+    /// Roots are moved, copied and restored.
+    pub administrator: bool,
+    /// The disk below states and pools fills, and so do pools.
+    pub fills: bool,
+}
+
+pub struct Simulation {
+    plan: Plan,
+    pub rng: Rng,
+    pub directory: TempDir,
+    machine: Arc<ModelKernel>,
+    owners: Vec<Arc<Mutex<Owner>>>,
+    neighbour: Arc<Mutex<Neighbour>>,
+    pub numbers: Arc<Numbers>,
+    /// Of each tree.
+    pub backups: Vec<Option<Backup>>,
+    /// How many paths were made.
+    pub paths: u64,
+}
+
+impl Simulation {
+    pub fn new(seed: u64, plan: Plan, numbers: &Arc<Numbers>) -> Self {
+        let mut rng = Rng::new(seed);
+        let machine = Arc::new(ModelKernel::new());
+        let directory = TempDir::new_in(memory()).unwrap();
+        let shared = Shared { numbers: numbers.clone(), streams: Arc::default(), values: Arc::default() };
+        let owner = |index: usize| {
+            let root = directory.path().join(format!("root{index}"));
+            let source = Source::ALL[rng.below(Source::ALL.len())];
+            let owner = Owner::new(index, (shared.clone(), rng.fork()), root, source, &machine);
+            Owner { fills: plan.fills, ..owner }
+        };
+        let owners: Vec<_> = (0..plan.trees).map(owner).collect();
+        let target = |owner: &Owner| {
+            let (root, source) = (owner.root.clone(), owner.source);
+            Victim { root, source, tree: owner.uuid.clone(), disturbed: owner.disturbed.clone() }
+        };
+        let trees = owners.iter().map(target).collect();
+        let neighbour = Neighbour::new((rng.fork(), numbers.clone()), &machine, directory.path(), trees);
+        let neighbour = Arc::new(Mutex::new(neighbour));
+        let owners: Vec<_> = owners.into_iter().map(|owner| Arc::new(Mutex::new(owner))).collect();
+        let backups = owners.iter().map(|_| None).collect();
+        let numbers = numbers.clone();
+        Self { plan, rng, directory, machine, owners, neighbour, numbers, backups, paths: 0 }
+    }
+
+    pub fn neighbour(&self) -> MutexGuard<'_, Neighbour> {
+        self.neighbour.lock().unwrap()
+    }
+
+    pub fn owner(&self, index: usize) -> MutexGuard<'_, Owner> {
+        self.owners[index].lock().unwrap()
+    }
+
+    /// Lives of operations, cut short again and again.
+    pub fn run(mut self) {
+        for _ in 0..STEPS {
+            for index in 0..self.owners.len() {
+                if self.is_to_recover(index) {
+                    self.recover(index);
+                    self.check(index);
+                }
+            }
+            let index = self.rng.below(self.owners.len());
+            // Down, if the power went while the other one was opened.
+            if self.owner(index).is_over || self.owner(index).is_down() {
+                continue;
+            }
+            if self.owner(index).is_disturbed() && self.rng.one_in(8) {
+                self.settle(index);
+            }
+            let well = !self.owner(index).is_disturbed() && !self.owner(index).faulty;
+            if self.plan.administrator && well && self.rng.one_in(12) {
+                self.set_full(false);
+                self.administer(index);
+                continue;
+            }
+            if self.plan.fills && self.rng.one_in(10) {
+                let full = self.rng.one_in(2);
+                self.set_full(full);
+            }
+            self.plan_trouble(index);
+            self.owner(index).step();
+            self.count_fault(index);
+            if self.plan.neighbour && self.rng.one_in(4) {
+                self.neighbour().act();
+            }
+            self.neighbour().check();
+        }
+        self.finish();
+    }
+
+    fn is_to_recover(&mut self, index: usize) -> bool {
+        let owner = self.owner(index);
+        let (down, faulty) = (owner.is_down(), owner.faulty);
+        let over = owner.is_over;
+        drop(owner);
+        !over && (down || faulty && self.rng.one_in(20))
+    }
+
+    /// The disk that all files are on.
+    fn set_full(&self, full: bool) {
+        self.machine.set_full(full);
+        self.owners.iter().for_each(|owner| owner.lock().unwrap().set_full(full));
+    }
+
+    fn plan_trouble(&mut self, index: usize) {
+        let process = self.owner(index).process.clone();
+        if self.plan.faults && self.rng.one_in(2) {
+            process.heal();
+            let call = self.rng.call(30);
+            let errno = [Errno::EIO, Errno::ENOMEM, Errno::EBUSY, Errno::ENOSPC, Errno::EINTR][self.rng.below(5)];
+            match self.rng.below(2) {
+                0 => process.fail_at(call, errno),
+                _ => process.lose_answer_at(call, errno),
+            }
+            self.owner(index).faulty = true;
+        }
+        if self.plan.cuts && self.rng.one_in(4) {
+            self.plan_a_cut(index);
+        }
+        if self.rng.one_in(4) {
+            self.plan_an_interruption(index);
+        }
+    }
+
+    /// Somebody else is faster, at a call of one of the next operations.
+    fn plan_an_interruption(&mut self, index: usize) {
+        let process = self.owner(index).process.clone();
+        let call = self.rng.call(30);
+        let other = self.owners.iter().enumerate().find(|(other, _)| *other != index);
+        match (other, self.plan.neighbour) {
+            (Some((_, other)), false) => process.at_call(call, step(other)),
+            (Some((_, other)), true) if self.rng.one_in(2) => process.at_call(call, step(other)),
+            (_, true) => {
+                let neighbour = self.neighbour.clone();
+                process.at_call(call, move || neighbour.lock().unwrap().act());
+            }
+            (None, false) => {}
+        }
+    }
+
+    /// The process ends at a call of one of the next operations.
+    fn plan_a_cut(&mut self, index: usize) {
+        let process = self.owner(index).process.clone();
+        process.unwind_at_cut(self.rng.one_in(2));
+        let call = self.rng.call(40);
+        if self.rng.one_in(2) { process.cut_at(call) } else { process.cut_after(call) }
+    }
+
+    fn power_cut(&mut self) {
+        self.numbers.tell(|| "power cut".to_owned());
+        self.numbers.count(Group::Faults, "power cut");
+        self.machine = Arc::new(self.machine.power_cut());
+        self.machine.set_full(self.owner(0).full);
+        for owner in &self.owners {
+            owner.lock().unwrap().reboot(&self.machine);
+        }
+        self.neighbour().reboot(&self.machine);
+    }
+
+    /// The power comes back, or only the process was killed; until the tree is open again.
+    fn recover(&mut self, index: usize) {
+        let mut again = if self.plan.cuts { self.rng.below(3) } else { 0 };
+        let mut amended = false;
+        loop {
+            if self.plan.cuts && self.rng.one_in(2) {
+                self.power_cut();
+            } else {
+                self.owner(index).die();
+            }
+            if again > 0 {
+                again -= 1;
+                self.plan_a_cut(index);
+            }
+            let opened = self.owner(index).open();
+            self.count_fault(index);
+            match opened {
+                None => {}
+                Some(Ok(())) if self.owner(index).process.is_cut() => {}
+                Some(Ok(())) => break,
+                Some(Err(_)) if self.owner(index).is_disturbed() && !amended => {
+                    self.neighbour().make_amends();
+                    amended = true;
+                }
+                Some(Err(error)) if self.owner(index).full && is_about_space(&error) => self.set_full(false),
+                Some(Err(error)) => panic!("open: {error}"),
+            }
+        }
+        let mut owner = self.owner(index);
+        // What was planned for the opening did not come to pass.
+        owner.process.heal();
+        owner.faulty = false;
+    }
+
+    /// Which call a fault struck, and how.
+    fn count_fault(&self, index: usize) {
+        let process = self.owner(index).process.clone();
+        if let Some(call) = process.struck() {
+            let end = if process.is_cut() { "end at" } else { "failure of" };
+            self.numbers.count(Group::Faults, format!("{end} {}", call.name));
+        }
+    }
+
+    /// The neighbour makes amends, and the tree is as it was.
+    fn settle(&mut self, index: usize) {
+        self.owner(index).die();
+        self.neighbour().make_amends();
+        self.recover(index);
+        // In what was not active before.
+        self.neighbour().make_amends();
+        self.owner(index).repair();
+        self.check(index);
+    }
+
+    /// Every promise. What the neighbour does to a tree is no promise broken.
+    pub fn check(&self, index: usize) {
+        if self.owner(index).is_disturbed() {
+            return;
+        }
+        let foreign = self.foreign(index);
+        self.owner(index).check(foreign.as_deref());
+    }
+
+    /// Who else has volumes in the pool; none if that cannot be told.
+    fn foreign(&self, index: usize) -> Option<Vec<u32>> {
+        if self.owner(index).source != Source::Adopted {
+            return Some(Vec::new());
+        }
+        let mut ids: Vec<u32> = self.neighbour().ids().collect();
+        for (_, other) in self.owners.iter().enumerate().filter(|(other, _)| *other != index) {
+            let other = other.lock().unwrap();
+            if other.source != Source::Adopted {
+                continue;
+            }
+            if other.is_over {
+                return None;
+            }
+            let tree = other.tree.as_ref().filter(|_| !other.is_down() && other.doubt.is_empty())?;
+            ids.extend(tree.list().iter().map(|info| info.thin_id.get()));
+            ids.extend(tree.base_id().map(|id| id.get()));
+        }
+        Some(ids)
+    }
+
+    fn finish(&mut self) {
+        self.set_full(false);
+        // Nobody interrupts any more.
+        self.plan.cuts = false;
+        self.owners.iter().for_each(|owner| owner.lock().unwrap().process.heal());
+        for index in 0..self.owners.len() {
+            if self.owner(index).is_over {
+                self.owner(index).open_only().unwrap().unwrap();
+            } else {
+                self.settle(index);
+                self.owner(index).read_as_a_user();
+            }
+        }
+        for index in 0..self.owners.len() {
+            let mut owner = self.owner(index);
+            let tree = owner.tree.take().unwrap();
+            tree.close().unwrap();
+        }
+        self.neighbour().check();
+        self.neighbour().leave();
+        assert_eq!(self.machine.leftovers(), Vec::<String>::new());
+    }
+}
+
+/// Another tree's user, if he can.
+fn step(owner: &Arc<Mutex<Owner>>) -> impl FnOnce() + Send + 'static {
+    let owner = owner.clone();
+    move || {
+        if let Ok(mut owner) = owner.try_lock()
+            && !owner.is_down()
+        {
+            owner.step();
+        }
+    }
+}
+
+/// A place for the files of the pools that costs nothing to sync.
+fn memory() -> &'static Path {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory } else { Path::new("/tmp") }
+}
