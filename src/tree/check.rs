@@ -50,7 +50,7 @@ impl SnapshotTree {
         if mode != PoolMode::ReadWrite || needs_check {
             findings.push(Finding::Pool { mode, needs_check });
         }
-        if usage.held_metadata_root.is_some() && self.pool.is_held_elsewhere()? {
+        if usage.held_metadata_root.is_some() && !self.hold.is_left() && self.pool.is_held_elsewhere()? {
             findings.push(Finding::MetadataSnapHeld);
         }
         let pool = usage.transaction_id;

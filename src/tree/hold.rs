@@ -19,7 +19,14 @@ const FREE: &[u8] = b"free\n";
 #[derive(Debug)]
 pub(super) struct HoldNote {
     path: PathBuf,
-    file: Mutex<Box<dyn StateFile>>,
+    note: Mutex<Note>,
+}
+
+#[derive(Debug)]
+struct Note {
+    file: Box<dyn StateFile>,
+    /// This manager reserved the metadata snapshot and could not release it.
+    left: bool,
 }
 
 impl HoldNote {
@@ -35,13 +42,14 @@ impl HoldNote {
             }
             Ok(file)
         };
-        let file = Mutex::new(open().map_err(Error::io("open", &path))?);
-        Ok(Self { path, file })
+        let file = open().map_err(Error::io("open", &path))?;
+        Ok(Self { path, note: Mutex::new(Note { file, left: false }) })
     }
 
     /// Releases the metadata snapshot that a manager of this tree held when it ended.
     pub(super) fn release_left(&self, pool: &ThinPool) -> Result<()> {
-        let text = read_at_most(&**self.lock(), 4096).map_err(Error::io("read", &self.path))?;
+        let note = self.lock();
+        let text = read_at_most(&*note.file, 4096).map_err(Error::io("read", &self.path))?;
         if text != HELD {
             return Ok(());
         }
@@ -51,7 +59,7 @@ impl HoldNote {
             // It takes no message: the next open releases it.
             _ => return Ok(()),
         }
-        self.write(&**self.lock(), FREE)
+        self.write(&*note.file, FREE)
     }
 
     /// Reads a pool's metadata under the note: see [`ThinPool::read_metadata`]. One caller at a time.
@@ -60,24 +68,40 @@ impl HoldNote {
             // It takes no messages, and its metadata does not change.
             return pool.read_metadata(read);
         }
-        let file = self.lock();
+        let mut note = self.lock();
         if pool.is_held_elsewhere()? {
-            // The note would have the next open release another program's.
-            return Err(Error::MetadataSnapHeld { pool: pool.name().to_string() });
+            if !note.left {
+                // The note would have the next open release another program's.
+                return Err(Error::MetadataSnapHeld { pool: pool.name().to_string() });
+            }
+            pool.release_metadata_snap()?;
         }
-        self.write(&**file, HELD)?;
+        self.write(&*note.file, HELD)?;
         let result = pool.read_metadata(read);
+        // What could not be released is released by the next reader, or by the next open.
+        note.left = match result {
+            Ok(_) | Err(Error::MetadataSnapHeld { .. }) => false,
+            Err(_) => pool.is_held_elsewhere().unwrap_or(true),
+        };
+        if note.left {
+            return result;
+        }
         // Left standing, it would only make the next open release what is not held.
-        let cleared = self.write(&**file, FREE);
+        let cleared = self.write(&*note.file, FREE);
         let result = result?;
         cleared.map(|()| result)
+    }
+
+    /// Whether this manager could not release the metadata snapshot. The next reader does.
+    pub(super) fn is_left(&self) -> bool {
+        self.lock().left
     }
 
     fn write(&self, file: &dyn StateFile, text: &[u8]) -> Result<()> {
         file.write_at(0, text).and_then(|()| file.sync()).map_err(Error::io("write", &self.path))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Box<dyn StateFile>> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Note> {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

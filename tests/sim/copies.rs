@@ -245,7 +245,8 @@ impl Simulation {
         fs::rename(owner.root.join("pool"), &aside).unwrap();
         fs::rename(&pool, owner.root.join("pool")).unwrap();
         if whole {
-            let newest = (std::mem::replace(&mut owner.disk, disk), std::mem::replace(&mut owner.known, known));
+            let newest =
+                (std::mem::replace(&mut owner.disk, disk), std::mem::replace(&mut owner.known, known));
             drop(owner);
             self.open_well(index);
             self.close_well(index);

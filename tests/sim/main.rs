@@ -41,7 +41,11 @@ fn simulate(default: u64, plan: Plan) {
             std::panic::resume_unwind(panic);
         }
     }
-    println!("{} operations in {} worlds\n{numbers}", numbers.total(Group::Operations), seeds.end - seeds.start);
+    println!(
+        "{} operations in {} worlds\n{numbers}",
+        numbers.total(Group::Operations),
+        seeds.end - seeds.start
+    );
 }
 
 #[test]
@@ -71,5 +75,8 @@ fn full_disks_and_full_pools_lose_nothing() {
 
 #[test]
 fn everything_at_once() {
-    simulate(100, Plan { trees: 2, cuts: true, faults: true, neighbour: true, administrator: true, fills: true });
+    simulate(
+        100,
+        Plan { trees: 2, cuts: true, faults: true, neighbour: true, administrator: true, fills: true },
+    );
 }

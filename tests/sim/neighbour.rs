@@ -40,7 +40,10 @@ pub struct Victim {
 /// What he did to somebody else's, and takes back.
 #[derive(Debug)]
 enum Doing {
-    Renamed { uuid: DmUuid, from: DmName },
+    Renamed {
+        uuid: DmUuid,
+        from: DmName,
+    },
     Suspended(DmUuid),
     /// A device of his has a name that a tree wants.
     Taken(DmName),
@@ -134,7 +137,8 @@ impl Neighbour {
             let (metadata, data, low_water_mark) = (disk(2), disk(3), Blocks(16));
             let table = PoolTable { metadata, data, block_size: Sectors(128), low_water_mark, features };
             let size = Bytes::mib(64).sectors();
-            ThinPool::create(self.dm.clone(), &name(SHARED_POOL), &"LVM-pool".parse().unwrap(), &table, size).unwrap();
+            ThinPool::create(self.dm.clone(), &name(SHARED_POOL), &"LVM-pool".parse().unwrap(), &table, size)
+                .unwrap();
         }
     }
 
@@ -212,7 +216,9 @@ impl Neighbour {
     }
 
     fn is_his(status: &DeviceStatus) -> bool {
-        status.uuid.is_some_and(|uuid| [&b"HIS-"[..], b"LVM-"].iter().any(|it| uuid.as_bytes().starts_with(it)))
+        status
+            .uuid
+            .is_some_and(|uuid| [&b"HIS-"[..], b"LVM-"].iter().any(|it| uuid.as_bytes().starts_with(it)))
     }
 
     fn devices(&self) -> Vec<DeviceStatus> {
@@ -431,7 +437,9 @@ impl Neighbour {
             1 => AttachOptions::new().size_limit(Bytes::mib(1)),
             _ => AttachOptions::new(),
         };
-        let Ok(device) = self.control().attach(&file, &path, &options.read_only(read_only)) else { return false };
+        let Ok(device) = self.control().attach(&file, &path, &options.read_only(read_only)) else {
+            return false;
+        };
         tree.disturbed.store(true, Ordering::Relaxed);
         self.loops.push(device.index());
         self.doings.push(Doing::Attached(device.index()));
@@ -440,7 +448,8 @@ impl Neighbour {
 
     fn remove_node(&mut self) -> bool {
         let Some(status) = self.victim(false) else { return false };
-        let removed = self.kernel.remove_node(&Path::new("/dev/mapper").join(status.name.to_str().unwrap())).is_ok();
+        let removed =
+            self.kernel.remove_node(&Path::new("/dev/mapper").join(status.name.to_str().unwrap())).is_ok();
         if removed {
             self.disturb(Some(&status));
         }

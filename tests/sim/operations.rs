@@ -8,9 +8,7 @@ use uuid::Uuid;
 
 use crate::numbers::Group;
 use crate::owner::{BASE_SIZE, DATA_MAX, Expected, Owner, Source};
-use crate::snapshots::{
-    Change, Content, Origin, POSITIONS, Sealed, Snapshot, block, copied, empty,
-};
+use crate::snapshots::{Change, Content, Origin, POSITIONS, Sealed, Snapshot, block, copied, empty};
 use crate::streams::{Stream, Volume};
 
 /// Names are few, so that they meet again.
@@ -91,8 +89,13 @@ impl Owner {
 
     fn add(&mut self) {
         let (id, (origin, content)) = (self.name(), self.parent());
-        let change = Change::Add(id.clone(), Snapshot { origin: origin.clone(), sealed: Sealed::No, content });
-        let options = if self.rng.one_in(6) { AddOptions::new().size(BASE_SIZE + BASE_SIZE) } else { AddOptions::new() };
+        let change =
+            Change::Add(id.clone(), Snapshot { origin: origin.clone(), sealed: Sealed::No, content });
+        let options = if self.rng.one_in(6) {
+            AddOptions::new().size(BASE_SIZE + BASE_SIZE)
+        } else {
+            AddOptions::new()
+        };
         self.change("add", vec![change], |tree| tree.add_with(&id, parent_of(&origin), &options));
     }
 
@@ -177,7 +180,8 @@ impl Owner {
         let unsealed = self.known.get(&id).is_some_and(|snapshot| snapshot.sealed == Sealed::No);
         if self.holds(&id) && unsealed {
             self.call("seal open", Expected::Refused, |tree| tree.seal(&id));
-        } else if let Some(uuid) = self.change("seal", vec![Change::Seal(id.clone())], |tree| tree.seal(&id)) {
+        } else if let Some(uuid) = self.change("seal", vec![Change::Seal(id.clone())], |tree| tree.seal(&id))
+        {
             let snapshot = self.known.get_mut(&id).unwrap();
             assert!([Sealed::Somehow, Sealed::As(uuid)].contains(&snapshot.sealed));
             snapshot.sealed = Sealed::As(uuid);
@@ -242,13 +246,16 @@ impl Owner {
     }
 
     fn volume(&self, id: &str, base: Option<Uuid>) -> Volume {
-        let Snapshot { sealed: Sealed::As(uuid), content, .. } = &self.known[id] else { panic!("{id} is not sealed") };
+        let Snapshot { sealed: Sealed::As(uuid), content, .. } = &self.known[id] else {
+            panic!("{id} is not sealed")
+        };
         Volume { id: id.to_owned(), uuid: *uuid, base, content: content.clone() }
     }
 
     /// As in a stream: each after its ancestors, siblings by their names.
     fn add_descendants(&self, id: &str, volumes: &mut Vec<Volume>) {
-        let children = self.known.iter().filter(|(_, snapshot)| snapshot.origin == Origin::Snapshot(id.to_owned()));
+        let children =
+            self.known.iter().filter(|(_, snapshot)| snapshot.origin == Origin::Snapshot(id.to_owned()));
         for (child, snapshot) in children {
             if let Sealed::As(_) = snapshot.sealed {
                 let ancestor = self.ancestors(child).into_iter().find_map(|ancestor| {
@@ -390,7 +397,8 @@ impl Owner {
         self.exclusive.store(false, std::sync::atomic::Ordering::Relaxed);
         let closed = self.call("close", expected, SnapshotTree::close);
         if closed.is_some() {
-            let ends = self.machine.leftovers().into_iter().filter(|thing| thing.contains(&self.device_names()));
+            let ends =
+                self.machine.leftovers().into_iter().filter(|thing| thing.contains(&self.device_names()));
             let left: Vec<_> = ends.collect();
             assert!(left.is_empty() || self.is_disturbed(), "after a close: {left:?}");
             self.die();

@@ -186,11 +186,10 @@ impl Owner {
         }
         match (self.source, &self.disks()[..]) {
             (Source::Files, _) => options.data_size(DATA_SIZE).metadata_size(Bytes::mib(2)),
-            (Source::Devices, [(metadata, ..), (data, ..)]) => options
-                .pool_source(PoolSource::Devices { data: data.into(), metadata: metadata.into() }),
-            (Source::Device, [(path, ..)]) => {
-                options.pool_source(PoolSource::Device { path: path.into() })
+            (Source::Devices, [(metadata, ..), (data, ..)]) => {
+                options.pool_source(PoolSource::Devices { data: data.into(), metadata: metadata.into() })
             }
+            (Source::Device, [(path, ..)]) => options.pool_source(PoolSource::Device { path: path.into() }),
             _ => options.pool_source(PoolSource::Pool { name: SHARED_POOL.to_owned() }),
         }
     }
@@ -324,7 +323,9 @@ impl Owner {
             possible
         });
         let names = |change: &Change| match change {
-            Change::Add(id, _) | Change::Remove(id) | Change::Seal(id) | Change::Unseal(id) => [id.clone(), id.clone()],
+            Change::Add(id, _) | Change::Remove(id) | Change::Seal(id) | Change::Unseal(id) => {
+                [id.clone(), id.clone()]
+            }
             Change::Rename(id, to) => [id.clone(), to.clone()],
         };
         let names: Vec<_> = changes.iter().flat_map(names).collect();
@@ -453,7 +454,11 @@ impl Owner {
         if let Some(foreign) = foreign {
             let leaked: Vec<_> = in_pool.difference(&own).filter(|id| !foreign.contains(id)).collect();
             // In a shared pool what a crash left may be somebody else's.
-            let leaks = if self.source == Source::Adopted { leaked.len() >= partial } else { leaked.len() == partial };
+            let leaks = if self.source == Source::Adopted {
+                leaked.len() >= partial
+            } else {
+                leaked.len() == partial
+            };
             assert!(leaks, "volumes leaked: {leaked:?}; found: {:?}", tree.check());
         }
         let is_explained = |finding: &Finding| match finding {

@@ -136,7 +136,8 @@ impl Simulation {
         if self.plan.faults && self.rng.one_in(2) {
             process.heal();
             let call = self.rng.call(30);
-            let errno = [Errno::EIO, Errno::ENOMEM, Errno::EBUSY, Errno::ENOSPC, Errno::EINTR][self.rng.below(5)];
+            let errno =
+                [Errno::EIO, Errno::ENOMEM, Errno::EBUSY, Errno::ENOSPC, Errno::EINTR][self.rng.below(5)];
             match self.rng.below(2) {
                 0 => process.fail_at(call, errno),
                 _ => process.lose_answer_at(call, errno),

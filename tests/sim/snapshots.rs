@@ -184,7 +184,9 @@ impl Change {
 /// What was made from `id` was made from `origin`.
 fn replace(known: &mut Snapshots, id: &str, origin: &Origin) {
     let origins = known.values_mut().map(|snapshot| &mut snapshot.origin);
-    origins.filter(|found| **found == Origin::Snapshot(id.to_owned())).for_each(|found| *found = origin.clone());
+    origins
+        .filter(|found| **found == Origin::Snapshot(id.to_owned()))
+        .for_each(|found| *found = origin.clone());
 }
 
 /// What a tree lists.

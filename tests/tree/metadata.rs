@@ -1,9 +1,9 @@
 //! What a tree reads of its pool's metadata.
 
-use dm_thin::Error;
 use dm_thin::model::Mode;
 use dm_thin::tree::{AddOptions, ChangeKind, Finding, Parent, Since, SnapshotTree};
 use dm_thin::units::Bytes;
+use dm_thin::{Errno, Error};
 
 use crate::rig::{Rig, crash_everywhere};
 
@@ -260,5 +260,30 @@ fn a_metadata_snapshot_of_another_program_is_kept() {
         let tree = rig.tree();
         assert!(matches!(tree.usage(), Err(Error::MetadataSnapHeld { .. })));
         assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]);
+    }
+}
+
+#[test]
+fn a_metadata_snapshot_that_could_not_be_released_is_released_later() {
+    for reopen in [false, true] {
+        for call in 1.. {
+            let rig = Rig::new();
+            let mut tree = rig.tree();
+            tree.add("a", Parent::Base).unwrap();
+            let before = rig.kernel.calls();
+            rig.kernel.fail_at(call, Errno::ENOMEM);
+            let used = tree.usage();
+            if rig.kernel.calls() - before < call {
+                used.unwrap();
+                break;
+            }
+            rig.kernel.heal();
+            if reopen {
+                drop(tree);
+                tree = rig.tree();
+            }
+            assert_eq!(tree.check().unwrap(), [], "call {call}: {used:?}");
+            tree.close().unwrap();
+        }
     }
 }
