@@ -1,7 +1,10 @@
 //! A receive, with each of its calls cut or failing.
 
+use std::io::{self, Read};
+
 use dm_thin::Error;
-use dm_thin::tree::{AddOptions, ReceiveOptions, SendOptions};
+use dm_thin::kernel::Kernel;
+use dm_thin::tree::{AddOptions, ReceiveOptions, SendOptions, SnapshotWriter};
 
 use super::*;
 
@@ -16,6 +19,13 @@ struct Sent {
 
 impl Sent {
     fn new() -> Self {
+        Self::with(|two| {
+            two.write_at(Bytes::kib(100), &[2; 50_000]).unwrap();
+            two.zero(Bytes(0), Bytes::kib(64)).unwrap();
+        })
+    }
+
+    fn with(write: impl FnOnce(&SnapshotWriter<'_>)) -> Self {
         let mut world = World::new(0);
         world.open().unwrap();
         let tree = world.tree.as_ref().unwrap();
@@ -23,8 +33,7 @@ impl Sent {
         writer.write_at(Bytes(1000), &[1; 200_000]).unwrap();
         writer.commit_sealed().unwrap();
         let writer = tree.create("two", Some(Parent::Snapshot("one")), &AddOptions::new()).unwrap();
-        writer.write_at(Bytes::kib(100), &[2; 50_000]).unwrap();
-        writer.zero(Bytes(0), Bytes::kib(64)).unwrap();
+        write(&writer);
         writer.commit_sealed().unwrap();
         let (mut whole, mut difference) = (Vec::new(), Vec::new());
         tree.send("one", None, &mut whole, SendOptions::new()).unwrap();
@@ -145,4 +154,61 @@ fn a_receive_that_fails_leaves_nothing_or_what_can_be_continued() {
             assert!(failures > 5, "{failures} calls");
         }
     }
+}
+
+/// Lets the power go when so much of a stream was read.
+struct CutAfter<'a> {
+    stream: &'a [u8],
+    left: usize,
+    kernel: &'a ModelKernel,
+}
+
+impl Read for CutAfter<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 && !self.kernel.is_cut() {
+            self.kernel.cut_at(1);
+            // Any call settles it.
+            let _ = self.kernel.mount_table();
+        }
+        let length = if self.left == 0 { buffer.len() } else { buffer.len().min(self.left) };
+        self.left = self.left.saturating_sub(length);
+        self.stream.read(&mut buffer[..length])
+    }
+}
+
+#[test]
+fn the_power_goes_at_every_16_kib_of_a_receive() {
+    const STEP: usize = 16 << 10;
+    const DATA: usize = 12 << 10;
+    const CHECKPOINT: Bytes = Bytes::kib(64);
+    let _no_others = FORKS.write();
+    // A record of data and one of zeroes for each step of the volume.
+    let sent = Sent::with(|two| {
+        for at in (0..SIZE.0 / 2).step_by(STEP) {
+            two.write_at(Bytes(at), &[2; DATA]).unwrap();
+            two.write_at(Bytes(at + DATA as u64), &[0; STEP - DATA]).unwrap();
+        }
+    });
+    let mut cuts = 0;
+    for resumable in [false, true] {
+        for left in (0..sent.difference.len()).step_by(STEP) {
+            let mut world = sent.receiver(left as u64);
+            let stream = CutAfter { stream: &sent.difference, left, kernel: &world.kernel };
+            let options = ReceiveOptions::new().resumable(resumable).checkpoint_every(CHECKPOINT);
+            world.tree.as_ref().unwrap().receive(stream, options).unwrap_err();
+            assert!(world.kernel.is_cut());
+            cuts += 1;
+            world.recover();
+            if resumable {
+                // No more than a checkpoint's amount is sent again.
+                let received = left / (DATA + 100) * STEP;
+                let partial = world.tree.as_ref().unwrap().partial_receives();
+                let offset = partial.first().map_or(0, |partial| partial.offset.0);
+                assert!(offset + CHECKPOINT.0 + STEP as u64 >= received as u64, "{offset} of {received}");
+            }
+            sent.look(&mut world, resumable);
+        }
+    }
+    println!("{cuts} power cuts");
+    assert!(cuts > 2 * 45, "{cuts} cuts");
 }
