@@ -47,6 +47,8 @@ struct Incoming<'a> {
     /// Written, and not synced yet.
     unsynced: u64,
     checkpoint_every: u64,
+    /// Where nothing is mapped from, apart from what this receive writes: all of it reads as zeroes already.
+    mapped_end: u64,
 }
 
 impl SnapshotTree {
@@ -122,20 +124,27 @@ impl SnapshotTree {
         })
     }
 
-    /// Deletes what is here of a receive that failed.
+    /// Deletes what is here of a volume whose receive failed, from whatever base.
     ///
     /// # Errors
     /// [`Error::NoReceive`]; [`Error::Receiving`] if another call continues it.
     pub fn discard_receive(&self, volume: Uuid) -> Result<()> {
         self.check_open()?;
-        let partial = self.partial(volume).ok_or(Error::NoReceive { volume })?;
-        let _reservation = self.store.reserve_making(None, partial.thin_id, volume)?;
-        self.unmake(partial.thin_id)
+        let partial = self.partial(volume);
+        if partial.is_empty() {
+            return Err(Error::NoReceive { volume });
+        }
+        partial.into_iter().try_for_each(|(making, _)| {
+            let _reservation = self.store.reserve_making(None, making.thin_id, volume)?;
+            self.unmake(making.thin_id)
+        })
     }
 
-    fn partial(&self, volume: Uuid) -> Option<Making> {
-        let is_it = |making: &&Making| making.receive.as_ref().is_some_and(|found| found.volume == volume);
-        self.store.read(|graph| graph.making.iter().find(is_it).cloned())
+    fn partial(&self, volume: Uuid) -> Vec<(Making, Receiving)> {
+        self.store.read(|graph| {
+            let receives = graph.making.iter().filter_map(|it| Some((it.clone(), it.receive.clone()?)));
+            receives.filter(|(_, receive)| receive.volume == volume).collect()
+        })
     }
 
     /// Makes the volume for the ranges that follow, or goes on with the one that is there.
@@ -153,20 +162,19 @@ impl SnapshotTree {
             .base
             .map(|uuid| self.store.read(|graph| graph.sealed_as(uuid)).ok_or(Error::NoBase { uuid }));
         let base = base.transpose()?;
-        let partial = self.partial(header.volume);
-        let same = partial.filter(|making| {
-            making.size == header.size
-                && making.receive.as_ref().is_some_and(|found| found.base == header.base)
-        });
-        let received =
-            same.as_ref().and_then(|making| making.receive.as_ref()).map_or(Bytes(0), |found| found.offset);
+        let fits = |(making, receive): &(Making, Receiving)| {
+            making.size == header.size && receive.base == header.base
+        };
+        let partial = self.partial(header.volume).into_iter().filter(fits);
+        let partial = partial.max_by_key(|(_, receive)| receive.offset);
+        let received = partial.as_ref().map_or(Bytes(0), |(_, receive)| receive.offset);
         if header.resume > received {
             return Err(Error::NotResumable { volume: header.volume, asked: header.resume, received });
         }
-        let resumable = options.resumable || same.is_some();
+        let resumable = options.resumable || partial.is_some();
         let purpose = Purpose::Receive { volume: header.volume, base: header.base, resumable };
-        let writer = match same {
-            Some(making) => {
+        let writer = match partial {
+            Some((making, _)) => {
                 let reservation =
                     self.store.reserve_making(Some(id.clone()), making.thin_id, header.volume)?;
                 let parent = base.as_ref().and_then(|base| self.get(base.as_str()).ok());
@@ -175,10 +183,6 @@ impl SnapshotTree {
                 self.write_making(id, (snapshot, parent.map(|parent| parent.thin_id)), purpose, reservation)?
             }
             None => {
-                if self.partial(header.volume).is_some() {
-                    // Of another base: this stream begins anew.
-                    self.discard_receive(header.volume)?;
-                }
                 let parent = base.as_ref().map(|base| Parent::Snapshot(base.as_str()));
                 let added = AddOptions::new().size(header.size).labels(labels);
                 let mut writer = self.make(id, parent, &added, purpose)?;
@@ -187,8 +191,13 @@ impl SnapshotTree {
                 writer
             }
         };
+        let mapped_end = match self.check_zeroed(false) {
+            Ok(()) => writer.mapped_end()?.0,
+            // New blocks contain something else than zeroes.
+            Err(_) => header.size.0,
+        };
         let (offset, checkpoint_every) = (header.resume.0, options.checkpoint_every.0);
-        Ok(Incoming { writer, header, offset, unsynced: 0, checkpoint_every })
+        Ok(Incoming { writer, header, offset, unsynced: 0, checkpoint_every, mapped_end })
     }
 }
 
@@ -200,7 +209,9 @@ impl Incoming<'_> {
                 (offset, Bytes(data.len() as u64))
             }
             Event::Hole { offset, length } | Event::Zero { offset, length } => {
-                self.writer.zero(*offset, *length)?;
+                // A short stream can have a hole that a discard would take hours for.
+                let mapped = length.0.min(self.mapped_end.saturating_sub(offset.0));
+                self.writer.zero(*offset, Bytes(mapped))?;
                 (offset, *length)
             }
             _ => return Ok(()),
@@ -235,10 +246,10 @@ impl Incoming<'_> {
 
     /// Keeps what is worth it.
     fn fail(mut self, source: Error) -> Error {
-        use StreamError::{Checksum, Io, Truncated};
-        // What came before a cut, or before a damaged record, is right; anything else says that it may not be.
+        use StreamError::{Checksum, Io, Sequence, Truncated};
+        // What came before a cut, or a damaged or lost record, is right; anything else says that it may not be.
         let usable = !matches!(source, Error::Stream(ref error)
-            if !matches!(error, Io(_) | Truncated { .. } | Checksum { .. }));
+            if !matches!(error, Io(_) | Truncated { .. } | Checksum { .. } | Sequence { .. }));
         let mut resume = None;
         if self.writer.is_kept() && usable {
             // Without, it goes on from the last durable offset; the first error counts.

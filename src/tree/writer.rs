@@ -10,8 +10,8 @@ use super::store::Reservation;
 use super::volume_file::VolumeFile;
 use super::{AddOptions, Parent, SnapshotId, SnapshotTree, unpublished_name};
 use crate::kernel::Access;
-use crate::thin::{ActivateOptions, ThinId, ThinVolume};
-use crate::units::Bytes;
+use crate::thin::{ActivateOptions, ThinId, ThinStatus, ThinVolume};
+use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
 /// Zeroes are written, and looked for, in such pieces.
@@ -323,6 +323,15 @@ impl SnapshotWriter<'_> {
         self.tree.store.commit(&Record::Received { thin_id: self.snapshot.thin_id, offset })?;
         self.tree.compact();
         Ok(())
+    }
+
+    /// The end of what is mapped.
+    pub(super) fn mapped_end(&self) -> Result<Bytes> {
+        match self.volume.status()? {
+            ThinStatus::Mapped { highest: None, .. } => Ok(Bytes(0)),
+            ThinStatus::Mapped { highest: Some(last), .. } => Ok((last + Sectors(1)).bytes()),
+            _ => Ok(self.size()),
+        }
     }
 
     /// From where the receive can be continued.

@@ -3,24 +3,29 @@
 #![allow(clippy::cast_possible_truncation)] // offsets in volumes of some MiB
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
-use dm_thin::tree::stream::StreamError;
+use dm_thin::tree::stream::{Encoder, StreamError, StreamFilesystem, StreamHeader, VolumeHeader};
 use dm_thin::tree::{
-    AddOptions, Finding, Labels, Parent, ReceiveOptions, ReceiveReport, SendOptions, SnapshotTree,
+    AddOptions, Finding, Labels, Parent, PartialReceive, ReceiveOptions, ReceiveReport, SendOptions,
+    SnapshotTree,
 };
 use dm_thin::units::Bytes;
 use dm_thin::{Error, Result};
+use uuid::Uuid;
 
 use crate::rig::{Rig, crash_everywhere_with};
 
 const BLOCK: u64 = 64 << 10;
+/// Of `one` and `two`: no whole number of blocks.
+const SIZE: Bytes = Bytes((2 << 20) + 12_288);
 
 /// A tree with `one`, its difference `two`, and `three`, which differs from `two`.
 fn family() -> (Rig, SnapshotTree) {
     let rig = Rig::new();
     let tree = rig.tree();
-    let size = AddOptions::new().size(Bytes::mib(2));
+    let size = AddOptions::new().size(SIZE);
     let writer = tree.create("one", None, &size).unwrap();
     writer.write_at(Bytes(0), &pattern(1, 300_000)).unwrap();
     writer.write_at(Bytes::mib(1), &pattern(2, 70_000)).unwrap();
@@ -76,7 +81,7 @@ fn thins(rig: &Rig, tree: &SnapshotTree) -> usize {
 #[test]
 fn a_chain_arrives_as_it_was_sent() {
     let (_from_rig, from) = family();
-    for block_size in [Bytes::kib(64), Bytes::kib(128), Bytes::mib(1)] {
+    for block_size in [Bytes::kib(64), Bytes::kib(128), Bytes::kib(192), Bytes::mib(1)] {
         let rig = Rig::new();
         let to = rig.open(rig.options().block_size(block_size)).unwrap();
         let streams =
@@ -150,6 +155,130 @@ fn what_does_not_fit_is_refused_by_name() {
     let mut stream = Vec::new();
     from.send("three", None, &mut stream, resumed).unwrap();
     assert!(matches!(receive(&to, &stream), Err(Error::NotResumable { asked: Bytes(BLOCK), .. })));
+    assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+}
+
+/// The header of a whole volume.
+fn header(name: &str) -> VolumeHeader {
+    VolumeHeader {
+        volume: Uuid::new_v4(),
+        base: None,
+        name: name.to_owned(),
+        size: Bytes::mib(1),
+        block_size: Bytes(0),
+        filesystem: None,
+        labels: BTreeMap::new(),
+        resume: Bytes(0),
+    }
+}
+
+/// A stream of one volume, with data at its begin and at its end and a hole in between.
+fn forge(header: &VolumeHeader) -> Vec<u8> {
+    let stream = StreamHeader { stream: Uuid::new_v4(), tree: Uuid::nil() };
+    let mut encoder = Encoder::new(Vec::new(), &stream).unwrap();
+    encoder.begin(header).unwrap();
+    let end = header.size.0 - 8;
+    for (offset, data) in [(0, b"beginning"), (end - 1, b"last word")] {
+        if offset >= header.resume.0 {
+            encoder.data(Bytes(offset), data).unwrap();
+        }
+        if offset == 0 {
+            encoder.hole(Bytes(9.max(header.resume.0)), Bytes(end - 10 - 9.max(header.resume.0))).unwrap();
+        }
+    }
+    encoder.end_volume().unwrap();
+    encoder.finish().unwrap().0
+}
+
+#[test]
+fn a_stream_that_the_tree_cannot_take_is_refused_before_it_is_written() {
+    let (rig, tree) = family();
+    let one = tree.get("one").unwrap().sealed;
+    let device = tree.activate("three").unwrap();
+    let before = thins(&rig, &tree);
+    let refuse = |header: VolumeHeader, expected: &str| {
+        for resumable in [false, true] {
+            let options = ReceiveOptions::new().resumable(resumable);
+            let error = tree.receive(forge(&header).as_slice(), options).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!((thins(&rig, &tree), tree.partial_receives()), (before, vec![]));
+        }
+    };
+    // Active, and sealed with another content.
+    refuse(header("three"), "\"three\" exists");
+    let filesystem = Some(StreamFilesystem { kind: "xfs".to_owned(), uuid: None });
+    refuse(VolumeHeader { filesystem, ..header("new") }, "file system: the tree has none, xfs was asked for");
+    refuse(VolumeHeader { base: one, ..header("new") }, "less than its parent's");
+    refuse(VolumeHeader { size: Bytes(100_000), ..header("new") }, "not a multiple of 4096");
+    refuse(VolumeHeader { size: Bytes(u64::MAX - 4095), ..header("new") }, "larger than the kernel's");
+    refuse(VolumeHeader { base: Some(Uuid::new_v4()), ..header("new") }, "no sealed snapshot with content");
+    refuse(VolumeHeader { resume: Bytes(4096), ..header("new") }, "received so far: 0");
+    refuse(header("a/b"), "a/b");
+    let labels = BTreeMap::from([("a key".to_owned(), String::new())]);
+    refuse(VolumeHeader { labels, ..header("new") }, "a key");
+    assert_eq!(tree.get("three").unwrap().device.as_ref(), Some(&device));
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_hole_is_discarded_only_where_something_is_mapped() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let sizes = |name| rig.kernel.log().iter().filter(|call| call.name == name).count();
+    let large = VolumeHeader { size: Bytes::gib(1 << 20), ..header("large") };
+    rig.kernel.clear_log();
+    receive(&tree, &forge(&large)).unwrap();
+    assert_eq!(sizes("BLKDISCARD"), 0);
+    let larger = VolumeHeader { base: Some(large.volume), ..header("larger") };
+    let larger = VolumeHeader { size: Bytes::gib(2 << 20), ..larger };
+    receive(&tree, &forge(&larger)).unwrap();
+    // Of the large one's hole nothing is mapped; its last word is in the larger one's.
+    assert_eq!(sizes("BLKDISCARD"), 1);
+    let reader = tree.open_snapshot("larger").unwrap();
+    for (offset, expected) in
+        [(0, b"beginning"), (large.size.0 - 9, &[0; 9]), (larger.size.0 - 9, b"last word")]
+    {
+        let mut found = [1; 9];
+        reader.read_at(Bytes(offset), &mut found).unwrap();
+        assert_eq!(&found, expected);
+    }
+    drop(reader);
+    tree.close().unwrap();
+}
+
+#[test]
+fn receives_of_one_volume_from_several_bases_are_kept_apart() {
+    let (_from_rig, from) = family();
+    let rig = Rig::new();
+    let to = rig.tree();
+    receive(&to, &send(&from, "one", None)).unwrap();
+    to.add("taken", Parent::Base).unwrap();
+    let (whole, difference) = (send(&from, "two", None), send(&from, "two", Some("one")));
+    let resumable = |name: &str| ReceiveOptions::new().resumable(true).name(name);
+    to.receive(&whole[..whole.len() / 2], resumable("whole")).unwrap_err();
+    let partial = to.partial_receives();
+    let [PartialReceive { volume, base: None, offset, .. }] = partial[..] else { panic!("{partial:?}") };
+    // A stream that is refused takes nothing away.
+    let refused = to.receive(difference.as_slice(), resumable("taken"));
+    assert!(matches!(refused, Err(Error::SnapshotExists { .. })));
+    assert_eq!(to.partial_receives(), partial);
+    to.receive(&difference[..difference.len() / 2], resumable("two")).unwrap_err();
+    assert_eq!(to.partial_receives().len(), 2);
+    receive(&to, &difference).unwrap();
+    assert_eq!(to.partial_receives(), partial);
+    let mut rest = Vec::new();
+    from.send("two", None, &mut rest, SendOptions::new().resume_from(offset)).unwrap();
+    to.receive(rest.as_slice(), resumable("whole")).unwrap();
+    for id in ["two", "whole"] {
+        assert!(content(&to, id) == content(&from, "two"), "{id}");
+    }
+    for stream in [&whole, &difference] {
+        to.receive(&stream[..stream.len() / 2], resumable("again")).unwrap_err();
+    }
+    to.discard_receive(volume).unwrap();
+    assert_eq!(to.partial_receives(), []);
     assert_eq!(to.check().unwrap(), []);
     to.close().unwrap();
 }
@@ -275,7 +404,7 @@ fn a_receive_is_continued_where_it_stopped() {
     for _ in 0..2 {
         assert_eq!(to.check().unwrap(), []);
         let [partial] = &to.partial_receives()[..] else { panic!("{:?}", to.partial_receives()) };
-        assert_eq!((partial.volume, partial.offset, partial.size), (uuid, resume, Bytes::mib(2)));
+        assert_eq!((partial.volume, partial.offset, partial.size), (uuid, resume, SIZE));
         to.close().unwrap();
         drop(to);
         to = rig.tree();
