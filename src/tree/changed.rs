@@ -55,7 +55,8 @@ impl Bookmark {
 }
 
 /// A part of a snapshot that differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ChangedRange {
     /// Where it begins.
     pub offset: Bytes,

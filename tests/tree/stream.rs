@@ -136,6 +136,9 @@ fn what_does_not_fit_is_refused_by_name() {
         let error = from.send(target, base, io::sink(), SendOptions::new()).unwrap_err();
         assert!(matches!(error, Error::NotSealed { id } if id == "loose"));
     }
+    let error = from.send("one", None, [0; 1000].as_mut_slice(), SendOptions::new()).unwrap_err();
+    assert!(matches!(error, Error::Stream(StreamError::Io(_))), "{error}");
+    assert_eq!(from.get("one").unwrap().device, None, "it is not left active");
     let difference = send(&from, "two", Some("one"));
     let one = from.get("one").unwrap().sealed.unwrap();
     assert!(matches!(receive(&to, &difference), Err(Error::NoBase { uuid }) if uuid == one));

@@ -171,12 +171,12 @@ pub(crate) fn checker(header: &DiffHeader) -> RangeChecker {
 
 /// A writer's state: ranges are accepted between `begin` and `finish`.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
+pub(crate) struct SinkState {
     ranges: Option<RangeChecker>,
     finished: bool,
 }
 
-impl Progress {
+impl SinkState {
     pub(crate) fn begin(&mut self, header: &DiffHeader) -> Result<()> {
         if self.finished || self.ranges.is_some() {
             return Err(Error::Order);

@@ -4,35 +4,14 @@ use std::io::{BufRead, Read, Write};
 use std::mem;
 
 use dm_thin::tree::stream::RangeChecker;
+use dm_thin::tree::{ChangeKind, ChangedRange};
 use dm_thin::units::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::input::{MAX_TEXT, Progress, checker};
+use crate::input::{MAX_TEXT, SinkState, checker};
 use crate::{DiffHeader, DiffSink, Error, Result};
 
 const FORMAT: &str = "JSON lines";
-
-/// What a range is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RangeKind {
-    /// Mapped.
-    Data,
-    /// Not mapped.
-    Hole,
-}
-
-/// A range of the volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JsonRange {
-    /// Where it begins.
-    pub offset: Bytes,
-    /// Its length.
-    pub length: Bytes,
-    /// What it is.
-    pub kind: RangeKind,
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,7 +29,7 @@ struct Last {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
-    Range(JsonRange),
+    Range(ChangedRange),
     Last(Last),
 }
 
@@ -65,15 +44,15 @@ enum Line {
 #[derive(Debug)]
 pub struct JsonWriter<W> {
     writer: W,
-    progress: Progress,
+    state: SinkState,
     ranges: u64,
-    pending: Option<JsonRange>,
+    pending: Option<ChangedRange>,
 }
 
 impl<W: Write> JsonWriter<W> {
     /// Returns a writer.
     pub fn new(writer: W) -> Self {
-        Self { writer, progress: Progress::default(), ranges: 0, pending: None }
+        Self { writer, state: SinkState::default(), ranges: 0, pending: None }
     }
 
     /// Returns the writer below.
@@ -81,12 +60,12 @@ impl<W: Write> JsonWriter<W> {
         self.writer
     }
 
-    /// Writes a range.
+    /// Writes a range of [`SnapshotTree::changed`](dm_thin::tree::SnapshotTree::changed).
     ///
     /// # Errors
     /// As [`DiffSink::data`].
-    pub fn range(&mut self, range: JsonRange) -> Result<()> {
-        self.progress.accept(range.offset, range.length)?;
+    pub fn range(&mut self, range: ChangedRange) -> Result<()> {
+        self.state.accept(range.offset, range.length)?;
         match &mut self.pending {
             Some(last) if last.kind == range.kind && last.offset + last.length == range.offset => {
                 last.length = last.length + range.length;
@@ -96,7 +75,7 @@ impl<W: Write> JsonWriter<W> {
         }
     }
 
-    fn flush(&mut self, next: Option<JsonRange>) -> Result<()> {
+    fn flush(&mut self, next: Option<ChangedRange>) -> Result<()> {
         let Some(range) = mem::replace(&mut self.pending, next) else { return Ok(()) };
         self.ranges += 1;
         self.line(&range)
@@ -114,24 +93,24 @@ impl<W: Write> JsonWriter<W> {
 
 impl<W: Write> DiffSink for JsonWriter<W> {
     fn begin(&mut self, header: &DiffHeader) -> Result<()> {
-        self.progress.begin(header)?;
+        self.state.begin(header)?;
         self.line(&First { version: 1, header: header.clone() })
     }
 
     fn data(&mut self, offset: Bytes, data: &[u8]) -> Result<()> {
-        self.range(JsonRange { offset, length: Bytes(data.len() as u64), kind: RangeKind::Data })
+        self.range(ChangedRange { offset, length: Bytes(data.len() as u64), kind: ChangeKind::Data })
     }
 
     fn hole(&mut self, offset: Bytes, length: Bytes) -> Result<()> {
-        self.range(JsonRange { offset, length, kind: RangeKind::Hole })
+        self.range(ChangedRange { offset, length, kind: ChangeKind::Hole })
     }
 
     fn zero(&mut self, offset: Bytes, length: Bytes) -> Result<()> {
-        self.range(JsonRange { offset, length, kind: RangeKind::Data })
+        self.range(ChangedRange { offset, length, kind: ChangeKind::Data })
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.progress.finish()?;
+        self.state.finish()?;
         self.flush(None)?;
         self.line(&Last { ranges: self.ranges })?;
         Ok(self.writer.flush()?)
@@ -193,7 +172,7 @@ impl<R: BufRead> JsonReader<R> {
         Ok(value)
     }
 
-    fn next_range(&mut self) -> Result<Option<JsonRange>> {
+    fn next_range(&mut self) -> Result<Option<ChangedRange>> {
         match self.parse()? {
             Line::Range(range) => {
                 self.checker.accept(range.offset, range.length)?;
@@ -212,7 +191,7 @@ impl<R: BufRead> JsonReader<R> {
 }
 
 impl<R: BufRead> Iterator for JsonReader<R> {
-    type Item = Result<JsonRange>;
+    type Item = Result<ChangedRange>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {

@@ -25,7 +25,7 @@ mod tests;
 
 pub use diff::{DiffEvent, DiffHeader, DiffSink, DiffSource, copy, copy_as};
 pub use error::{Error, Result};
-pub use json::{JsonRange, JsonReader, JsonWriter, RangeKind};
+pub use json::{JsonReader, JsonWriter};
 pub use linbit::{LinbitReader, LinbitWriter};
 pub use own::{StreamReader, StreamWriter};
 pub use rbd::{RbdReader, RbdWriter};

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use dm_thin::units::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::input::{Chunk, ChunkReader, Chunks, Input, Progress};
+use crate::input::{Chunk, ChunkReader, Chunks, Input, SinkState};
 use crate::{DiffEvent, DiffHeader, DiffSink, DiffSource, Error, Result};
 
 const FORMAT: &str = "thin-send-recv";
@@ -35,7 +35,7 @@ const DIGEST: u32 = OPTIONAL | 0x646d_7402;
 pub struct LinbitWriter<W> {
     writer: W,
     digest: Sha256,
-    progress: Progress,
+    state: SinkState,
     chunks: u64,
     data: u64,
     unmap: u64,
@@ -44,8 +44,8 @@ pub struct LinbitWriter<W> {
 impl<W: Write> LinbitWriter<W> {
     /// Returns a writer.
     pub fn new(writer: W) -> Self {
-        let (digest, progress) = (Sha256::new(), Progress::default());
-        Self { writer, digest, progress, chunks: 0, data: 0, unmap: 0 }
+        let (digest, state) = (Sha256::new(), SinkState::default());
+        Self { writer, digest, state, chunks: 0, data: 0, unmap: 0 }
     }
 
     /// Returns the writer below.
@@ -78,25 +78,25 @@ impl<W: Write> DiffSink for LinbitWriter<W> {
         if facts.len() > crate::input::MAX_TEXT {
             return Err(Error::TooLong { format: FORMAT, field: "name" });
         }
-        self.progress.begin(header)?;
+        self.state.begin(header)?;
         self.payload(BEGIN_STREAM, 0, &[])?;
         if *header == DiffHeader::default() { Ok(()) } else { self.payload(HEADER, 0, &facts) }
     }
 
     fn data(&mut self, offset: Bytes, data: &[u8]) -> Result<()> {
-        self.progress.accept(offset, Bytes(data.len() as u64))?;
+        self.state.accept(offset, Bytes(data.len() as u64))?;
         self.data += 1;
         self.payload(DATA, offset.0, data)
     }
 
     fn hole(&mut self, offset: Bytes, length: Bytes) -> Result<()> {
-        self.progress.accept(offset, length)?;
+        self.state.accept(offset, length)?;
         self.unmap += 1;
         self.chunk(UNMAP, offset.0, length.0, &[])
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.progress.finish()?;
+        self.state.finish()?;
         let digest = self.digest.clone().finalize();
         self.payload(DIGEST, 0, &digest)?;
         // All chunks are counted, this one, too.

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 
 use dm_thin::units::Bytes;
 
-use crate::input::{Chunk, ChunkReader, Chunks, Input, MAX_TEXT, Progress};
+use crate::input::{Chunk, ChunkReader, Chunks, Input, MAX_TEXT, SinkState};
 use crate::{DiffEvent, DiffHeader, DiffSink, DiffSource, Error, Result};
 
 const FORMAT: &str = "rbd diff";
@@ -20,13 +20,13 @@ const FORMAT: &str = "rbd diff";
 #[derive(Debug)]
 pub struct RbdWriter<W> {
     writer: W,
-    progress: Progress,
+    state: SinkState,
 }
 
 impl<W: Write> RbdWriter<W> {
     /// Returns a writer.
     pub fn new(writer: W) -> Self {
-        Self { writer, progress: Progress::default() }
+        Self { writer, state: SinkState::default() }
     }
 
     /// Returns the writer below.
@@ -43,7 +43,7 @@ impl<W: Write> RbdWriter<W> {
     }
 
     fn range(&mut self, tag: u8, offset: Bytes, length: Bytes) -> Result<()> {
-        self.progress.accept(offset, length)?;
+        self.state.accept(offset, length)?;
         let mut record = [tag; 17];
         record[1..9].copy_from_slice(&offset.0.to_le_bytes());
         record[9..].copy_from_slice(&length.0.to_le_bytes());
@@ -54,7 +54,7 @@ impl<W: Write> RbdWriter<W> {
 impl<W: Write> DiffSink for RbdWriter<W> {
     fn begin(&mut self, header: &DiffHeader) -> Result<()> {
         let size = header.size.ok_or(Error::MissingField { format: FORMAT, field: "size" })?;
-        self.progress.begin(header)?;
+        self.state.begin(header)?;
         self.writer.write_all(b"rbd diff v1\n")?;
         if let Some(base) = header.base_name.clone().or(header.base.map(|base| base.to_string())) {
             self.name(b'f', &base)?;
@@ -80,7 +80,7 @@ impl<W: Write> DiffSink for RbdWriter<W> {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.progress.finish()?;
+        self.state.finish()?;
         self.writer.write_all(b"e")?;
         Ok(self.writer.flush()?)
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::{
-    AddOptions, Filesystem, Options, Parent, ReceiveOptions, SendOptions, SnapshotTree, SnapshotWriter,
+    AddOptions, ChangedRange, Filesystem, Options, Parent, ReceiveOptions, SendOptions, Since, SnapshotTree,
+    SnapshotWriter,
 };
 use dm_thin::units::Bytes;
 use dm_thin_streams::{
-    DiffHeader, DiffSource, LinbitReader, LinbitWriter, RbdReader, RbdWriter, StreamReader, StreamWriter,
-    copy, copy_as,
+    DiffHeader, DiffSink, DiffSource, JsonReader, JsonWriter, LinbitReader, LinbitWriter, RbdReader,
+    RbdWriter, StreamReader, StreamWriter, copy, copy_as,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -122,4 +123,27 @@ fn snapshots_arrive_through_rbd_diffs() {
         bytes
     };
     assert_arrives(convert, |bytes, header| own(&mut RbdReader::new(bytes).unwrap(), Some(header)));
+}
+
+#[test]
+fn changed_ranges_are_listed_as_json_lines() {
+    let directory = TempDir::new().unwrap();
+    let tree = tree(&directory.path().join("tree"), Bytes::kib(64));
+    image(tree.create("image", None, &AddOptions::new().size(Bytes::mib(4))).unwrap());
+    child(tree.create("child", Some(Parent::Snapshot("image")), &AddOptions::new()).unwrap());
+    let info = tree.get("child").unwrap();
+    let header = DiffHeader { volume: info.sealed, size: Some(info.size), ..DiffHeader::default() };
+    let ranges = || tree.changed(Since::Snapshot("image"), "child").unwrap().map(|range| range.unwrap());
+    let mut writer = JsonWriter::new(Vec::new());
+    writer.begin(&header).unwrap();
+    ranges().for_each(|range| writer.range(range).unwrap());
+    writer.finish().unwrap();
+    let lines = writer.into_inner();
+    let reader = JsonReader::new(lines.as_slice()).unwrap();
+    assert_eq!(reader.header(), &header);
+    let read: Vec<ChangedRange> = reader.map(|range| range.unwrap()).collect();
+    assert!(read.len() > 4 && ranges().eq(read));
+    let first = r#"{"offset":65536,"length":131072,"kind":"data"}"#;
+    assert_eq!(lines.split(|byte| *byte == b'\n').nth(1).unwrap(), first.as_bytes());
+    tree.close().unwrap();
 }

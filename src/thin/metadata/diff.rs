@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Metadata;
 use super::blocks::BATCH;
@@ -17,7 +17,7 @@ use super::mapping::{Entry, Mappings};
 use crate::thin::ThinId;
 
 /// What a changed range has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
     /// Mapped blocks that the base does not have, or has others for.

@@ -113,11 +113,6 @@ impl<R: Read> Decoder<R> {
         &self.header
     }
 
-    /// Returns the reader.
-    pub fn into_inner(self) -> R {
-        self.reader
-    }
-
     /// Returns the amount of the stream that was read and verified.
     pub fn consumed(&self) -> Bytes {
         Bytes(self.offset)

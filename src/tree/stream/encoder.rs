@@ -1,14 +1,14 @@
-use std::io::{self, Write};
+use std::io::Write;
 
 use sha2::{Digest, Sha256};
 
-use super::record::{self, Counts, MAX_DATA, RecordHeader, StreamSummary};
+use super::record::{self, Counts, RecordHeader, StreamSummary};
 use super::{RangeChecker, StreamError, StreamHeader, VolumeHeader};
 use crate::units::Bytes;
 
 /// Writes a send stream.
 ///
-/// Each record is one to three calls of `write_all`; a [`BufWriter`](io::BufWriter) below saves system calls if records
+/// Each record is one to three calls of `write_all`; a [`BufWriter`](std::io::BufWriter) below saves system calls if records
 /// are short. A stream that was not ended by [`finish`](Self::finish) is incomplete, and decoders say so.
 ///
 /// ```
@@ -76,19 +76,19 @@ impl<W: Write> Encoder<W> {
     /// [`StreamError::Io`].
     pub fn begin(&mut self, header: &VolumeHeader) -> Result<(), StreamError> {
         if self.volume.is_some() {
-            return Err(self.unexpected("BEGIN"));
+            return Err(self.unexpected(record::BEGIN));
         }
         self.record(record::BEGIN, &[&header.encode()?])?;
         self.volume = Some((RangeChecker::new(header.resume, header.size), Counts::default()));
         Ok(())
     }
 
-    /// Writes data, in records of at most [`MAX_DATA`].
+    /// Writes data, in records of at most [`MAX_DATA`](super::MAX_DATA).
     ///
     /// # Errors
     /// [`StreamError::OutOfRange`]; [`StreamError::Unexpected`] outside of a volume; [`StreamError::Io`].
     pub fn data(&mut self, offset: Bytes, data: &[u8]) -> Result<(), StreamError> {
-        self.accept("DATA", offset, Bytes(data.len() as u64))?;
+        self.accept(record::DATA, offset, Bytes(data.len() as u64))?;
         let mut at = offset;
         for piece in data.chunks(record::MAX_BODY - 8) {
             let length = Bytes(piece.len() as u64);
@@ -103,9 +103,7 @@ impl<W: Write> Encoder<W> {
     /// # Errors
     /// As [`data`](Self::data).
     pub fn hole(&mut self, offset: Bytes, length: Bytes) -> Result<(), StreamError> {
-        self.accept("HOLE", offset, length)?;
-        let body = [offset.0.to_le_bytes(), length.0.to_le_bytes()];
-        self.range(record::HOLE, length, &[body.as_flattened()])
+        self.empty_range(record::HOLE, offset, length)
     }
 
     /// Writes a mapped range that contains only zeroes.
@@ -113,9 +111,7 @@ impl<W: Write> Encoder<W> {
     /// # Errors
     /// As [`data`](Self::data).
     pub fn zero(&mut self, offset: Bytes, length: Bytes) -> Result<(), StreamError> {
-        self.accept("ZERO", offset, length)?;
-        let body = [offset.0.to_le_bytes(), length.0.to_le_bytes()];
-        self.range(record::ZERO, length, &[body.as_flattened()])
+        self.empty_range(record::ZERO, offset, length)
     }
 
     /// Ends a volume and returns its counts.
@@ -123,7 +119,7 @@ impl<W: Write> Encoder<W> {
     /// # Errors
     /// [`StreamError::Unexpected`] outside of a volume; [`StreamError::Io`].
     pub fn end_volume(&mut self) -> Result<Counts, StreamError> {
-        let (_, counts) = self.volume.take().ok_or_else(|| self.unexpected("VOLUME_END"))?;
+        let (_, counts) = self.volume.take().ok_or_else(|| self.unexpected(record::VOLUME_END))?;
         let digest = self.digest.clone().finalize();
         self.record(record::VOLUME_END, &[&counts.encode(), &digest])?;
         self.counts.add(&counts);
@@ -137,7 +133,7 @@ impl<W: Write> Encoder<W> {
     /// [`StreamError::Unexpected`] within a volume; [`StreamError::Io`].
     pub fn finish(mut self) -> Result<(W, StreamSummary), StreamError> {
         if self.volume.is_some() {
-            return Err(self.unexpected("END"));
+            return Err(self.unexpected(record::END));
         }
         let (volumes, counts, digest) = (self.volumes, self.counts, self.digest.clone().finalize());
         self.record(record::END, &[&counts.encode(), &volumes.to_le_bytes(), &digest])?;
@@ -151,27 +147,30 @@ impl<W: Write> Encoder<W> {
         Bytes(self.offset)
     }
 
-    fn unexpected(&self, kind: &'static str) -> StreamError {
-        StreamError::Unexpected { record: self.record, kind }
+    fn unexpected(&self, kind: u16) -> StreamError {
+        StreamError::Unexpected { record: self.record, kind: record::name(kind).unwrap_or("record") }
     }
 
-    fn accept(&mut self, kind: &'static str, offset: Bytes, length: Bytes) -> Result<(), StreamError> {
-        let record = self.record;
-        let (ranges, _) = self.volume.as_mut().ok_or(StreamError::Unexpected { record, kind })?;
+    fn accept(&mut self, kind: u16, offset: Bytes, length: Bytes) -> Result<(), StreamError> {
+        let unexpected = self.unexpected(kind);
+        let (ranges, _) = self.volume.as_mut().ok_or(unexpected)?;
         ranges.accept(offset, length)
+    }
+
+    /// Writes a range that is described by its length.
+    fn empty_range(&mut self, kind: u16, offset: Bytes, length: Bytes) -> Result<(), StreamError> {
+        self.accept(kind, offset, length)?;
+        let body = [offset.0.to_le_bytes(), length.0.to_le_bytes()];
+        self.range(kind, length, &[body.as_flattened()])
     }
 
     /// Writes and counts the record of an accepted range.
     fn range(&mut self, kind: u16, length: Bytes, parts: &[&[u8]]) -> Result<(), StreamError> {
         self.record(kind, parts)?;
-        self.count(kind, length);
-        Ok(())
-    }
-
-    fn count(&mut self, kind: u16, length: Bytes) {
         if let Some((_, counts)) = &mut self.volume {
             counts.count(kind, length);
         }
+        Ok(())
     }
 
     fn record(&mut self, kind: u16, parts: &[&[u8]]) -> Result<(), StreamError> {
@@ -190,32 +189,6 @@ impl<W: Write> Encoder<W> {
         self.writer.write_all(bytes)?;
         self.digest.update(bytes);
         self.offset += bytes.len() as u64;
-        Ok(())
-    }
-}
-
-impl Encoder<io::Sink> {
-    /// Begins a stream that is only measured: the sizes, not the digest, of its [`StreamSummary`] are those of the
-    /// stream that the same calls would write.
-    ///
-    /// # Errors
-    /// None: a sink does not fail.
-    pub fn dry_run(header: &StreamHeader) -> Result<Self, StreamError> {
-        Self::new(io::sink(), header)
-    }
-
-    /// Counts what [`data`](Self::data) would write for `length` bytes.
-    ///
-    /// # Errors
-    /// As [`data`](Self::data).
-    pub fn data_length(&mut self, offset: Bytes, length: Bytes) -> Result<(), StreamError> {
-        self.accept("DATA", offset, length)?;
-        for at in (0..length.0).step_by(1 << 20) {
-            let piece = (length.0 - at).min(MAX_DATA.0);
-            self.offset += (record::HEADER_LEN + 8) as u64 + piece;
-            self.record += 1;
-            self.count(record::DATA, Bytes(piece));
-        }
         Ok(())
     }
 }

@@ -1,3 +1,5 @@
+use dm_thin::tree::{ChangeKind, ChangedRange};
+
 use super::*;
 
 #[test]
@@ -20,8 +22,8 @@ fn json_lines_have_ranges_without_data() {
     let reader = JsonReader::new(written.as_bytes()).unwrap();
     assert_eq!(*reader.header(), header);
     let ranges: Vec<_> = reader.map(|range| range.unwrap()).collect();
-    let range = |offset, length, kind| JsonRange { offset: Bytes(offset), length: Bytes(length), kind };
-    assert_eq!(ranges, [range(65536, 64, RangeKind::Data), range(1 << 20, 128 << 10, RangeKind::Hole)]);
+    let range = |offset, length, kind| ChangedRange { offset: Bytes(offset), length: Bytes(length), kind };
+    assert_eq!(ranges, [range(65536, 64, ChangeKind::Data), range(1 << 20, 128 << 10, ChangeKind::Hole)]);
 
     let read = |text: &str| JsonReader::new(text.as_bytes())?.collect::<Result<Vec<_>>>();
     for length in 0..written.len() {

@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, missing_docs)]
 
+use dm_thin::tree::ChangedRange;
 use dm_thin::units::Bytes;
 use dm_thin_streams::*;
 
@@ -31,7 +32,7 @@ pub fn fuzz(bytes: &[u8]) {
         ranges.iter().for_each(|range| writer.range(*range).unwrap());
         writer.finish().unwrap();
         let (again, merged) = json(&writer.into_inner()).unwrap();
-        let length = |ranges: &[JsonRange]| ranges.iter().map(|range| range.length.0).sum::<u64>();
+        let length = |ranges: &[ChangedRange]| ranges.iter().map(|range| range.length.0).sum::<u64>();
         assert_eq!((again, length(&merged)), (header, length(&ranges)));
     }
 }
@@ -72,7 +73,7 @@ fn feed(sink: &mut dyn DiffSink, header: &DiffHeader, items: &[Item]) {
     sink.finish().unwrap();
 }
 
-fn json(bytes: &[u8]) -> Option<(DiffHeader, Vec<JsonRange>)> {
+fn json(bytes: &[u8]) -> Option<(DiffHeader, Vec<ChangedRange>)> {
     let mut reader = JsonReader::new(bytes).ok()?;
     let ranges: Result<_> = reader.by_ref().collect();
     Some((reader.header().clone(), ranges.ok()?))

@@ -44,33 +44,19 @@ fn volumes() -> impl Strategy<Value = Vec<(VolumeHeader, Vec<Item>)>> {
 
 fn encode(volumes: &[(VolumeHeader, Vec<Item>)]) -> (Vec<u8>, StreamSummary) {
     let mut encoder = Encoder::new(Vec::new(), &HEADER).unwrap();
-    let mut dry = Encoder::dry_run(&HEADER).unwrap();
     for (header, items) in volumes {
         encoder.begin(header).unwrap();
-        dry.begin(header).unwrap();
         for item in items {
             match item {
-                Item::Data(offset, data) => {
-                    encoder.data(*offset, data).unwrap();
-                    dry.data_length(*offset, Bytes(data.len() as u64)).unwrap();
-                }
-                Item::Hole(offset, length) => {
-                    encoder.hole(*offset, *length).unwrap();
-                    dry.hole(*offset, *length).unwrap();
-                }
-                Item::Zero(offset, length) => {
-                    encoder.zero(*offset, *length).unwrap();
-                    dry.zero(*offset, *length).unwrap();
-                }
+                Item::Data(offset, data) => encoder.data(*offset, data).unwrap(),
+                Item::Hole(offset, length) => encoder.hole(*offset, *length).unwrap(),
+                Item::Zero(offset, length) => encoder.zero(*offset, *length).unwrap(),
                 _ => unreachable!(),
             }
         }
-        assert_eq!(encoder.end_volume().unwrap(), dry.end_volume().unwrap());
+        encoder.end_volume().unwrap();
     }
-    let (bytes, summary) = encoder.finish().unwrap();
-    let measured = dry.finish().unwrap().1;
-    assert_eq!(measured, StreamSummary { digest: measured.digest, ..summary });
-    (bytes, summary)
+    encoder.finish().unwrap()
 }
 
 proptest! {
