@@ -57,7 +57,8 @@ impl SnapshotTree {
     /// snapshot of the base, which is found by its identity and stays as it is.
     ///
     /// A snapshot is published by one durable record when it is complete, verified and durable: the last one when the
-    /// stream has ended, each other one when the next one begins. The block sizes of the two pools may differ.
+    /// stream has ended, each other one when the next one begins. The block sizes of the two pools may differ. `input` is
+    /// read to its end, and nothing may follow the stream.
     ///
     /// # Errors
     /// Before anything is written: [`Error::NoBase`]; [`Error::SnapshotExists`]; [`Error::NotZeroed`];

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
+use dm_thin::thin::ThinId;
 use dm_thin::tree::stream::{Encoder, StreamError, StreamFilesystem, StreamHeader, VolumeHeader};
 use dm_thin::tree::{
     AddOptions, Finding, Labels, Parent, PartialReceive, ReceiveOptions, ReceiveReport, SendOptions,
@@ -440,6 +441,31 @@ fn a_receive_is_continued_where_it_stopped() {
     assert_eq!(thins(&rig, &to), before - 1);
     assert!(matches!(to.discard_receive(uuid), Err(Error::NoReceive { .. })));
     assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+}
+
+#[test]
+fn a_receive_into_an_adopted_pool_leaves_the_volumes_of_others_alone() {
+    let (_from_rig, from) = family();
+    let rig = Rig::new();
+    let pool = rig.pool();
+    let to = rig.open(rig.adopting("vg-pool")).unwrap();
+    let base = to.base_id().unwrap().get();
+    let theirs: Vec<_> = (base + 1..base + 4).map(|id| ThinId::new(id).unwrap()).collect();
+    theirs.iter().for_each(|id| pool.create_thin(*id).unwrap());
+    let stream = send(&from, "one", None);
+    let uuid = from.get("one").unwrap().sealed.unwrap();
+    to.receive(&stream[..stream.len() / 2], ReceiveOptions::new().resumable(true)).unwrap_err();
+    drop(to);
+    let to = rig.open(rig.adopting("vg-pool")).unwrap();
+    receive(&to, &stream).unwrap();
+    assert_same(&from, &to, "one");
+    to.remove("one").unwrap();
+    to.receive(&stream[..stream.len() / 2], ReceiveOptions::new().resumable(true)).unwrap_err();
+    to.discard_receive(uuid).unwrap();
+    let left = rig.kernel.thin_devices("vg-pool").unwrap();
+    assert_eq!(left.len(), 1 + theirs.len());
+    assert!(theirs.iter().all(|id| left.contains(&(id.get(), 0))));
     to.close().unwrap();
 }
 
