@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -69,8 +70,9 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// `ftruncate(2)`.
     fn resize_file(&self, file: &File, size: Bytes) -> Result<(), Errno>;
 
-    /// Gives a file all its space: `fallocate(2)`, or zeroes written where the file system has no such call.
-    fn allocate_file(&self, file: &File, size: Bytes) -> Result<(), Errno>;
+    /// Gives a file its space between an offset and a size, which it has then at least: `fallocate(2)`. What is there
+    /// stays. Where the file system has no such call it is written again, so nobody else may write there.
+    fn allocate_file(&self, file: &File, from: Bytes, size: Bytes) -> Result<(), Errno>;
 
     /// `fsync(2)` of a file.
     fn sync_file(&self, file: &File) -> Result<(), Errno>;
@@ -251,18 +253,10 @@ impl Files for RealKernel {
         file.set_len(size.0).map_err(errno)
     }
 
-    fn allocate_file(&self, file: &File, size: Bytes) -> Result<(), Errno> {
-        let len = libc::off_t::try_from(size.0).map_err(|_| Errno::EFBIG)?;
-        match fallocate(file, FallocateFlags::empty(), 0, len) {
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-                let zeroes = vec![0; 1 << 20];
-                for at in (0..size.0).step_by(zeroes.len()) {
-                    let len =
-                        usize::try_from(size.0 - at).map_or(zeroes.len(), |left| left.min(zeroes.len()));
-                    file.write_all_at(&zeroes[..len], at).map_err(errno)?;
-                }
-                Ok(())
-            }
+    fn allocate_file(&self, file: &File, from: Bytes, size: Bytes) -> Result<(), Errno> {
+        let offset = |at: Bytes| libc::off_t::try_from(at.0).map_err(|_| Errno::EFBIG);
+        match fallocate(file, FallocateFlags::empty(), offset(from)?, offset(size - from)?) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => rewrite(file, from.0, size.0).map_err(errno),
             result => result,
         }
     }
@@ -272,8 +266,47 @@ impl Files for RealKernel {
     }
 }
 
+/// Writes what is there, or zeroes behind the end.
+fn rewrite(file: &File, from: u64, size: u64) -> io::Result<()> {
+    let mut bytes = vec![0; 1 << 20];
+    let (mut at, end) = (from, file.metadata()?.len());
+    while at < size {
+        let len = usize::try_from(size - at).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let there = usize::try_from(end.saturating_sub(at)).map_or(len, |left| left.min(len));
+        file.read_exact_at(&mut bytes[..there], at)?;
+        bytes[there..len].fill(0);
+        file.write_all_at(&bytes[..len], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
 /// The directory, which is open with O_PATH, as `fsync(2)` and `flock(2)` take it.
 fn readable(directory: &Directory) -> Result<File, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     openat(directory, ".", flags, Mode::empty()).map(File::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_rewritten_keeps_what_is_there_and_has_no_holes() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 << 20).unwrap();
+        file.write_all_at(b"begin", 4096).unwrap();
+        file.write_all_at(b"end", (3 << 20) - 3).unwrap();
+        rewrite(&file, 0, (5 << 20) + 7).unwrap();
+        let stat = file.metadata().unwrap();
+        assert!(stat.len() == (5 << 20) + 7 && stat.blocks() * 512 >= stat.len());
+        let mut bytes = vec![0; 5 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let mut expected = vec![0; 5 << 20];
+        expected[4096..4101].copy_from_slice(b"begin");
+        expected[(3 << 20) - 3..3 << 20].copy_from_slice(b"end");
+        assert!(bytes == expected);
+    }
 }

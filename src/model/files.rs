@@ -133,8 +133,8 @@ impl Files for ModelKernel {
         self.call("ftruncate", file_name(file), |world| world.store.resize(file, size.0))
     }
 
-    fn allocate_file(&self, file: &File, size: Bytes) -> Result<(), Errno> {
-        self.call("fallocate", file_name(file), |world| world.store.allocate(file, size))
+    fn allocate_file(&self, file: &File, from: Bytes, size: Bytes) -> Result<(), Errno> {
+        self.call("fallocate", file_name(file), |world| world.store.allocate(file, from, size))
     }
 
     fn sync_file(&self, file: &File) -> Result<(), Errno> {

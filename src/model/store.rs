@@ -120,12 +120,12 @@ impl Store {
         file.set_len(size).map_err(errno)
     }
 
-    pub(super) fn allocate(&mut self, file: &File, size: Bytes) -> Result<(), Errno> {
-        if self.full && has_hole(file, 0, size.0)? {
+    pub(super) fn allocate(&mut self, file: &File, from: Bytes, size: Bytes) -> Result<(), Errno> {
+        if self.full && has_hole(file, from.0, (size - from).0)? {
             return Err(Errno::ENOSPC);
         }
         self.keep_length(file)?;
-        RealKernel.allocate_file(file, size)
+        RealKernel.allocate_file(file, from, size)
     }
 
     fn keep_length(&mut self, file: &File) -> Result<(), Errno> {

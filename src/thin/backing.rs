@@ -50,6 +50,7 @@ pub struct LoopFile {
     control: LoopControl,
     path: PathBuf,
     number: DeviceNumber,
+    allocates: bool,
 }
 
 impl LoopFile {
@@ -62,7 +63,14 @@ impl LoopFile {
         let path = path.into();
         let file = control.kernel().files().open_path(&path).map_err(Error::os("open", &path))?;
         let number = bound(&control, &file, &path)?.number();
-        Ok(Self { control, path, number })
+        Ok(Self { control, path, number, allocates: false })
+    }
+
+    /// Allocates what the file is extended by. For metadata: where a commit finds no space, the pool is read-only for
+    /// all.
+    #[must_use]
+    pub fn allocate(self) -> Self {
+        Self { allocates: true, ..self }
     }
 
     /// The file.
@@ -110,8 +118,12 @@ impl Backing for LoopFile {
         if device.number() != self.number {
             return Err(Error::BackingFile { path: self.path.clone(), reason: "is on another loop device" });
         }
-        if self.status(&file)?.size < size.bytes() {
-            let extended = self.files().resize_file(&file, size.bytes());
+        let (from, size) = (self.status(&file)?.size, size.bytes());
+        if from < size {
+            let extended = match self.allocates {
+                true => self.files().allocate_file(&file, from, size),
+                false => self.files().resize_file(&file, size),
+            };
             // Before the pool relies on it.
             extended.and_then(|()| self.files().sync_file(&file)).map_err(Error::os("extend", &self.path))?;
         }

@@ -130,7 +130,7 @@ impl SnapshotTree {
         let metadata = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
         let policy = AutoExtend::new()
             .data(rule, self.pool_file("data")?)?
-            .metadata(metadata, self.pool_file("metadata")?)?;
+            .metadata(metadata, self.pool_file("metadata")?.allocate())?;
         let done = policy.apply(&self.pool)?;
         if let Extension::To(size) = done.data {
             self.record_data_size(size.bytes())?;

@@ -1,13 +1,14 @@
 //! A pool that grew is as large after a restart.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use dm_thin::Error;
 use dm_thin::loopdev::LoopControl;
-use dm_thin::thin::{Backing, ExtendRule, Extended, Extension, LoopFile, MinFree, PoolEvent};
+use dm_thin::thin::{Backing, ExtendRule, Extended, Extension, LoopFile, MinFree, PoolEvent, ThinId};
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 
@@ -200,6 +201,13 @@ fn grow_pool_is_durable_beside_other_checkpoints() {
     tree.close().unwrap();
 }
 
+/// Length of the metadata file, all of which is allocated.
+fn allocated(rig: &Rig) -> Bytes {
+    let file = fs::metadata(rig.root().join("pool/metadata")).unwrap();
+    assert!(file.blocks() * 512 >= file.len(), "{} of {}", file.blocks() * 512, file.len());
+    Bytes(file.len())
+}
+
 #[test]
 fn the_metadata_file_is_allocated_by_rule() {
     for (data, metadata) in [(Bytes::gib(1), Bytes::mib(16)), (Bytes::gib(64), Bytes::mib(64))] {
@@ -207,9 +215,31 @@ fn the_metadata_file_is_allocated_by_rule() {
         let options = Options::new().kernel(rig.kernel.clone()).data_size(data);
         let options = options.filesystem(dm_thin::tree::Filesystem::None);
         let tree = rig.open(options.udev(dm_thin::dm::UdevPolicy::None)).unwrap();
-        let file = fs::metadata(rig.root().join("pool/metadata")).unwrap();
-        assert_eq!(file.len(), metadata.0);
-        assert!(std::os::unix::fs::MetadataExt::blocks(&file) * 512 >= metadata.0);
+        assert_eq!(allocated(&rig), metadata);
         tree.close().unwrap();
     }
+}
+
+#[test]
+fn the_metadata_file_stays_allocated() {
+    let rig = Rig::new();
+    rig.tree().close().unwrap();
+    // As a backup that leaves out zeroes restores it.
+    let path = rig.root().join("pool/metadata");
+    let bytes = fs::read(&path).unwrap();
+    let file = File::create(&path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (block, bytes) in bytes.chunks(4096).enumerate().filter(|(_, bytes)| bytes.iter().any(|it| *it != 0))
+    {
+        file.write_all_at(bytes, block as u64 * 4096).unwrap();
+    }
+    let rule = ExtendRule { threshold: 5, step: 50, maximum: Bytes::mib(128) };
+    let options = rig.options().min_free_metadata(MinFree::Percent(0)).auto_extend(rule);
+    let tree = rig.open(options.metadata_size(Bytes::mib(4))).unwrap();
+    assert_eq!(allocated(&rig), Bytes::mib(4));
+    (100..150).for_each(|id| tree.pool().create_thin(ThinId::new(id).unwrap()).unwrap());
+    let extended = tree.extend_pool().unwrap().metadata;
+    assert!(matches!(extended, Extension::To(size) if size.bytes() == allocated(&rig)), "{extended:?}");
+    assert!(allocated(&rig) > Bytes::mib(4));
+    tree.close().unwrap();
 }

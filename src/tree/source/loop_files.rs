@@ -26,7 +26,7 @@ pub(super) fn make(options: &Options, root: &Root, pool: &PoolRecord) -> Result<
         emptied.and_then(|()| files.resize_file(&file, size)).map_err(Error::os("extend", &path))?;
         if name == "metadata" {
             // A hole in it that finds no space is a failed commit: the pool would be read-only for all.
-            files.allocate_file(&file, size).map_err(Error::os("allocate", &path))?;
+            files.allocate_file(&file, Bytes(0), size).map_err(Error::os("allocate", &path))?;
         }
         files.sync_file(&file).map_err(Error::os("sync", &path))?;
     }
@@ -74,12 +74,17 @@ fn attach(
         Errno::ENOENT => wrong("is gone; the tree cannot work without it"),
         errno => Error::os("open", &path)(errno),
     })?;
-    let status = control.kernel().files().file_status(file.as_fd()).map_err(Error::os("stat", &path))?;
+    let files = control.kernel().files();
+    let status = files.file_status(file.as_fd()).map_err(Error::os("stat", &path))?;
     if !status.is_file {
         return Err(wrong("is not a regular file"));
     }
     if status.size < size {
         return Err(wrong("is shorter than it was made; a part of the pool is missing"));
+    }
+    if name == "metadata" {
+        // Best effort: holes of a file that an earlier version made, or that was restored from a backup.
+        let _ = files.allocate_file(&file, Bytes(0), status.size);
     }
     // Left by a process that died on a kernel without LOOP_CONFIGURE. A second device over the same
     // file would not see what the first one writes.
