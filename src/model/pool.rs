@@ -163,7 +163,9 @@ impl Pool {
             // It did on the same metadata before.
             let _ = stored.apply(&change);
         }
-        if self.mode == Mode::OutOfDataSpace && self.current.free_data() > 0 {
+        if self.current.free_metadata() == 0 {
+            self.set_mode(Mode::OutOfMetadataSpace);
+        } else if self.mode == Mode::OutOfDataSpace && self.current.free_data() > 0 {
             self.set_mode(Mode::Write);
         }
     }

@@ -77,7 +77,8 @@ impl ThinPool {
         Ok(self.volume(&status, id))
     }
 
-    fn volume(&self, status: &DeviceStatus, id: ThinId) -> ThinVolume {
+    /// A volume that is known to be active.
+    pub(crate) fn volume(&self, status: &DeviceStatus, id: ThinId) -> ThinVolume {
         ThinVolume { dm: self.dm.clone(), identity: status.into(), id, pool: self.identity }
     }
 

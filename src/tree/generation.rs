@@ -5,7 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use super::store::Reservation;
 use super::{SnapshotId, SnapshotTree, identity};
 use crate::Result;
-use crate::thin::TransactionId;
+use crate::thin::{PoolStatus, TransactionId};
 
 /// What of the state the pool has been told. Before the store's lock, and held over the messages.
 #[derive(Debug, Default)]
@@ -21,20 +21,33 @@ impl SnapshotTree {
         self.generation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the pool's transaction id the one of the durable state.
+    /// Makes the pool's transaction id the one of the durable state. The message is sent in any case: whether the pool
+    /// can commit only a commit tells.
     pub(super) fn sync_transaction_id(&self) -> Result<()> {
-        self.sync_locked(&mut self.generation())
+        self.tell(&mut self.generation(), true)
     }
 
     fn sync_locked(&self, generation: &mut PoolGeneration) -> Result<()> {
+        self.tell(generation, false)
+    }
+
+    fn tell(&self, generation: &mut PoolGeneration, again: bool) -> Result<()> {
         // After a sync that failed the generation that was raised may not be on the disk.
         self.store.check_known()?;
         let Some(wanted) = self.store.read_state(|state| state.transaction_id()) else { return Ok(()) };
-        if generation.transaction_id != wanted {
-            self.pool.set_transaction_id(generation.transaction_id, wanted)?;
-            generation.transaction_id = wanted;
+        if generation.transaction_id == wanted && !again {
+            return Ok(());
         }
-        Ok(())
+        let told = self.pool.set_transaction_id(generation.transaction_id, wanted);
+        generation.transaction_id = match &told {
+            Ok(()) => wanted,
+            // It may have been obeyed all the same.
+            Err(_) => match self.pool.status() {
+                Ok(PoolStatus::Usage(usage)) => usage.transaction_id,
+                _ => generation.transaction_id,
+            },
+        };
+        told
     }
 
     /// Raises the generation: durably in the state, then in the pool. From then on an older copy of either is told from

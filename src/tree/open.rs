@@ -30,6 +30,10 @@ impl SnapshotTree {
     /// without a record are deleted, interrupted removals finished, a half-made base made anew, active and
     /// mounted snapshots taken over.
     ///
+    /// A pool that cannot commit (read-only, without metadata space, failed) is activated anew if nobody uses it, and
+    /// extended if [`Options::auto_extend`] allows it. If that does not help the tree opens all the same, for looking,
+    /// reading and removing: snapshots that are removed are gone for callers, and deleted by the first open that can.
+    ///
     /// # Errors
     /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
     /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::ForeignPool`],

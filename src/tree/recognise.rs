@@ -10,6 +10,7 @@
 //! | active pool | its uuid, `DMTHIN-<tree>-pool` | a manager of this tree made it active | |
 //! | | its name, with device and inode of a root | it was this root's manager | [`Error::OtherRoot`], unless [`take_over_pool`] |
 //! | inactive pool | its devices, opened O_EXCL | nobody else uses them | EBUSY, [`Error::BackingFile`] |
+//! | failed pool | as any active one; it tells no transaction id | it is this tree's; it is sent nothing | |
 //! | time | the pool's transaction id | see below | [`Error::ForeignPool`], [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] |
 //! | volumes | the pool's metadata | see below | [`Error::StateOlderThanPool`] |
 //! | adopted pool | the name and the uuid that it was adopted with | it is the same one; all else in it is its owner's | [`Error::OptionConflict`] |
@@ -61,7 +62,7 @@ use super::store::Store;
 use super::{Options, pool_uuid, volume_name};
 use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
 use crate::thin::tools::CheckPolicy;
-use crate::thin::{PoolStatus, ThinId, ThinPool, TransactionId};
+use crate::thin::{PoolMode, PoolStatus, ThinId, ThinPool, TransactionId};
 use crate::{Error, Result, StateAge};
 
 /// A tree that is being opened: what it says of itself.
@@ -76,7 +77,7 @@ pub(super) struct Opening<'a> {
 /// What was found, all of it this tree's and of its time.
 pub(super) struct Recognised {
     pub(super) pool: Found,
-    /// The pool's volumes; `None` while another program holds the metadata snapshot.
+    /// The pool's volumes; `None` while another program holds the metadata snapshot, or if the pool has failed.
     pub(super) volumes: Option<Volumes>,
     /// This tree's volumes that are active.
     pub(super) active: Vec<(DeviceStatus, ThinId)>,
@@ -95,7 +96,8 @@ pub(super) enum Found {
 
 /// Tells whose the pool is, of what time, and what is in it. Until that is known nothing is activated, written, resumed
 /// or deleted, but for what reading takes: the devices of an inactive pool are set up; a pool that is this tree's by
-/// uuid, name and transaction id is resumed if it was left suspended, and its metadata snapshot is held for a moment.
+/// uuid, name and transaction id is resumed if it was left suspended, and its metadata snapshot is held for a moment. One
+/// that cannot commit is removed, if nobody uses it, and is an inactive pool then.
 ///
 /// # Errors
 /// What the tables of this module name, and [`Error::DamagedMetadata`].
@@ -116,7 +118,11 @@ impl Opening<'_> {
         }
         let uuid = pool_uuid(tree)?;
         match self.dm.find((&uuid).into())? {
-            Some(status) if status.has_live_table() => return self.find_active(&status, &uuid, &record),
+            Some(status) if status.has_live_table() => {
+                if let Some(pool) = self.find_active(&status, &uuid, &record)? {
+                    return Ok(Found::Active(pool));
+                }
+            }
             // Left by a process that died while it activated the pool. It may hold the pool's devices.
             Some(_) => self.dm.remove(&uuid)?,
             None => {}
@@ -136,19 +142,30 @@ impl Opening<'_> {
         Ok(Found::Inactive { pool, needs_check: superblock.needs_check })
     }
 
-    fn find_active(&self, status: &DeviceStatus, uuid: &DmUuid, record: &PoolRecord) -> Result<Found> {
+    /// The pool; `None` if it could not commit, and was removed to be activated anew.
+    fn find_active(
+        &self,
+        status: &DeviceStatus,
+        uuid: &DmUuid,
+        record: &PoolRecord,
+    ) -> Result<Option<ThinPool>> {
         self.check_name(&status.name)?;
         let pool = ThinPool::open(self.dm.clone(), &status.name)?;
-        match pool.status()? {
-            PoolStatus::Usage(usage) => self.check_time(usage.transaction_id, &pool.name().to_string())?,
-            status => return Err(source::pool_mode(&pool, status.mode())),
+        let found = pool.status()?;
+        // A failed pool does not tell its time. Nothing is sent to one.
+        if let PoolStatus::Usage(usage) = &found {
+            self.check_time(usage.transaction_id, &pool.name().to_string())?;
+        }
+        // One that somebody uses stays as it is.
+        if !found.mode().is_sound() && self.dm.remove(uuid).is_ok() {
+            return Ok(None);
         }
         source::check_block_size(&pool, record)?;
         if status.is_suspended() {
             self.dm.resume(uuid)?;
         }
         self.dm.ensure_node(&status.name, status.number)?;
-        Ok(Found::Active(pool))
+        Ok(Some(pool))
     }
 
     /// A pool's name carries the root that activated it. Another root's pool is in use by that one: this root is a copy.
@@ -196,8 +213,12 @@ impl Opening<'_> {
             Found::Active(pool) => {
                 self.hold.release_left(pool)?;
                 match self.hold.read(pool, read) {
-                    // What is left then the next open, or a repair, finds. But with an age accepted each volume counts.
-                    Err(Error::MetadataSnapHeld { .. }) if !everything => Ok(None),
+                    // With an age accepted each volume counts.
+                    volumes if everything => volumes.map(Some),
+                    // What is left then the next open, or a repair, finds.
+                    Err(Error::MetadataSnapHeld { .. } | Error::PoolMode { .. }) => Ok(None),
+                    // What a failed pool could not read cannot be read here either.
+                    Err(_) if pool.status()?.mode() == PoolMode::Fail => Ok(None),
                     volumes => volumes.map(Some),
                 }
             }

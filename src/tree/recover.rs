@@ -8,10 +8,10 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use super::active::{Slot, SlotCell};
-use super::graph::Record;
+use super::graph::{FsState, Record};
 use super::identity::{self, Volumes};
 use super::mount::Mounted;
-use super::{SnapshotId, SnapshotTree, source, unpublished_name, volume_name};
+use super::{SnapshotId, SnapshotTree, unpublished_name, volume_name};
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid};
 use crate::thin::{PoolMode, PoolStatus, ThinId};
 use crate::{Error, Result};
@@ -20,25 +20,27 @@ impl SnapshotTree {
     /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.
     pub(super) fn agree(&self, volumes: Option<&Volumes>, active: &[(DeviceStatus, ThinId)]) -> Result<()> {
         let mode = self.read_transaction_id()?;
-        let is_writable = match self.bring_to_generation(mode) {
-            // For looking, reading and removing from the state.
-            Err(Error::PoolMode { .. }) if !mode.is_sound() => false,
-            result => {
-                result?;
-                mode.is_sound() || self.pool.status()?.mode().is_sound()
-            }
+        let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
+        let is_made = base.is_some_and(|fs| fs != FsState::Making);
+        // Without a commit the tree is for looking, reading and removing from the state.
+        let committed = |result| match result {
+            Err(Error::PoolMode { .. }) if is_made => Ok(false),
+            result => result.map(|()| true),
         };
-        if let Some(volumes) = volumes.filter(|_| is_writable) {
-            self.record_deleted(&volumes.present)?;
+        let mut commits = committed(self.bring_to_generation())?;
+        if let Some(volumes) = volumes.filter(|_| commits) {
             // Before a device is resumed: a write to an origin would put in doubt what was made of it.
-            self.settle_unknown(volumes)?;
+            let settled = self.record_deleted(&volumes.present).and_then(|()| self.settle_unknown(volumes));
+            commits = committed(settled)?;
         }
         let mounts = self.take_over_mounts()?;
-        self.take_over(active, mounts)?;
+        self.take_over(active, mounts, mode)?;
         self.sweep_nodes()?;
-        if !is_writable {
-            return Ok(());
-        }
+        if commits { committed(self.finish(volumes)).map(drop) } else { Ok(()) }
+    }
+
+    /// What comes last, in a pool that can commit.
+    fn finish(&self, volumes: Option<&Volumes>) -> Result<()> {
         self.reap_closed()?;
         let present = volumes.map(|volumes| &volumes.present);
         self.delete_abandoned(present)?;
@@ -59,13 +61,12 @@ impl SnapshotTree {
     /// Reads what the pool says now that it is active, and its mode. What this tree's last manager held of it is
     /// released.
     fn read_transaction_id(&self) -> Result<PoolMode> {
-        let usage = match self.pool.status()? {
-            PoolStatus::Usage(usage) => usage,
-            status => return Err(source::pool_mode(&self.pool, status.mode())),
-        };
         self.hold.release_left(&self.pool)?;
-        self.generation().transaction_id = usage.transaction_id;
-        Ok(usage.mode)
+        let status = self.pool.status()?;
+        if let PoolStatus::Usage(usage) = &status {
+            self.generation().transaction_id = usage.transaction_id;
+        }
+        Ok(status.mode())
     }
 
     /// The pool's volumes as they are now.
@@ -74,9 +75,9 @@ impl SnapshotTree {
         self.read_metadata(|metadata| self.store.read(|graph| Volumes::read(metadata, graph, &active, false)))
     }
 
-    /// Brings the pool to the state's generation; a tree without a nonce gets one. A pool without space for that is
-    /// extended first, if it may be.
-    fn bring_to_generation(&self, mode: PoolMode) -> Result<()> {
+    /// Brings the pool to the state's generation, and so learns whether it can commit: without space for that it is
+    /// extended first, if it may be. A tree without a nonce gets one.
+    fn bring_to_generation(&self) -> Result<()> {
         let (nonce, generation, shared) =
             self.store.read_state(|state| (state.nonce, state.generation, state.pool.source.is_shared()));
         if shared {
@@ -95,8 +96,6 @@ impl SnapshotTree {
                 self.extend_pool()?;
                 self.sync_transaction_id()
             }
-            // It was not told anything.
-            Ok(()) if !mode.is_sound() => self.extend_pool().map(drop),
             result => result,
         }
     }
@@ -106,6 +105,7 @@ impl SnapshotTree {
         &self,
         active: &[(DeviceStatus, ThinId)],
         mut mounts: BTreeMap<ThinId, Mounted>,
+        mode: PoolMode,
     ) -> Result<()> {
         let dm = self.pool.device_mapper();
         let names: HashMap<ThinId, (SnapshotId, bool)> = self.store.read(|graph| {
@@ -139,8 +139,13 @@ impl SnapshotTree {
             if status.is_suspended() {
                 dm.resume(&uuid)?;
             }
+            let found = match mode {
+                // Then the kernel does not tell the tables of its volumes.
+                PoolMode::Fail => Some(self.pool.volume(status, *thin_id)),
+                _ => self.find_volume(*thin_id)?,
+            };
             // Gone since it was recognised, or renamed.
-            let Some(mut volume) = self.find_volume(*thin_id)? else { continue };
+            let Some(mut volume) = found else { continue };
             dm.ensure_node(volume.name(), volume.number())?;
             let name = self.volume_name(id.as_str())?;
             if *volume.name() != name {

@@ -1,9 +1,13 @@
 //! A tree whose pool runs low, and grows by itself.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::thread;
 
 use dm_thin::Error;
-use dm_thin::thin::{ExtendRule, Extended, Extension, PoolEvent};
+use dm_thin::thin::{
+    ExtendRule, Extended, Extension, MinFree, NoSpace, PoolEvent, PoolFeatures, PoolMode, ThinId,
+};
 use dm_thin::tree::{Filesystem, Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -129,4 +133,88 @@ fn a_metadata_snapshot_of_another_program_is_kept() {
     tree.pool().release_metadata_snap().unwrap();
     assert_eq!(tree.usage().unwrap(), []);
     tree.close().unwrap();
+}
+
+/// `fill` takes all of the metadata that is left. Then the tree opens for looking, reading and removing, until its
+/// pool is extended.
+fn opens_without_metadata_space(bench: &Bench, fill: impl Fn(&SnapshotTree)) {
+    let none = MinFree::Percent(0);
+    let features = PoolFeatures { skip_block_zeroing: true, no_space: NoSpace::Error, ..Default::default() };
+    let options = || {
+        let options = tiny().data_size(Bytes::gib(4)).features(features);
+        options.min_free_metadata(none).min_free_data(none)
+    };
+    let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+    for id in ["a", "b", "c", "full"] {
+        tree.add(id, Parent::Base).unwrap();
+    }
+    write(&tree.activate("a").unwrap(), 0, 16, 7).unwrap();
+    tree.deactivate("a").unwrap();
+    fill(&tree);
+    println!("{}", tree.pool().status().unwrap());
+    for id in ["a", "b"] {
+        let error = tree.add("d", Parent::Snapshot(id)).unwrap_err();
+        assert!(matches!(error, Error::PoolMode { mode: PoolMode::ReadOnly, .. }), "{error}");
+    }
+    tree.close().unwrap();
+    drop(tree);
+    for removed in ["b", "c"] {
+        let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+        println!("opened: {}", tree.pool().status().unwrap());
+        assert!(tree.list().iter().any(|info| info.id.as_str() == removed));
+        assert!(holds(&tree.activate("a").unwrap(), 0, 16, 7));
+        tree.deactivate("a").unwrap();
+        let deleted = tree.remove(removed);
+        assert!(matches!(deleted, Ok(()) | Err(Error::PoolMode { .. })), "{deleted:?}");
+        assert!(!tree.contains(removed));
+        tree.close().unwrap();
+    }
+    let rule = ExtendRule { threshold: 70, step: 50, maximum: Bytes::gib(4) };
+    let tree = SnapshotTree::open(bench.root(), options().auto_extend(rule)).unwrap();
+    println!("extended: {}", tree.pool().status().unwrap());
+    tree.add("e", Parent::Snapshot("a")).unwrap();
+    assert!(holds(&tree.activate("e").unwrap(), 0, 16, 7));
+    tree.deactivate("e").unwrap();
+    assert!(["a", "e", "full"].iter().all(|id| tree.contains(id)));
+    assert_eq!(tree.deferred(), 0);
+    tree.remove("full").unwrap();
+    let others = |finding: &Finding| matches!(finding, Finding::UnknownVolume { own: false, .. });
+    assert!(tree.check().unwrap().iter().all(others));
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_pool_whose_metadata_was_filled_by_messages_opens() {
+    let bench = Bench::new();
+    opens_without_metadata_space(&bench, |tree| {
+        // Each thin device has a block of metadata of its own.
+        let create = |id| tree.pool().create_thin(ThinId::new(id).unwrap());
+        let error = (1_000_000..).find_map(|id| create(id).err()).unwrap();
+        assert!(matches!(error, Error::PoolMode { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_pool_whose_metadata_was_filled_by_writes_opens() {
+    let bench = Bench::new();
+    opens_without_metadata_space(&bench, |tree| {
+        // A leaf has some hundred mappings; snapshots share it until they are written to.
+        for round in 0.. {
+            let id = format!("s{round}");
+            if tree.add(&id, Parent::Snapshot("full")).is_err() {
+                break;
+            }
+            let device = tree.activate(&id).unwrap();
+            let file = File::options().write(true).open(&device).unwrap();
+            let written = (0..512 << 4)
+                .step_by(if round == 0 { 1 } else { 60 })
+                .try_for_each(|block| file.write_all_at(&[1; 4096], block << 16))
+                .and_then(|()| file.sync_all());
+            drop(file);
+            tree.deactivate(&id).unwrap();
+            if written.is_err() {
+                break;
+            }
+        }
+    });
 }

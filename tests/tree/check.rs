@@ -7,7 +7,6 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{DeviceNumber, Kernel};
@@ -16,6 +15,7 @@ use dm_thin::thin::ThinId;
 use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::tree::{DeviceProblem, Finding, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
+use dm_thin::{Errno, Error};
 
 use crate::rig::Rig;
 
@@ -154,24 +154,44 @@ fn the_pool_and_its_files() {
     drop(tree);
 }
 
-#[test]
-fn open_clears_needs_check() {
+/// A tree whose pool has failed a commit. Its manager was killed, or the power went.
+fn needs_check(power: bool) -> Rig {
     let mut rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
     let pool = tree.pool().name().to_string();
     rig.kernel.set_needs_check(&pool, true).unwrap();
     rig.kernel.set_mode(&pool, Mode::ReadOnly).unwrap();
-    rig.kernel = Arc::new(rig.kernel.power_cut());
+    if power {
+        rig.kernel = Arc::new(rig.kernel.power_cut());
+    }
     drop(tree);
     rig.kernel.clear_log();
-    let tree = rig.tree();
-    let runs: Vec<_> = rig.kernel.log().into_iter().filter(|call| call.name == "run").collect();
-    assert!(matches!(&runs[..], [call] if call.subject == "thin_check"), "{runs:?}");
-    assert!(tree.contains("a"));
-    tree.add("b", Parent::Base).unwrap();
-    assert_eq!(tree.check().unwrap(), []);
-    tree.close().unwrap();
+    rig
+}
+
+#[test]
+fn open_clears_needs_check() {
+    for power in [false, true] {
+        let rig = needs_check(power);
+        let tree = rig.tree();
+        let log = rig.kernel.log();
+        let runs: Vec<_> = log.iter().enumerate().filter(|(_, call)| call.name == "run").collect();
+        let [(at, run)] = runs[..] else { panic!("{log:?}") };
+        assert_eq!(run.subject, "thin_check");
+        assert!(tree.contains("a"));
+        tree.add("b", Parent::Base).unwrap();
+        assert_eq!(tree.check().unwrap(), []);
+        tree.close().unwrap();
+
+        // It is not installed.
+        let rig = needs_check(power);
+        rig.kernel.fail_at(1 + at as u64, Errno::ENOENT);
+        let error = rig.open(rig.options()).unwrap_err();
+        assert!(matches!(error, Error::ToolMissing { program: "thin_check", .. }), "{error}");
+        assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+        rig.tree().close().unwrap();
+    }
 }
 
 #[test]

@@ -233,6 +233,9 @@ fn a_crash_beside_another_programs_metadata_snapshot_keeps_that() {
 fn a_metadata_snapshot_in_a_read_only_pool_is_released_when_it_can_be() {
     let rig = Rig::new();
     let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    // Used, the pool cannot be activated anew.
+    tree.activate("a").unwrap();
     tree.pool().reserve_metadata_snap().unwrap();
     // As a manager leaves it that is killed meanwhile.
     std::fs::write(rig.root().join("metadata-snapshot"), "held\n").unwrap();

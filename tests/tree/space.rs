@@ -1,8 +1,10 @@
 //! No snapshot is made when the pool has too little space.
 
 use dm_thin::Error;
-use dm_thin::thin::MinFree;
-use dm_thin::tree::{Options, Parent, SnapshotTree};
+use dm_thin::model::Mode;
+use dm_thin::thin::{ExtendRule, MinFree, PoolMode, ThinId};
+use dm_thin::tree::{Finding, Options, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
 
 use crate::rig::Rig;
 
@@ -39,5 +41,74 @@ fn zero_disables_it() {
     let tree = filled(&rig, options.min_free_data(free).min_free_metadata(free), 1);
     tree.add("more", Parent::Base).unwrap();
     tree.deactivate("full").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_pool_without_metadata_space_opens_for_looking_and_removing() {
+    let cases = [(true, true), (true, false), (false, true), (false, false)];
+    for (closed, reaped, looks) in cases.into_iter().flat_map(|(a, b)| [(a, b, &[2, 1][..]), (a, b, &[])]) {
+        let rig = Rig::new();
+        let none = MinFree::Percent(0);
+        let options = || {
+            let options = rig.options().metadata_size(Bytes::mib(2));
+            options.min_free_data(none).min_free_metadata(none)
+        };
+        let tree = rig.open(options()).unwrap();
+        for id in ["a", "b", "c"] {
+            tree.add(id, Parent::Base).unwrap();
+        }
+        // Each has a block of the metadata.
+        let others = |id| tree.pool().create_thin(ThinId::new(id).unwrap());
+        let error = (1000..).find_map(|id| others(id).err()).unwrap();
+        assert!(matches!(error, Error::PoolMode { mode: PoolMode::ReadOnly, .. }), "{error}");
+        if !reaped {
+            assert!(matches!(tree.remove("c"), Err(Error::PoolMode { .. })));
+        }
+        if closed {
+            tree.close().unwrap();
+        }
+        drop(tree);
+        for &left in looks {
+            let tree = rig.open(options()).unwrap();
+            let read_only = Finding::Pool { mode: PoolMode::ReadOnly, needs_check: false };
+            assert!(tree.check().unwrap().contains(&read_only));
+            tree.activate("a").unwrap();
+            tree.deactivate("a").unwrap();
+            for result in [tree.add("d", Parent::Base), tree.remove("b"), tree.remove("c")] {
+                let error = result.unwrap_err();
+                assert!(matches!(error, Error::PoolMode { .. }) || error.is_not_found(), "{error}");
+            }
+            assert!(tree.list().len() <= left, "{:?}", tree.list());
+            tree.close().unwrap();
+        }
+        let rule = ExtendRule { threshold: 70, step: 50, maximum: Bytes::mib(64) };
+        let tree = rig.open(options().auto_extend(rule)).unwrap();
+        tree.add("e", Parent::Base).unwrap();
+        let count = if looks.is_empty() { 4 - usize::from(!reaped) } else { 2 };
+        assert_eq!((tree.list().len(), tree.deferred()), (count, 0));
+        let others = |finding: &Finding| matches!(finding, Finding::UnknownVolume { own: false, .. });
+        assert!(tree.check().unwrap().iter().all(others));
+        tree.close().unwrap();
+    }
+}
+
+#[test]
+fn a_pool_that_has_failed_opens_for_looking_and_closing() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    for id in ["a", "b"] {
+        tree.add(id, Parent::Base).unwrap();
+    }
+    let device = tree.activate("a").unwrap();
+    rig.kernel.set_mode(tree.pool().name().to_str().unwrap(), Mode::Fail).unwrap();
+    drop(tree);
+    let tree = rig.tree();
+    assert_eq!(tree.get("a").unwrap().device, Some(device));
+    assert!(matches!(tree.remove("b"), Err(Error::PoolMode { mode: PoolMode::Fail, .. })));
+    tree.close().unwrap();
+    drop(tree);
+    let tree = rig.tree();
+    assert_eq!((tree.list().len(), tree.deferred(), tree.check().unwrap()), (1, 0, vec![]));
     tree.close().unwrap();
 }
