@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::extend::percent_of;
-use super::{Backing, METADATA_BLOCK_SIZE, PoolStatus, PoolTable, PoolUsage, ThinPool};
+use super::{Backing, METADATA_BLOCK_SIZE, NoSpace, PoolMode, PoolStatus, PoolTable, PoolUsage, ThinPool};
 use crate::dm::EventNr;
 use crate::units::{Blocks, Bytes, Sectors};
 use crate::{Error, Result};
@@ -189,6 +189,24 @@ impl ThinPool {
         self.status()?;
         watch.judge(self)
     }
+
+    /// See that a volume can be suspended, and a snapshot of it made. In a pool that is out of data space and queues
+    /// writes, the suspend waits for them: until there is space, or for `no_space_timeout`. No answer would tell of the
+    /// event in time, so what the last status said serves only until it is too old.
+    ///
+    /// # Errors
+    /// [`Error::PoolMode`] in such a pool; [`Error::LowSpace`] if there is less than the guard wants.
+    pub(crate) fn check_suspend(&self) -> Result<()> {
+        let Some(watch) = &self.guard else { return Ok(()) };
+        if !watch.is_recent() || watch.queues_writes() {
+            self.status()?;
+        }
+        if watch.queues_writes() {
+            let consequence = "a suspend would wait for the writes that it queues";
+            return Err(self.mode_error(PoolMode::OutOfDataSpace, consequence));
+        }
+        self.check_space()
+    }
 }
 
 impl Watch {
@@ -235,12 +253,28 @@ impl Watch {
         }
     }
 
+    /// Whether the last status is neither too old nor too many messages ago.
+    fn is_recent(&self) -> bool {
+        self.is_current(&self.known())
+    }
+
+    fn is_current(&self, known: &Known) -> bool {
+        known.messages <= self.guard.max_messages && known.at.elapsed() <= self.guard.max_age
+    }
+
+    /// Whether the pool was out of data space when last seen, and does not fail writes for that.
+    fn queues_writes(&self) -> bool {
+        let is_full = |usage: &PoolUsage| {
+            usage.mode == PoolMode::OutOfDataSpace && usage.no_space != Some(NoSpace::Error)
+        };
+        self.known().usage.as_ref().is_some_and(is_full)
+    }
+
     /// Whether what was last seen serves for one more message.
     fn serves(&self) -> bool {
         let mut known = self.known();
         known.messages += 1;
-        let is_current = known.reloads == RELOADS.load(Ordering::Acquire);
-        if !is_current {
+        if known.reloads != RELOADS.load(Ordering::Acquire) {
             return false;
         }
         let Some(usage) = &known.usage else { return false };
@@ -253,8 +287,7 @@ impl Watch {
             let needed = free.blocks(usage.total_metadata, METADATA_BLOCK_SIZE.sectors());
             usage.metadata_low_water.is_some_and(|mark| needed <= mark && usage.free_metadata() >= mark)
         });
-        let fresh = known.messages <= self.guard.max_messages && known.at.elapsed() <= self.guard.max_age;
-        (data && metadata) || fresh
+        (data && metadata) || self.is_current(&known)
     }
 
     pub(super) fn judge(&self, pool: &ThinPool) -> Result<()> {

@@ -314,6 +314,23 @@ fn a_guard_notices_that_another_handle_lowered_the_low_water_mark() {
 }
 
 #[test]
+fn a_volume_of_a_pool_that_is_full_by_now_is_not_suspended() {
+    for guard in [SpaceGuard::new(), SpaceGuard::new().data(MinFree::Bytes(Bytes::kib(64)))] {
+        let machine = Machine::new();
+        let pool = guarded(&machine).with_guard(guard.max_age(Duration::ZERO)).unwrap();
+        pool.check_suspend().unwrap();
+        // Nothing that this handle is told says so.
+        machine.kernel.fill("v", 0).unwrap();
+        machine.kernel.set_mode("pool", crate::model::Mode::OutOfDataSpace).unwrap();
+        let error = pool.check_suspend().unwrap_err();
+        assert!(matches!(error, Error::PoolMode { mode: PoolMode::OutOfDataSpace, .. }), "{error}");
+        pool.active_volume(&name("v")).unwrap().discard_all().unwrap();
+        machine.kernel.commit();
+        pool.check_suspend().unwrap();
+    }
+}
+
+#[test]
 fn a_message_whose_answer_tells_the_guard_of_too_little_space_is_taken_back() {
     let machine = Machine::new();
     let pool = guarded(&machine);

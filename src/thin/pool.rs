@@ -294,7 +294,7 @@ impl ThinPool {
         }
     }
 
-    fn mode_error(&self, mode: PoolMode, consequence: &'static str) -> Error {
+    pub(super) fn mode_error(&self, mode: PoolMode, consequence: &'static str) -> Error {
         Error::PoolMode { pool: self.name().to_string(), mode, consequence }
     }
 

@@ -120,8 +120,7 @@ impl SnapshotTree {
     /// Creates a snapshot of an active parent, which is suspended meanwhile. Between suspend and resume there is the
     /// message and nothing else: whatever waits for the suspended device may be what a file of the root needs.
     fn snap_active(&self, thin_id: ThinId, parent: &ThinVolume) -> Result<()> {
-        // Before the parent is suspended: in a full pool that waits for its writes.
-        self.pool.check_space()?;
+        self.pool.check_suspend()?;
         let renamed;
         let suspended = match parent.suspend() {
             Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(parent.id())? {

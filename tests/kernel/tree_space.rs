@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use dm_thin::Error;
 use dm_thin::thin::{
@@ -13,6 +15,7 @@ use dm_thin::units::Bytes;
 
 use crate::bench::Bench;
 use crate::rig::{drop_caches, holds, write};
+use crate::spy::Spy;
 
 /// 64 MiB of data, under snapshots of 512 MiB.
 fn tiny() -> Options {
@@ -217,4 +220,39 @@ fn a_pool_whose_metadata_was_filled_by_writes_opens() {
             }
         }
     });
+}
+
+#[test]
+fn an_active_parent_of_a_full_pool_is_not_suspended() {
+    let bench = Bench::new();
+    let (spy, none) = (Arc::new(Spy::default()), MinFree::Percent(0));
+    for guarded in [true, false] {
+        let options = tiny().kernel(spy.clone());
+        let options = if guarded { options } else { options.min_free_data(none).min_free_metadata(none) };
+        let tree = SnapshotTree::open(bench.path().join(guarded.to_string()), options).unwrap();
+        tree.add("a", Parent::Base).unwrap();
+        let device = tree.activate("a").unwrap();
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| write(&device, 0, 72 << 4, 1));
+            while tree.status().unwrap().pool.mode() != PoolMode::OutOfDataSpace {
+                thread::sleep(Duration::from_millis(20));
+            }
+            // A suspend would wait for the writer, and the writer for space.
+            let add = spy.during(|| {
+                let error = tree.add("b", Parent::Snapshot("a")).unwrap_err();
+                assert!(error.is_out_of_space(), "{error}");
+            });
+            assert!(!add.contains(&"DM_DEV_SUSPEND"), "{add:?}");
+            assert!(!writer.is_finished());
+            tree.grow_pool(Bytes::mib(128)).unwrap();
+            writer.join().unwrap().unwrap();
+        });
+        tree.add("b", Parent::Snapshot("a")).unwrap();
+        drop_caches();
+        assert!(holds(&tree.activate("b").unwrap(), 0, 72 << 4, 1));
+        for id in ["a", "b"] {
+            tree.deactivate(id).unwrap();
+        }
+        tree.close().unwrap();
+    }
 }

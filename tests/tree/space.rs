@@ -1,10 +1,10 @@
 //! No snapshot is made when the pool has too little space.
 
-use dm_thin::Error;
 use dm_thin::model::Mode;
 use dm_thin::thin::{ExtendRule, MinFree, PoolMode, ThinId};
 use dm_thin::tree::{Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
+use dm_thin::{Errno, Error};
 
 use crate::rig::Rig;
 
@@ -31,6 +31,36 @@ fn a_tenth_is_kept_free() {
     tree.remove("full").unwrap();
     tree.add("more", Parent::Base).unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn an_active_parent_of_a_full_pool_is_not_suspended() {
+    let free = MinFree::Percent(0);
+    for guarded in [true, false] {
+        let rig = Rig::new();
+        let options = rig.options().base_size(Bytes::mib(128));
+        let options = if guarded { options } else { options.min_free_data(free).min_free_metadata(free) };
+        let tree = rig.open(options).unwrap();
+        tree.add("full", Parent::Base).unwrap();
+        let device = tree.activate("full").unwrap();
+        let full = rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 0..2000);
+        assert_eq!(full, Err(Errno::ENOSPC));
+        // What was seen of the pool before serves for a second.
+        tree.status().unwrap();
+        for _ in 0..2 {
+            rig.kernel.clear_log();
+            let error = tree.add("more", Parent::Snapshot("full")).unwrap_err();
+            assert!(error.is_out_of_space() && !tree.contains("more"), "{error}");
+            // It would wait for the writes.
+            assert!(rig.kernel.log().iter().all(|call| call.name != "DM_DEV_SUSPEND"));
+        }
+        tree.grow_pool(Bytes::mib(256)).unwrap();
+        tree.add("more", Parent::Snapshot("full")).unwrap();
+        for id in ["full", "more"] {
+            tree.deactivate(id).unwrap();
+        }
+        tree.close().unwrap();
+    }
 }
 
 #[test]
