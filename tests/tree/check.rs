@@ -51,6 +51,34 @@ fn a_sound_tree_has_no_findings() {
 }
 
 #[test]
+fn a_check_costs_a_few_calls_and_no_space() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().base_size(Bytes::mib(128))).unwrap();
+    let calls = || {
+        rig.kernel.clear_log();
+        assert_eq!((tree.check().unwrap(), tree.repair().unwrap().left), (vec![], vec![]));
+        rig.kernel.log().len()
+    };
+    // Of three checks.
+    let empty = calls();
+    assert!(empty < 150, "{empty} calls");
+    for index in 0..200 {
+        tree.add(&index.to_string(), Parent::Base).unwrap();
+    }
+    // Blocks of the metadata are read, and no volume is asked for.
+    let many = calls();
+    assert!(many < empty + 30, "{many} calls with 200 snapshots");
+    // Nothing is left of the data; a snapshot is refused long before.
+    let device = tree.activate("0").unwrap();
+    rig.kernel.fill(device.file_name().unwrap().to_str().unwrap(), 0).unwrap();
+    tree.deactivate("0").unwrap();
+    assert!(tree.add("more", Parent::Base).unwrap_err().is_out_of_space());
+    let full = calls();
+    assert!(full < empty + 30, "{full} calls in a full pool");
+    tree.close().unwrap();
+}
+
+#[test]
 fn volumes() {
     let rig = Rig::new();
     let tree = rig.tree();

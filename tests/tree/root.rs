@@ -5,8 +5,9 @@ use std::process::Command;
 use std::thread;
 
 use dm_thin::Error;
-use dm_thin::tree::{Parent, SnapshotTree};
+use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, RemoveOptions, SendOptions, Since, SnapshotTree};
 use dm_thin::units::Bytes;
+use uuid::Uuid;
 
 use crate::rig::Rig;
 
@@ -89,28 +90,47 @@ fn after_a_close_every_call_says_so() {
     tree.add("a", Parent::Base).unwrap();
     tree.close().unwrap();
     let results = [
-        ("add", tree.add("b", Parent::Base)),
         ("activate", tree.activate("a").map(drop)),
-        ("labels", tree.labels("a").map(drop)),
-        ("set_label", tree.set_label("a", "k", "v")),
-        ("get", tree.get("a").map(drop)),
-        ("parent", tree.parent("a").map(drop)),
-        ("children", tree.children("a").map(drop)),
+        ("add", tree.add("b", Parent::Base)),
+        ("add_with", tree.add_with("b", Parent::Base, &AddOptions::new())),
         ("ancestors", tree.ancestors("a").map(drop)),
+        ("bookmark", tree.bookmark("a").map(drop)),
+        ("changed", tree.changed(Since::Base, "a").map(drop)),
+        ("check", tree.check().map(drop)),
+        ("children", tree.children("a").map(drop)),
+        ("close", tree.close()),
+        ("create", tree.create("b", Some(Parent::Base), &AddOptions::new()).map(drop)),
+        ("deactivate", tree.deactivate("a")),
+        ("deactivate_deferred", tree.deactivate_deferred("a").map(drop)),
         ("depth", tree.depth("a").map(drop)),
-        ("walk_from", tree.walk_from("a").map(drop)),
+        ("discard_receive", tree.discard_receive(Uuid::nil())),
+        ("extend_pool", tree.extend_pool().map(drop)),
+        ("get", tree.get("a").map(drop)),
+        ("grow_pool", tree.grow_pool(Bytes::mib(128))),
+        ("holders", tree.holders("a").map(drop)),
+        ("labels", tree.labels("a").map(drop)),
+        ("mount", tree.mount("a", rig.directory.path().join("target"))),
+        ("open_snapshot", tree.open_snapshot("a").map(drop)),
+        ("own_data", tree.own_data("a").map(drop)),
+        ("parent", tree.parent("a").map(drop)),
+        ("reap", tree.reap().map(drop)),
+        ("receive", tree.receive(&[][..], ReceiveOptions::new()).map(drop)),
+        ("remove", tree.remove("a")),
+        ("remove_label", tree.remove_label("a", "k").map(drop)),
+        ("remove_with", tree.remove_with("a", &RemoveOptions::new()).map(drop)),
         ("rename", tree.rename("a", "a")),
+        ("repair", tree.repair().map(drop)),
+        ("seal", tree.seal("a").map(drop)),
+        ("send", tree.send("a", None, std::io::sink(), SendOptions::new()).map(drop)),
+        ("send_tree", tree.send_tree("a", std::io::sink(), SendOptions::new()).map(drop)),
+        ("set_label", tree.set_label("a", "k", "v")),
         ("snapshot_status", tree.snapshot_status("a").map(drop)),
         ("status", tree.status().map(drop)),
+        ("unmount", tree.unmount("a")),
+        ("unseal", tree.unseal("a").map(drop)),
         ("usage", tree.usage().map(drop)),
-        ("check", tree.check().map(drop)),
-        ("repair", tree.repair().map(drop)),
-        ("holders", tree.holders("a").map(drop)),
-        ("reap", tree.reap().map(drop)),
-        ("grow_pool", tree.grow_pool(Bytes::mib(128))),
-        ("extend_pool", tree.extend_pool().map(drop)),
+        ("walk_from", tree.walk_from("a").map(drop)),
         ("watch", tree.watch().map(drop)),
-        ("close", tree.close()),
     ];
     for (call, result) in results {
         assert!(matches!(result, Err(Error::Closed)), "{call}: {result:?}");
