@@ -95,10 +95,10 @@ impl SnapshotTree {
     /// The first failure; the others were tried all the same.
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
-        let left = self.reap_closed().map_err(|error| self.closed_or(error))?;
-        self.delete_abandoned(None).map_err(|error| self.closed_or(error))?;
+        let left = self.reap_closed();
+        let deleted = self.delete_abandoned(None);
         self.compact();
-        Ok(left)
+        left.and_then(|left| deleted.map(|()| left)).map_err(|error| self.closed_or(error))
     }
 
     /// How many removed snapshots wait for being closed.

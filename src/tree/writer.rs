@@ -209,18 +209,21 @@ impl SnapshotTree {
 
     /// Deletes volumes that were neither published nor deleted; `volumes` are those of the pool, if they are known.
     pub(super) fn delete_abandoned(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
-        for thin_id in self.store.abandoned() {
+        let delete = |thin_id| {
             if volumes.is_some_and(|volumes| !volumes.contains(&thin_id)) {
-                self.store.commit(&Record::Unmade { thin_id })?;
-                continue;
+                return self.store.commit(&Record::Unmade { thin_id });
             }
             let uuid = self.volume_uuid(thin_id)?;
             if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
                 self.patiently(&device.name, || self.pool.device_mapper().remove(&uuid))?;
             }
-            self.unmake(thin_id)?;
+            self.unmake(thin_id)
+        };
+        let mut first_error = Ok(());
+        for thin_id in self.store.abandoned() {
+            first_error = first_error.and(delete(thin_id));
         }
-        Ok(())
+        first_error
     }
 }
 

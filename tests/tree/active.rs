@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use dm_thin::dm::{DeviceMapper, DmName, UdevPolicy};
 use dm_thin::kernel::{Access, Kernel};
-use dm_thin::tree::{Parent, Removal, RemoveOptions};
+use dm_thin::model::Mode;
+use dm_thin::tree::{AddOptions, Finding, Parent, Removal, RemoveOptions};
+use dm_thin::units::Bytes;
 use nix::errno::Errno;
 
 use crate::rig::Rig;
@@ -118,15 +120,39 @@ fn reaping_goes_on_after_a_failure() {
     let rig = Rig::new();
     let tree = rig.tree();
     let deferred = RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO);
-    for id in ["a", "b", "c"] {
+    let size = AddOptions::new().size(Bytes::mib(1));
+    let left = || {
+        let findings = tree.check().unwrap();
+        let unfinished = findings.iter().filter(|it| matches!(it, Finding::Unfinished { .. })).count();
+        (tree.deferred(), unfinished)
+    };
+    for id in ["a", "b"] {
         tree.add(id, Parent::Base).unwrap();
         let file = rig.kernel.open(&tree.activate(id).unwrap(), Access::READ).unwrap();
         assert_eq!(tree.remove_with(id, &deferred).unwrap(), Removal::Deferred);
         drop(file);
     }
+    // Written, and neither published nor deleted: the pool does not take the message.
+    let writers = ["c", "d"].map(|id| tree.create(id, None, &size).unwrap());
+    let set_mode = |mode| rig.kernel.set_mode(&tree.pool().name().to_string(), mode).unwrap();
+    set_mode(Mode::ReadOnly);
+    drop(writers);
+    set_mode(Mode::Write);
+    assert_eq!(left(), (2, 2));
     rig.kernel.fail_at(1, Errno::EIO);
     assert_eq!(tree.reap().unwrap_err().errno(), Some(Errno::EIO));
-    assert_eq!(tree.deferred(), 1);
+    assert_eq!(left(), (1, 0));
     assert_eq!(tree.reap().unwrap(), 0);
+    assert_eq!(left(), (0, 0));
+
+    let writers = ["c", "d"].map(|id| tree.create(id, None, &size).unwrap());
+    set_mode(Mode::ReadOnly);
+    drop(writers);
+    set_mode(Mode::Write);
+    rig.kernel.fail_at(1, Errno::EIO);
+    assert_eq!(tree.reap().unwrap_err().errno(), Some(Errno::EIO));
+    assert_eq!(left(), (0, 1));
+    assert_eq!(tree.reap().unwrap(), 0);
+    assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
 }
