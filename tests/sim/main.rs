@@ -12,6 +12,7 @@ mod neighbour;
 mod numbers;
 mod operations;
 mod owner;
+mod receive;
 mod rng;
 mod simulation;
 mod snapshots;
@@ -50,27 +51,27 @@ fn simulate(default: u64, plan: Plan) {
 
 #[test]
 fn nothing_is_lost_or_leaked_when_the_power_goes() {
-    simulate(100, Plan { trees: 1, cuts: true, ..Plan::default() });
+    simulate(20, Plan { trees: 1, cuts: true, ..Plan::default() });
 }
 
 #[test]
 fn nothing_is_lost_or_leaked_when_calls_fail() {
-    simulate(100, Plan { trees: 1, faults: true, ..Plan::default() });
+    simulate(20, Plan { trees: 1, faults: true, ..Plan::default() });
 }
 
 #[test]
 fn neither_two_trees_nor_a_neighbour_lose_anything() {
-    simulate(100, Plan { trees: 2, neighbour: true, ..Plan::default() });
+    simulate(20, Plan { trees: 2, neighbour: true, ..Plan::default() });
 }
 
 #[test]
 fn copied_and_restored_roots_are_told_apart() {
-    simulate(100, Plan { trees: 2, administrator: true, ..Plan::default() });
+    simulate(20, Plan { trees: 2, administrator: true, ..Plan::default() });
 }
 
 #[test]
 fn full_disks_and_full_pools_lose_nothing() {
-    simulate(100, Plan { trees: 2, cuts: true, fills: true, ..Plan::default() });
+    simulate(20, Plan { trees: 2, cuts: true, fills: true, ..Plan::default() });
 }
 
 #[test]

@@ -150,6 +150,8 @@ impl Owner {
             return assert!(self.is_disturbed(), "{path:?} is {found:?}, not {uuid}");
         }
         self.count(Group::Operations, "write");
+        let index = self.index;
+        self.shared.numbers.tell(|| format!("tree {index}: write {value} to {id} at {}", POSITIONS[at]));
         let written = self.io(|kernel| kernel.write_at(&file, POSITIONS[at], &block(value)));
         let cell = &mut self.known.get_mut(&id).unwrap().content[at];
         match written {
@@ -168,6 +170,7 @@ impl Owner {
         }
         if !sealed && self.rng.one_in(2) {
             self.count(Group::Operations, "sync");
+            self.shared.numbers.tell(|| format!("tree {index}: sync {id}"));
             match self.io(|kernel| kernel.sync(&file)) {
                 Ok(()) => self.known.get_mut(&id).unwrap().content.iter_mut().for_each(|cell| cell.synced()),
                 Err(errno) => assert!(self.is_excused_io(errno), "sync {path:?}: {errno}"),
@@ -285,7 +288,7 @@ impl Owner {
         }
         let name = self.name();
         let one = stream.volumes.len() == 1;
-        let rename = |id: &str| if one { name.clone() } else { format!("{id}'") };
+        let rename = |id: &str| if one { name.clone() } else { format!("{id}+") };
         let mut changes = Vec::new();
         for Volume { id, uuid, base, content } in &stream.volumes {
             let in_stream = stream.volumes.iter().find(|volume| Some(volume.uuid) == *base);
@@ -403,7 +406,7 @@ impl Owner {
             assert!(left.is_empty() || self.is_disturbed(), "after a close: {left:?}");
             self.die();
             self.reopen();
-        } else if self.tree.as_ref().is_some_and(|tree| matches!(tree.reap(), Err(Error::Closed))) {
+        } else if self.tree.as_ref().is_some_and(|tree| matches!(tree.get("s0"), Err(Error::Closed))) {
             // Closed but for the checkpoint.
             self.die();
         } else if self.tree.is_some() {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::disk::{Dir, Disk};
 use crate::numbers::{Group, Numbers};
 use crate::rng::Rng;
-use crate::snapshots::{Change, Content, LENGTH, POSITIONS, Sealed, Snapshots, list, matches, value_of};
+use crate::snapshots::{Cell, Change, Content, LENGTH, POSITIONS, Sealed, Snapshots, list, matches, value_of};
 use crate::streams::Stream;
 
 pub const BASE_SIZE: Bytes = Bytes::mib(16);
@@ -252,14 +252,16 @@ impl Owner {
         self.machine = machine.clone();
         self.die();
         self.disk = self.disk.after_power_cut();
-        let contents = self.known.values_mut().map(|snapshot| &mut snapshot.content);
-        contents.flatten().for_each(crate::snapshots::Cell::power_lost);
-        let doubt = self.doubt.iter_mut();
-        let contents = doubt.filter_map(|change| match change {
+        self.for_each_cell(Cell::power_lost);
+    }
+
+    pub fn for_each_cell(&mut self, work: impl Fn(&mut Cell)) {
+        let known = self.known.values_mut().map(|snapshot| &mut snapshot.content);
+        let doubt = self.doubt.iter_mut().filter_map(|change| match change {
             Change::Add(_, snapshot) => Some(&mut snapshot.content),
             _ => None,
         });
-        contents.flatten().for_each(crate::snapshots::Cell::power_lost);
+        known.chain(doubt).flatten().for_each(work);
     }
 
     /// Opens the tree, and sees what became of the last call. `None` if the process was killed meanwhile.
@@ -437,29 +439,34 @@ impl Owner {
     /// they are all known.
     pub fn check(&mut self, foreign: Option<&[u32]>) {
         self.resolve();
+        self.check_volumes(foreign);
         let tree = self.tree.as_ref().unwrap();
         let pool = tree.pool().name().to_string();
-        let in_pool = self.machine.thin_devices(&pool).unwrap().into_iter().map(|(id, _)| id);
-        let in_pool: BTreeSet<u32> = in_pool.collect();
-        let listed = tree.list();
-        let mut own: BTreeSet<u32> = listed.iter().map(|info| info.thin_id.get()).collect();
-        own.extend(tree.base_id().map(|id| id.get()));
-        assert!(own.is_subset(&in_pool), "volumes lost: {own:?}, in the pool: {in_pool:?}");
-        for info in &listed {
+        for info in tree.list() {
             let content = &mut self.known.get_mut(info.id.as_str()).unwrap().content;
             let what = format!("snapshot {} of tree {}", info.id, self.index);
             check_content(&self.machine, &pool, info.thin_id.get(), content, &what);
         }
+        self.count(Group::Checks, "a tree, its volumes, their data");
+    }
+
+    /// The same but for the data.
+    pub fn check_volumes(&self, foreign: Option<&[u32]>) {
+        let tree = self.tree.as_ref().unwrap();
+        let listed = list(tree);
+        assert!(matches(&listed, &self.known), "{listed:?}, not {:?}", self.known);
+        let in_pool = self.machine.thin_devices(tree.pool().name().to_str().unwrap()).unwrap();
+        let in_pool: BTreeSet<u32> = in_pool.into_iter().map(|(id, _)| id).collect();
+        let mut own: BTreeSet<u32> = tree.list().iter().map(|info| info.thin_id.get()).collect();
+        own.extend(tree.base_id().map(|id| id.get()));
+        assert!(own.is_subset(&in_pool), "volumes lost: {own:?}, in the pool: {in_pool:?}");
+        let findings = tree.check().unwrap();
         let partial = tree.partial_receives().len();
         if let Some(foreign) = foreign {
             let leaked: Vec<_> = in_pool.difference(&own).filter(|id| !foreign.contains(id)).collect();
             // In a shared pool what a crash left may be somebody else's.
-            let leaks = if self.source == Source::Adopted {
-                leaked.len() >= partial
-            } else {
-                leaked.len() == partial
-            };
-            assert!(leaks, "volumes leaked: {leaked:?}; found: {:?}", tree.check());
+            let leaks = if self.source == Source::Adopted { leaked.len() >= partial } else { leaked.len() == partial };
+            assert!(leaks, "volumes leaked: {leaked:?}; found: {findings:?}");
         }
         let is_explained = |finding: &Finding| match finding {
             Finding::UnknownVolume { thin_id, own: false } => {
@@ -468,9 +475,7 @@ impl Owner {
             Finding::Pool { needs_check: false, .. } => self.is_pool_full(),
             _ => false,
         };
-        let findings = tree.check().unwrap();
         assert!(findings.iter().all(is_explained), "{findings:?}");
-        self.count(Group::Checks, "a tree, its volumes, their data");
     }
 
     /// All volumes of the pool, and what is in each.
@@ -502,16 +507,38 @@ impl Owner {
         }
     }
 
-    /// Sees to it that nothing of the neighbour's doings is left.
-    pub fn repair(&mut self) {
+    /// Sees to it that nothing of the neighbour's doings is left, if the pool is there.
+    pub fn repair(&mut self) -> bool {
+        (self.held, self.lingering) = (None, None);
         let tree = self.tree.as_ref().unwrap();
-        for finding in tree.check().unwrap() {
+        let Ok(findings) = tree.check() else { return false };
+        for finding in findings {
             let text = format!("{finding:?}");
             let kind: String = text.chars().take_while(char::is_ascii_alphanumeric).collect();
             self.count(Group::Findings, &kind);
         }
         tree.repair().unwrap();
         self.disturbed.store(false, Ordering::Relaxed);
+        true
+    }
+
+    /// Another manager of the same root, who comes between two calls.
+    pub fn second_manager(&self) -> impl FnOnce() + Send + 'static {
+        let process = Arc::new(self.machine.process());
+        let (root, options) = (self.root.clone(), self.options_for(&process, &self.disk));
+        let (numbers, exclusive) = (self.shared.numbers.clone(), self.exclusive.clone());
+        let disturbed = self.disturbed.clone();
+        move || {
+            numbers.count(Group::Neighbour, "a second manager between two calls");
+            match SnapshotTree::open(&root, options) {
+                Ok(_) => assert!(!exclusive.load(Ordering::Relaxed), "two managers of {root:?}"),
+                Err(Error::Locked { .. }) => {}
+                Err(error) => {
+                    let busy = exclusive.load(Ordering::Relaxed) && !disturbed.load(Ordering::Relaxed);
+                    assert!(!busy, "a second manager of {root:?}: {error}");
+                }
+            }
+        }
     }
 }
 
@@ -551,7 +578,7 @@ pub fn is_about_space(error: &Error) -> bool {
     }
 }
 
-fn is_state_unknown(error: &Error) -> bool {
+pub fn is_state_unknown(error: &Error) -> bool {
     match error {
         Error::Receive { source, .. } => is_state_unknown(source),
         error => matches!(error, Error::StateUnknown),

@@ -1,20 +1,59 @@
 //! A receive, with each of its calls cut or failing.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
-use dm_thin::Error;
-use dm_thin::kernel::Kernel;
-use dm_thin::tree::{AddOptions, ReceiveOptions, SendOptions, SnapshotWriter};
+use dm_thin::model::ModelKernel;
+use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, SendOptions, SnapshotTree, SnapshotWriter};
+use dm_thin::units::Bytes;
+use dm_thin::{Errno, Result};
+use tempfile::TempDir;
+use uuid::Uuid;
 
-use super::*;
+use crate::owner::{Owner, Shared, Source, is_state_unknown};
+use crate::rng::Rng;
+use crate::simulation::memory;
+use crate::snapshots::{Origin, Sealed, Snapshot, empty};
 
 const SIZE: Bytes = Bytes::mib(2);
 
+/// A tree on a machine of its own.
+struct Fixture {
+    owner: Owner,
+    _directory: TempDir,
+}
+
+impl Fixture {
+    fn new(seed: u64) -> Self {
+        let directory = TempDir::new_in(memory()).unwrap();
+        let shared = Shared { numbers: Arc::default(), streams: Arc::default(), values: Arc::default() };
+        let (root, machine) = (directory.path().join("root"), Arc::new(ModelKernel::new()));
+        let mut owner = Owner::new(0, (shared, Rng::new(seed)), root, Source::Files, &machine);
+        owner.open().unwrap().unwrap();
+        Self { owner, _directory: directory }
+    }
+
+    fn tree(&self) -> &SnapshotTree {
+        self.owner.tree.as_ref().unwrap()
+    }
+
+    fn recover(&mut self, power: bool) {
+        if power {
+            let machine = Arc::new(self.owner.machine.power_cut());
+            self.owner.reboot(&machine);
+        } else {
+            self.owner.die();
+        }
+        self.owner.open_only().unwrap().unwrap();
+    }
+}
+
 /// Streams of `one`, whole, and of `two`, as its difference; and what is in both.
 struct Sent {
-    world: World,
+    sender: Fixture,
     whole: Vec<u8>,
     difference: Vec<u8>,
+    uuids: [Uuid; 2],
 }
 
 impl Sent {
@@ -26,64 +65,56 @@ impl Sent {
     }
 
     fn with(write: impl FnOnce(&SnapshotWriter<'_>)) -> Self {
-        let mut world = World::new(0);
-        world.open().unwrap();
-        let tree = world.tree.as_ref().unwrap();
+        let sender = Fixture::new(0);
+        let tree = sender.tree();
         let writer = tree.create("one", None, &AddOptions::new().size(SIZE)).unwrap();
         writer.write_at(Bytes(1000), &[1; 200_000]).unwrap();
-        writer.commit_sealed().unwrap();
+        let one = writer.commit_sealed().unwrap();
         let writer = tree.create("two", Some(Parent::Snapshot("one")), &AddOptions::new()).unwrap();
         write(&writer);
-        writer.commit_sealed().unwrap();
+        let two = writer.commit_sealed().unwrap();
         let (mut whole, mut difference) = (Vec::new(), Vec::new());
         tree.send("one", None, &mut whole, SendOptions::new()).unwrap();
         tree.send("two", Some("one"), &mut difference, SendOptions::new()).unwrap();
-        Self { world, whole, difference }
+        Self { sender, whole, difference, uuids: [one, two] }
     }
 
-    fn tree(&self) -> &SnapshotTree {
-        self.world.tree.as_ref().unwrap()
+    /// A tree that has `one`.
+    fn receiver(&self, seed: u64) -> Fixture {
+        let mut fixture = Fixture::new(seed);
+        fixture.tree().receive(self.whole.as_slice(), ReceiveOptions::new()).unwrap();
+        fixture.owner.known.insert("one".to_owned(), snapshot(Origin::Base, self.uuids[0]));
+        fixture
     }
 
-    /// A world that has `one`.
-    fn receiver(&self, seed: u64) -> World {
-        let mut world = World::new(seed);
-        world.open().unwrap();
-        world.tree.as_ref().unwrap().receive(self.whole.as_slice(), ReceiveOptions::new()).unwrap();
-        world.known.insert("one".to_owned(), Origin::Base);
-        world
-    }
-
-    fn receive(&self, world: &World, resumable: bool) -> dm_thin::Result<()> {
+    fn receive(&self, fixture: &Fixture, resumable: bool) -> Result<()> {
         let options = ReceiveOptions::new().resumable(resumable).checkpoint_every(Bytes(4096));
-        world.tree.as_ref().unwrap().receive(self.difference.as_slice(), options).map(drop)
+        fixture.tree().receive(self.difference.as_slice(), options).map(drop)
     }
 
     /// `two` is there or not; then the rest is sent, and the two trees have the same.
-    fn look(&self, world: &mut World, resumable: bool) {
-        let tree = world.tree.as_ref().unwrap();
+    fn look(&self, fixture: &mut Fixture, resumable: bool) {
+        let (tree, sender) = (fixture.tree(), self.sender.tree());
         let partial = tree.partial_receives();
         assert!(resumable || partial.is_empty(), "{partial:?}");
         assert_eq!(tree.check().unwrap(), []);
-        assert!(content(tree, "one") == content(self.tree(), "one"), "the base is as it was");
+        assert!(content(tree, "one") == content(sender, "one"), "the base is as it was");
         if !tree.contains("two") {
             let resume = partial.first().map_or(Bytes(0), |partial| partial.offset);
             let mut rest = Vec::new();
             let options = SendOptions::new().resume_from(resume);
-            self.tree().send("two", Some("one"), &mut rest, options).unwrap();
+            sender.send("two", Some("one"), &mut rest, options).unwrap();
             tree.receive(rest.as_slice(), ReceiveOptions::new()).unwrap();
         }
-        assert!(content(tree, "two") == content(self.tree(), "two"));
-        world.known.insert("two".to_owned(), Origin::Snapshot("one".to_owned()));
-        world.check();
+        assert!(content(tree, "two") == content(sender, "two"));
+        let two = snapshot(Origin::Snapshot("one".to_owned()), self.uuids[1]);
+        fixture.owner.known.insert("two".to_owned(), two);
+        fixture.owner.check_volumes(Some(&[]));
     }
 }
 
-fn is_state_unknown(error: &Error) -> bool {
-    match error {
-        Error::Receive { source, .. } => is_state_unknown(source),
-        error => matches!(error, Error::StateUnknown),
-    }
+fn snapshot(origin: Origin, uuid: Uuid) -> Snapshot {
+    Snapshot { origin, sealed: Sealed::As(uuid), content: empty() }
 }
 
 fn content(tree: &SnapshotTree, id: &str) -> Vec<u8> {
@@ -95,64 +126,48 @@ fn content(tree: &SnapshotTree, id: &str) -> Vec<u8> {
 
 #[test]
 fn a_receive_is_whole_or_can_be_done_again_when_the_power_goes() {
-    let _no_others = FORKS.write();
     let sent = Sent::new();
     for resumable in [false, true] {
-        for files in [false, true] {
-            let mut cuts = 0;
-            for call in 1.. {
-                let mut world = sent.receiver(call);
-                if files {
-                    world.disk.plan(call, Fault::Cut)
-                } else {
-                    world.kernel.cut_at(call)
-                }
-                let received = sent.receive(&world, resumable);
-                if !world.kernel.is_cut() {
-                    received.unwrap();
-                    break;
-                }
-                cuts += 1;
-                world.recover();
-                sent.look(&mut world, resumable);
+        let mut cuts = 0;
+        for call in 1.. {
+            let mut receiver = sent.receiver(call);
+            receiver.owner.process.cut_at(call);
+            let received = sent.receive(&receiver, resumable);
+            if !receiver.owner.process.is_cut() {
+                received.unwrap();
+                break;
             }
-            assert!(cuts > 5, "{cuts} calls");
+            cuts += 1;
+            receiver.recover(call % 3 > 0);
+            sent.look(&mut receiver, resumable);
         }
+        assert!(cuts > 20, "{cuts} calls");
     }
 }
 
 #[test]
 fn a_receive_that_fails_leaves_nothing_or_what_can_be_continued() {
-    let _no_others = FORKS.write();
     let sent = Sent::new();
     for resumable in [false, true] {
-        for files in [false, true] {
-            let mut failures = 0;
-            for call in 1.. {
-                let mut world = sent.receiver(call);
-                let calls = |world: &World| if files { world.disk.calls() } else { world.kernel.calls() };
-                let before = calls(&world);
-                if files {
-                    world.disk.plan(call, Fault::NoSpace)
-                } else {
-                    world.kernel.fail_at(call, Errno::EIO)
-                }
-                let received = sent.receive(&world, resumable);
-                let failed = calls(&world) - before >= call;
-                world.kernel.heal();
-                world.disk.forget_faults();
-                match received {
-                    Ok(()) if !failed => break,
-                    Ok(()) => {}
-                    Err(error) if is_state_unknown(&error) => world.recover(),
-                    // What could not be undone at once is undone now.
-                    Err(_) => drop(world.tree.as_ref().unwrap().repair().unwrap()),
-                }
-                failures += 1;
-                sent.look(&mut world, resumable);
+        let mut failures = 0;
+        for call in 1.. {
+            let mut receiver = sent.receiver(call);
+            let before = receiver.owner.process.calls();
+            receiver.owner.process.fail_at(call, Errno::EIO);
+            let received = sent.receive(&receiver, resumable);
+            let failed = receiver.owner.process.calls() - before >= call;
+            receiver.owner.process.heal();
+            match received {
+                Ok(()) if !failed => break,
+                Ok(()) => {}
+                Err(error) if is_state_unknown(&error) => receiver.recover(false),
+                // What could not be undone at once is undone now.
+                Err(_) => drop(receiver.tree().repair().unwrap()),
             }
-            assert!(failures > 5, "{failures} calls");
+            failures += 1;
+            sent.look(&mut receiver, resumable);
         }
+        assert!(failures > 20, "{failures} calls");
     }
 }
 
@@ -160,15 +175,14 @@ fn a_receive_that_fails_leaves_nothing_or_what_can_be_continued() {
 struct CutAfter<'a> {
     stream: &'a [u8],
     left: usize,
-    kernel: &'a ModelKernel,
+    process: &'a ModelKernel,
 }
 
 impl Read for CutAfter<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 && !self.kernel.is_cut() {
-            self.kernel.cut_at(1);
-            // Any call settles it.
-            let _ = self.kernel.mount_table();
+        if self.left == 0 && !self.process.is_cut() {
+            self.process.cut_at(1);
+            self.process.call_elsewhere("read stream", "").unwrap_err();
         }
         let length = if self.left == 0 { buffer.len() } else { buffer.len().min(self.left) };
         self.left = self.left.saturating_sub(length);
@@ -181,7 +195,6 @@ fn the_power_goes_at_every_16_kib_of_a_receive() {
     const STEP: usize = 16 << 10;
     const DATA: usize = 12 << 10;
     const CHECKPOINT: Bytes = Bytes::kib(64);
-    let _no_others = FORKS.write();
     // A record of data and one of zeroes for each step of the volume.
     let sent = Sent::with(|two| {
         for at in (0..SIZE.0 / 2).step_by(STEP) {
@@ -192,21 +205,21 @@ fn the_power_goes_at_every_16_kib_of_a_receive() {
     let mut cuts = 0;
     for resumable in [false, true] {
         for left in (0..sent.difference.len()).step_by(STEP) {
-            let mut world = sent.receiver(left as u64);
-            let stream = CutAfter { stream: &sent.difference, left, kernel: &world.kernel };
+            let mut receiver = sent.receiver(left as u64);
+            let stream = CutAfter { stream: &sent.difference, left, process: &receiver.owner.process };
             let options = ReceiveOptions::new().resumable(resumable).checkpoint_every(CHECKPOINT);
-            world.tree.as_ref().unwrap().receive(stream, options).unwrap_err();
-            assert!(world.kernel.is_cut());
+            receiver.tree().receive(stream, options).unwrap_err();
+            assert!(receiver.owner.process.is_cut());
             cuts += 1;
-            world.recover();
+            receiver.recover(left / STEP % 3 > 0);
             if resumable {
                 // No more than a checkpoint's amount is sent again.
                 let received = left / (DATA + 100) * STEP;
-                let partial = world.tree.as_ref().unwrap().partial_receives();
+                let partial = receiver.tree().partial_receives();
                 let offset = partial.first().map_or(0, |partial| partial.offset.0);
                 assert!(offset + CHECKPOINT.0 + STEP as u64 >= received as u64, "{offset} of {received}");
             }
-            sent.look(&mut world, resumable);
+            sent.look(&mut receiver, resumable);
         }
     }
     println!("{cuts} power cuts");

@@ -12,8 +12,9 @@ use crate::neighbour::{Neighbour, Victim};
 use crate::numbers::{Group, Numbers};
 use crate::owner::{Owner, Shared, Source, is_about_space};
 use crate::rng::Rng;
+use crate::snapshots::Cell;
 
-const STEPS: usize = 60;
+const STEPS: usize = 200;
 
 /// What happens in a simulation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -136,15 +137,16 @@ impl Simulation {
         if self.plan.faults && self.rng.one_in(2) {
             process.heal();
             let call = self.rng.call(30);
-            let errno =
-                [Errno::EIO, Errno::ENOMEM, Errno::EBUSY, Errno::ENOSPC, Errno::EINTR][self.rng.below(5)];
-            match self.rng.below(2) {
-                0 => process.fail_at(call, errno),
-                _ => process.lose_answer_at(call, errno),
+            let errnos = [Errno::EIO, Errno::ENOMEM, Errno::EINTR, Errno::EBUSY, Errno::ENOSPC];
+            if self.rng.one_in(2) {
+                process.fail_at(call, errnos[self.rng.below(5)]);
+            } else {
+                // The others say that nothing was done.
+                process.lose_answer_at(call, errnos[self.rng.below(3)]);
             }
             self.owner(index).faulty = true;
         }
-        if self.plan.cuts && self.rng.one_in(4) {
+        if self.plan.cuts && self.rng.one_in(6) {
             self.plan_a_cut(index);
         }
         if self.rng.one_in(4) {
@@ -157,14 +159,14 @@ impl Simulation {
         let process = self.owner(index).process.clone();
         let call = self.rng.call(30);
         let other = self.owners.iter().enumerate().find(|(other, _)| *other != index);
-        match (other, self.plan.neighbour) {
-            (Some((_, other)), false) => process.at_call(call, step(other)),
-            (Some((_, other)), true) if self.rng.one_in(2) => process.at_call(call, step(other)),
-            (_, true) => {
+        match (self.rng.below(4), other) {
+            (0, _) => process.at_call(call, self.owner(index).second_manager()),
+            (1 | 2, _) if self.plan.neighbour => {
                 let neighbour = self.neighbour.clone();
                 process.at_call(call, move || neighbour.lock().unwrap().act());
             }
-            (None, false) => {}
+            (_, Some((_, other))) => process.at_call(call, step(other)),
+            _ => {}
         }
     }
 
@@ -189,7 +191,7 @@ impl Simulation {
 
     /// The power comes back, or only the process was killed; until the tree is open again.
     fn recover(&mut self, index: usize) {
-        let mut again = if self.plan.cuts { self.rng.below(3) } else { 0 };
+        let mut again = if self.plan.cuts { self.rng.below(2) } else { 0 };
         let mut amended = false;
         loop {
             if self.plan.cuts && self.rng.one_in(2) {
@@ -226,18 +228,32 @@ impl Simulation {
         let process = self.owner(index).process.clone();
         if let Some(call) = process.struck() {
             let end = if process.is_cut() { "end at" } else { "failure of" };
+            self.numbers.tell(|| format!("tree {index}: {end} {} on {}", call.name, call.subject));
             self.numbers.count(Group::Faults, format!("{end} {}", call.name));
+            if call.name == "fdatasync" {
+                // On whatever device: the model drops what is not durable of all of them.
+                self.owners.iter().for_each(|owner| owner.lock().unwrap().for_each_cell(Cell::lost));
+            }
         }
     }
 
     /// The neighbour makes amends, and the tree is as it was.
     fn settle(&mut self, index: usize) {
+        if !self.owner(index).is_down() && self.rng.one_in(2) {
+            self.owner(index).process.heal();
+            self.neighbour().make_amends();
+            // Not if the pool is gone.
+            if self.owner(index).repair() {
+                self.check(index);
+                return;
+            }
+        }
         self.owner(index).die();
         self.neighbour().make_amends();
         self.recover(index);
         // In what was not active before.
         self.neighbour().make_amends();
-        self.owner(index).repair();
+        assert!(self.owner(index).repair());
         self.check(index);
     }
 
@@ -308,7 +324,7 @@ fn step(owner: &Arc<Mutex<Owner>>) -> impl FnOnce() + Send + 'static {
 }
 
 /// A place for the files of the pools that costs nothing to sync.
-fn memory() -> &'static Path {
+pub fn memory() -> &'static Path {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { memory } else { Path::new("/tmp") }
 }
