@@ -170,7 +170,8 @@ impl SnapshotTree {
             let Some(volume) = &slot.volume else { return Err(Error::Closed) };
             let flags = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
             let mounted = self.mount_volume(volume, target, false, flags).and_then(|mounted| {
-                match self.prepare(id, snapshot, volume.number(), &mounted.path()) {
+                let root = mounted.root(&*self.options.kernel);
+                match root.and_then(|root| self.prepare(id, snapshot, volume.number(), &root)) {
                     Ok(()) => Ok(mounted),
                     Err(error) => {
                         // The error of the preparation is returned; a mount that stays is taken over by the next open.

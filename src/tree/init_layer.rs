@@ -6,16 +6,12 @@
 //! The file system belongs to somebody else: no symbolic link in it is followed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
+use crate::kernel::{Directory, Entry, Files};
 use crate::{Error, Result};
 
 /// Files, directories and symbolic links that must exist in every snapshot.
@@ -99,17 +95,12 @@ impl InitLayer {
     }
 
     /// See to it that everything is there below `root`, and on the disk.
-    pub(super) fn apply(&self, root: &Path) -> Result<()> {
-        let directory = File::open(root).map_err(Error::io("open", root))?;
+    pub(super) fn apply(&self, files: &dyn Files, root: &Directory) -> Result<()> {
         for (path, kind) in &self.entries {
-            let names = names(path)?;
-            make(&directory, &names, kind).map_err(|errno| Error::Io {
-                action: "make",
-                path: root.join(path.strip_prefix("/").unwrap_or(path)),
-                source: errno.into(),
-            })?;
+            let made = make(files, root, &names(path)?, kind);
+            made.map_err(Error::os("make", root.path().join(path.strip_prefix("/").unwrap_or(path))))?;
         }
-        nix::unistd::syncfs(&directory).map_err(|errno| Error::io("sync", root)(errno.into()))
+        files.sync_filesystem(root).map_err(Error::os("sync", root.path()))
     }
 }
 
@@ -126,52 +117,43 @@ fn names(path: &Path) -> Result<Vec<OsString>> {
     if names.is_empty() { Err(invalid("names nothing")) } else { Ok(names) }
 }
 
-const MODE: Mode = Mode::from_bits_truncate(0o755);
+const MODE: u32 = 0o755;
 
-fn make(root: &File, names: &[OsString], kind: &Kind) -> Result<(), Errno> {
+fn make(files: &dyn Files, root: &Directory, names: &[OsString], kind: &Kind) -> Result<(), Errno> {
     let Some((last, parents)) = names.split_last() else { return Ok(()) };
-    let mut directory = OwnedFd::from(root.try_clone().map_err(|_| Errno::EMFILE)?);
+    let mut entered = None;
     for name in parents {
-        directory = enter(&directory, name)?;
+        entered = Some(enter(files, entered.as_ref().unwrap_or(root), name)?);
     }
-    let found = match fstatat(&directory, last.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Some(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())),
+    let directory = entered.as_ref().unwrap_or(root);
+    let found = match files.entry(directory, last) {
         Err(Errno::ENOENT) => None,
-        Err(errno) => return Err(errno),
+        found => Some(found?),
     };
     match (kind, found) {
-        (Kind::File, Some(SFlag::S_IFREG)) => return Ok(()),
-        (Kind::Symlink(text), Some(SFlag::S_IFLNK))
-            if readlinkat(&directory, last.as_os_str())? == text.as_os_str() =>
-        {
-            return Ok(());
-        }
-        (Kind::Directory, _) => return enter(&directory, last).map(drop),
-        (_, Some(SFlag::S_IFDIR)) => unlinkat(&directory, last.as_os_str(), UnlinkatFlags::RemoveDir)?,
-        (_, Some(_)) => unlinkat(&directory, last.as_os_str(), UnlinkatFlags::NoRemoveDir)?,
+        (Kind::File, Some(Entry::File)) => return Ok(()),
+        (Kind::Symlink(text), Some(Entry::Symlink(found))) if *text == found => return Ok(()),
+        (Kind::Directory, _) => return enter(files, directory, last).map(drop),
+        (_, Some(Entry::Directory)) => files.remove_directory(directory, last)?,
+        (_, Some(_)) => files.remove_file(directory, last)?,
         (_, None) => {}
     }
     match kind {
-        Kind::Symlink(text) => symlinkat(text.as_os_str(), &directory, last.as_os_str()),
-        _ => {
-            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-            openat(&directory, last.as_os_str(), flags, MODE).map(drop)
-        }
+        Kind::Symlink(text) => files.make_symlink(directory, last, text),
+        _ => files.make_file(directory, last, MODE),
     }
 }
 
 /// Open a directory, making it if there is something else or nothing.
-fn enter(directory: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let open = || openat(&directory, name, flags, Mode::empty());
-    match open() {
+fn enter(files: &dyn Files, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
+    match files.enter_directory(above, name) {
         Err(Errno::ENOENT) => {}
         // A symbolic link is ELOOP or ENOTDIR.
-        Err(Errno::ENOTDIR | Errno::ELOOP) => unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir)?,
+        Err(Errno::ENOTDIR | Errno::ELOOP) => files.remove_file(above, name)?,
         result => return result,
     }
-    mkdirat(&directory, name, MODE)?;
-    open()
+    files.make_directory(above, name, MODE)?;
+    files.enter_directory(above, name)
 }
 
 #[cfg(test)]
@@ -180,6 +162,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::kernel::{Links, RealKernel};
+
+    fn apply(root: &Path) -> Result<()> {
+        layer().apply(&RealKernel, &Directory::open(root, Links::All).unwrap())
+    }
 
     fn layer() -> InitLayer {
         let layer =
@@ -192,12 +179,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
         for _ in 0..2 {
-            layer().apply(root.path()).unwrap();
+            apply(root.path()).unwrap();
             assert!(path("dev/shm").is_dir() && path("proc").is_dir());
             assert_eq!(fs::read_link(path("etc/mtab")).unwrap(), Path::new("/proc/mounts"));
             fs::write(path("etc/hosts"), "kept").unwrap();
         }
-        layer().apply(root.path()).unwrap();
+        apply(root.path()).unwrap();
         assert_eq!(fs::read_to_string(path("etc/hosts")).unwrap(), "kept");
     }
 
@@ -212,7 +199,7 @@ mod tests {
         symlink("/run/shm", path("dev/shm")).unwrap();
         symlink(outside.path(), path("etc")).unwrap();
         fs::write(path("proc"), "a file").unwrap();
-        layer().apply(root.path()).unwrap();
+        apply(root.path()).unwrap();
         assert!(path("dev/shm").symlink_metadata().unwrap().is_dir());
         assert!(path("etc").symlink_metadata().unwrap().is_dir() && path("proc").is_dir());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
@@ -223,7 +210,7 @@ mod tests {
     fn a_full_directory_is_not_removed() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("etc/hosts/sub")).unwrap();
-        let error = layer().apply(root.path()).unwrap_err();
+        let error = apply(root.path()).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ENOTEMPTY), "{error}");
     }
 

@@ -127,6 +127,12 @@ impl Mounted {
     pub(super) fn id(&self) -> MountId {
         self.id
     }
+
+    /// Its own directory. Nobody can unmount it as long as that is open.
+    pub(super) fn root(&self, kernel: &dyn Kernel) -> Result<Directory> {
+        let covered = || Error::Covered { target: self.target.clone() };
+        self.place.top(kernel)?.filter(|top| top.mount() == self.id).ok_or_else(covered)
+    }
 }
 
 /// What is noted of a mount before it is made, for the next manager if this one dies.

@@ -1,27 +1,25 @@
 //! What is done to a file system that was mounted, before a caller gets it.
 
-use std::path::Path;
-
 use super::graph::{Record, Snapshot};
 use super::{Filesystem, SnapshotId, SnapshotTree};
-use crate::kernel::{DeviceNumber, Kernel};
+use crate::kernel::{DeviceNumber, Directory, Kernel};
 use crate::{Error, Result};
 
 impl SnapshotTree {
-    /// Make a mounted snapshot ready.
+    /// Make a mounted snapshot ready. `root` is its directory.
     pub(super) fn prepare(
         &self,
         id: &str,
         snapshot: &Snapshot,
         device: DeviceNumber,
-        target: &Path,
+        root: &Directory,
     ) -> Result<()> {
         if let (Filesystem::Xfs, Some(retries)) = (self.filesystem, self.options.xfs_nospace_max_retries) {
             set_xfs_retries(&*self.options.kernel, device, retries)?;
         }
         let layer = &self.options.init_layer;
         if !layer.is_empty() && snapshot.sealed.is_none() && snapshot.init != Some(layer.fingerprint()) {
-            layer.apply(target)?;
+            layer.apply(self.options.kernel.files(), root)?;
             let id = SnapshotId::new(id)?;
             self.store.commit(&Record::Init { id, layer: layer.fingerprint() })?;
         }
