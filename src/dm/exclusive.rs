@@ -26,6 +26,8 @@ pub(crate) struct Claim {
     number: Option<DeviceNumber>,
     /// All of the above is what the kernel said: no uuid means that it has none.
     resolved: bool,
+    /// It is about every device there is.
+    all: bool,
 }
 
 impl<'a, T: Into<DmId<'a>>> From<T> for Claim {
@@ -39,6 +41,11 @@ impl<'a, T: Into<DmId<'a>>> From<T> for Claim {
 }
 
 impl Claim {
+    /// Every device of the system.
+    pub(super) fn all() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
     /// A device that is made with this uuid, if it gets one.
     pub(super) fn with_uuid(self, uuid: Option<&DmUuid>) -> Self {
         Self { uuid: uuid.copied().or(self.uuid), ..self }
@@ -61,8 +68,8 @@ impl Claim {
 
     /// Whether it is the same device; `None` if that cannot be told.
     fn is(&self, other: &Self) -> Option<bool> {
-        let names = || self.names.iter().flatten();
-        if names().any(|name| other.names.contains(&Some(*name))) {
+        let same_name = self.names.iter().flatten().any(|name| other.names.contains(&Some(*name)));
+        if self.all || other.all || same_name {
             return Some(true);
         }
         if let (Some(one), Some(two)) = (self.uuid, other.uuid) {

@@ -135,6 +135,21 @@ fn operations_on_one_device_do_not_meet_however_it_is_addressed() {
 }
 
 #[test]
+fn remove_all_waits_for_operations_on_any_device() {
+    let (_, dm) = model();
+    zero(&dm, "a").unwrap();
+    let held = dm.exclusive(&uuid("a"));
+    let (sent, removed) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| sent.send(dm.remove_all(DmFlags::empty()).unwrap()).unwrap());
+        assert!(removed.recv_timeout(std::time::Duration::from_millis(50)).is_err(), "removed meanwhile");
+        assert!(dm.find((&name("a")).into()).unwrap().is_some());
+        drop(held);
+        assert_eq!(removed.recv().unwrap(), []);
+    });
+}
+
+#[test]
 fn a_rename_is_done_when_its_nodes_cannot_be_changed() {
     let (kernel, dm) = model();
     zero(&dm, "a").unwrap();

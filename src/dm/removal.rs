@@ -94,6 +94,7 @@ impl DeviceMapper {
     pub fn remove_all(&self, flags: DmFlags) -> Result<Vec<ListedDevice>> {
         let flags = flags & DmFlags::DEFERRED_REMOVE;
         let minor = if flags.is_empty() { 0 } else { 27 };
+        let _held = self.exclusive(Claim::all());
         let before = self.list()?;
         self.transact(&Request::new(Command::REMOVE_ALL).flags(flags).since(minor), |_| Ok(()))?;
         let left = self.list()?;
