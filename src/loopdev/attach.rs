@@ -2,8 +2,9 @@
 //!
 //! 1. Take a free device: LOOP_CTL_GET_FREE, or a scan.
 //! 2. Bind it: LOOP_CONFIGURE; on kernels before 5.8, LOOP_SET_FD and LOOP_SET_STATUS64.
-//! 3. EBUSY: somebody was faster, or has the free device open exclusively; the latter one is left out from then on.
-//!    Wait a little, at random, and begin again, a bounded number of times.
+//! 3. EBUSY: somebody was faster, or has the free device open exclusively. One of the latter, and one that cannot be
+//!    opened, is left out from then on: LOOP_CTL_GET_FREE would say it again. Wait a little, at random, and begin
+//!    again, a bounded number of times.
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -101,13 +102,14 @@ impl LoopControl {
         // The device is read-only if it was opened so, on any kernel; LOOP_SET_FD has no flag for it.
         let read_only = options.flags.contains(LoopFlags::READ_ONLY);
         let access = if read_only { Access::READ } else { Access::READ_WRITE };
-        let mut claimed = Vec::new();
+        let mut unusable = Vec::new();
         for attempt in 0..TRIES {
-            let index = self.find_free_except(&claimed)?;
+            let index = self.find_free_except(&unusable)?;
             let device = match self.device_with_node(index, access) {
                 Ok(device) => device,
-                // Being torn down, or removed since it was found.
+                // Being torn down, removed since it was found, or its node is another device's.
                 Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV | Errno::EBUSY) => {
+                    unusable.push(index);
                     back_off(attempt);
                     continue;
                 }
@@ -123,7 +125,7 @@ impl LoopControl {
                 Err(error) if error.errno() == Some(Errno::EBUSY) => {
                     let is_free = |error: &Error| error.errno() == Some(Errno::ENXIO);
                     if device.status().is_err_and(|error| is_free(&error)) {
-                        claimed.push(index);
+                        unusable.push(index);
                     }
                     back_off(attempt);
                 }

@@ -83,12 +83,12 @@ impl LoopControl {
 
     /// The same, leaving out devices that are free and cannot be bound: LOOP_CTL_GET_FREE says the same one again.
     /// Where there is no other, one is added.
-    pub(super) fn find_free_except(&self, claimed: &[LoopIndex]) -> Result<LoopIndex> {
+    pub(super) fn find_free_except(&self, unusable: &[LoopIndex]) -> Result<LoopIndex> {
         let index = self.find_free()?;
-        if !claimed.contains(&index) {
+        if !unusable.contains(&index) {
             return Ok(index);
         }
-        match self.scan_for_free(claimed) {
+        match self.scan_for_free(unusable) {
             Err(none @ Error::NoFreeLoopDevice { .. }) => match self.control(LOOP_CTL_ADD, -1) {
                 None => Err(none),
                 Some(Ok(index)) => Ok(LoopIndex(index)),
@@ -167,7 +167,7 @@ impl LoopControl {
         Ok(indices)
     }
 
-    fn scan_for_free(&self, claimed: &[LoopIndex]) -> Result<LoopIndex> {
+    fn scan_for_free(&self, unusable: &[LoopIndex]) -> Result<LoopIndex> {
         let indices = self.indices()?;
         if indices.is_empty() {
             return Err(Error::NoLoopDevices);
@@ -179,7 +179,7 @@ impl LoopControl {
         let tried = u32::try_from(indices.len()).unwrap_or(u32::MAX);
         indices
             .into_iter()
-            .filter(|index| !claimed.contains(index))
+            .filter(|index| !unusable.contains(index))
             .find(is_free)
             .ok_or(Error::NoFreeLoopDevice { tried })
     }

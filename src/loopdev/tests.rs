@@ -109,3 +109,24 @@ fn a_node_that_leads_to_another_device_is_not_taken_for_it() {
     assert!(matches!(device, Err(Error::Replaced { .. })), "{device:?}");
     assert_eq!(control.device(LoopIndex(3), Access::READ).unwrap().index(), LoopIndex(3));
 }
+
+#[test]
+fn attach_leaves_out_free_devices_that_cannot_be_bound() {
+    use crate::kernel::{Access, DeviceNumber, Kernel};
+    let kernel = Arc::new(ModelKernel::new());
+    let control = LoopControl::with_kernel(kernel.clone()).unwrap();
+    // The node of the first one is the last one's, and somebody has those between open exclusively.
+    control.remove(LoopIndex(0)).unwrap();
+    kernel.make_node("/dev/loop0".as_ref(), DeviceNumber { major: 7, minor: 7 }).unwrap();
+    control.add(LoopIndex(0)).unwrap();
+    let claim = |index| kernel.open(format!("/dev/loop{index}").as_ref(), Access::READ.exclusive()).unwrap();
+    let mut claims: Vec<_> = (1..7).map(claim).collect();
+    let file = tempfile::tempfile().unwrap();
+    let attach = || control.attach(&file, "".as_ref(), &AttachOptions::new()).unwrap();
+    let device = attach();
+    assert_eq!(device.index(), LoopIndex(7));
+    device.detach().unwrap();
+    // There is none left: one is added.
+    claims.push(claim(7));
+    assert_eq!(attach().index(), LoopIndex(8));
+}
