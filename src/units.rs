@@ -12,17 +12,11 @@ use crate::{Error, Result};
 pub const SECTOR_SIZE: Bytes = Bytes(512);
 
 macro_rules! amount {
-    ($(#[$doc:meta])* $name:ident, $unit:literal) => {
+    ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub u64);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!("{} ", $unit), self.0)
-            }
-        }
 
         impl Add for $name {
             type Output = Self;
@@ -44,15 +38,43 @@ macro_rules! amount {
 
 amount! {
     /// An amount of bytes.
-    Bytes, "bytes"
+    Bytes
 }
 amount! {
     /// An amount of 512-byte sectors.
-    Sectors, "sectors"
+    Sectors
 }
 amount! {
     /// An amount of a pool's blocks: data blocks of the pool's block size, or metadata blocks of 4 KiB.
-    Blocks, "blocks"
+    Blocks
+}
+
+impl fmt::Display for Bytes {
+    /// In the largest binary unit of which it is a whole number: `64 KiB`, `1000 bytes`. The alternate form (`{:#}`) rounds
+    /// to a tenth of the unit that suits it: `1.5 MiB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
+        let (whole, largest) = (self.0.trailing_zeros() / 10, self.0.checked_ilog2().unwrap_or(0) / 10);
+        let unit = if f.alternate() { largest.min(5) } else { whole.min(largest).min(5) };
+        let tenths = (u128::from(self.0) * 10 + (1 << (unit * 10) >> 1)) >> (unit * 10);
+        write!(f, "{}", tenths / 10)?;
+        if tenths % 10 > 0 {
+            write!(f, ".{}", tenths % 10)?;
+        }
+        write!(f, " {}", UNITS[unit as usize])
+    }
+}
+
+impl fmt::Display for Sectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sectors", self.0)
+    }
+}
+
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} blocks", self.0)
+    }
 }
 
 impl Bytes {
@@ -175,6 +197,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn sizes_are_written_for_people() {
+        for (bytes, exact, rounded) in [
+            (0, "0 bytes", "0 bytes"),
+            (1000, "1000 bytes", "1000 bytes"),
+            (1536, "1536 bytes", "1.5 KiB"),
+            (64 << 10, "64 KiB", "64 KiB"),
+            (6_684_672, "6528 KiB", "6.4 MiB"),
+            ((10 << 30) - (64 << 10), "10485696 KiB", "10 GiB"),
+            (1 << 60, "1024 PiB", "1024 PiB"),
+        ] {
+            assert_eq!((&*Bytes(bytes).to_string(), &*format!("{:#}", Bytes(bytes))), (exact, rounded));
+        }
+    }
+
     proptest! {
         #[test]
         fn a_written_size_is_read_back(number in 0u64..1 << 13, unit in 0usize..6) {
@@ -182,6 +219,7 @@ mod tests {
             let suffix = ["", "k", "M", "g", "T", "p"][unit];
             prop_assert_eq!(format!("{number}{suffix}").parse::<Bytes>().unwrap(), size);
             prop_assert_eq!(size.0.to_string().parse::<Bytes>().unwrap(), size);
+            prop_assert_eq!(size.to_string().parse::<Bytes>().unwrap(), size);
         }
 
         #[test]

@@ -143,7 +143,7 @@ fn what_cannot_change_is_refused_by_name() {
     };
     assert_eq!(
         with(|table| table.block_size = Sectors(256)).to_string(),
-        "block size of dm-thin-pool is 65536 bytes; it cannot become 131072 bytes"
+        "block size of dm-thin-pool is 64 KiB; it cannot become 128 KiB"
     );
     let elsewhere = DeviceNumber { major: 254, minor: 16 };
     assert_eq!(
