@@ -29,6 +29,15 @@ make_job() {
 		ship "$program"
 		args[0]=$shipped
 		;;
+	bench)
+		ship "$program"
+		args[0]=$shipped
+		for name in "${bench_tools[@]%:*}"; do
+			file=$(command -v "$name") || continue
+			put "$run/payload" "$file"
+			put_libraries "$run/payload" "$file"
+		done
+		;;
 	shell)
 		args=(sh)
 		if [[ $tty ]]; then args+=(-l); else cat >"$run/payload/payload/stdin"; fi
@@ -83,7 +92,7 @@ to_ms() { awk -v s="$1" 'BEGIN { printf "%d", s * 1000 }'; }
 start_qemu() {
 	local accel=kvm path
 	[[ $1 = kvm ]] || accel=tcg,thread=multi
-	for path in status output console; do : >"$run/$path"; done
+	for path in status output results console; do : >"$run/$path"; done
 	# shellcheck disable=SC2054 # QEMU's own commas
 	local options=(
 		-nodefaults -no-user-config -display none -no-reboot -nic none
@@ -94,10 +103,11 @@ start_qemu() {
 		-device virtio-serial-pci
 		-chardev "file,id=output,path=${run//,/,,}/output" -device virtserialport,chardev=output,nr=1
 		-chardev "file,id=status,path=${run//,/,,}/status" -device virtserialport,chardev=status,nr=2
+		-chardev "file,id=results,path=${run//,/,,}/results" -device virtserialport,chardev=results,nr=3
 	)
 	[[ ! $tty ]] || options+=(-chardev 'stdio,id=tty,signal=off' -serial chardev:tty)
 	# werror=report: QEMU's own way with a full disk is to stop the guest.
-	for path in "$disk" "$run/vdb" "$run/vdc"; do
+	for path in "$disk" "${disks[@]/#/$run/}"; do
 		options+=(-drive "file=${path//,/,,},if=virtio,format=raw,cache=writeback,discard=unmap,werror=report")
 	done
 	# Both go when this script is killed, however hard.
@@ -163,7 +173,7 @@ run_guest() {
 	archive "$run/payload" >>"$run/initrd"
 	rm -rf "$run/payload"
 	ln "$kernel_dir"/boot/vmlinuz-* "$run/vmlinuz" 2>/dev/null || cp "$kernel_dir"/boot/vmlinuz-* "$run/vmlinuz"
-	truncate -s 2G "$run/vdb" "$run/vdc"
+	truncate -s "$disk_size" "${disks[@]/#/$run/}"
 	[[ $disk ]] || disk=$run/vda
 	if [[ ! -e $disk ]]; then
 		truncate -s 16G "$disk.new.$$"
@@ -222,6 +232,9 @@ run_guest() {
 	else
 		[[ $ended != no-poweroff ]] || say "the command ended, but the guest could not power off within 30 s and was killed"
 		status=$exit_status
+	fi
+	if [[ $verb = bench && $status -eq 0 ]]; then
+		bench_result "$run/results" || status=$?
 	fi
 	if [[ $verb = test ]]; then
 		suite_result "$run/output" "$status" "${release:-?} (guest, $accel)" || status=$?

@@ -4,7 +4,7 @@
 # The guest loads `modules`; it can load those in `optional` on demand, where the kernel has them.
 drivers=(virtio_pci virtio_console virtio_blk) # loaded by init before all others
 modules=(loop dm-mod dm-thin-pool dm-flakey xfs)
-optional=(crc32c-intel dm-log-writes dm-zero dm-delay dm-dust dm-snapshot dm-crypt dm-era overlay nbd)
+optional=(crc32c-intel dm-log-writes dm-zero dm-delay dm-dust dm-snapshot dm-crypt dm-era overlay nbd btrfs)
 
 # command:package
 needed=(
@@ -73,6 +73,18 @@ install_missing() {
 	}
 	for pair in "${missing[@]}"; do
 		[[ $pair = systemd-udevd ]] || command -v "$pair" >/dev/null || die "$pair is missing even after the installation"
+	done
+}
+
+# What only makes a table longer is no reason to fail.
+install_optional() {
+	local pair
+	for pair; do
+		command -v "${pair%:*}" >/dev/null || {
+			say "installing ${pair#*:}"
+			apt_update || true
+			apt_get install -y --no-install-recommends --no-remove "${pair#*:}" || say "could not install ${pair#*:}"
+		}
 	done
 }
 
