@@ -36,7 +36,7 @@ const JOURNAL_MAX: u64 = 512 << 20;
 
 /// Room that a snapshot's removal takes in the journal: two lines with the longest id.
 const REMOVAL: u64 = 400;
-/// Room for the generations that are raised meanwhile: a hundred opens and closes.
+/// Room for the generations and windows that are recorded meanwhile: some fifty opens and closes.
 const GENERATIONS: u64 = 16 << 10;
 /// The journal's room is reserved in such steps.
 const ROOM: u64 = 64 << 10;
@@ -289,11 +289,12 @@ impl Store {
     /// A change that takes space must leave room in the journal to remove every snapshot: what is full
     /// can then be emptied, by this manager and by later ones.
     fn make_room(&self, end: &mut JournalEnd, record: &Record, line: u64) -> Result<()> {
-        use Record::{Deleted, Deleting, Generation, Unmade};
-        if matches!(record, Deleting { .. } | Deleted { .. } | Unmade { .. } | Generation { .. }) {
-            return Ok(());
+        match record {
+            Record::Deleting { .. } | Record::Deleted { .. } | Record::Unmade { .. } => Ok(()),
+            // Each open writes these.
+            Record::Generation { .. } | Record::Reserve(_) => Ok(()),
+            _ => self.reserve_room(end, line),
         }
-        self.reserve_room(end, line)
     }
 
     /// Reserves room for a line of so many bytes, and after it for all removals.
