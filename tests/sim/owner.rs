@@ -20,7 +20,9 @@ use uuid::Uuid;
 use crate::disk::{Dir, Disk};
 use crate::numbers::{Group, Numbers};
 use crate::rng::Rng;
-use crate::snapshots::{Cell, Change, Content, LENGTH, POSITIONS, Sealed, Snapshots, list, matches, value_of};
+use crate::snapshots::{
+    Cell, Change, Content, LENGTH, POSITIONS, Sealed, Snapshots, list, matches, value_of,
+};
 use crate::streams::Stream;
 
 pub const BASE_SIZE: Bytes = Bytes::mib(16);
@@ -465,7 +467,11 @@ impl Owner {
         if let Some(foreign) = foreign {
             let leaked: Vec<_> = in_pool.difference(&own).filter(|id| !foreign.contains(id)).collect();
             // In a shared pool what a crash left may be somebody else's.
-            let leaks = if self.source == Source::Adopted { leaked.len() >= partial } else { leaked.len() == partial };
+            let leaks = if self.source == Source::Adopted {
+                leaked.len() >= partial
+            } else {
+                leaked.len() == partial
+            };
             assert!(leaks, "volumes leaked: {leaked:?}; found: {findings:?}");
         }
         let is_explained = |finding: &Finding| match finding {

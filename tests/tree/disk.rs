@@ -1,11 +1,12 @@
 //! A root on a disk that is full: what is there can be removed. And on one that is slow: nobody waits for it to look.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
+use std::{fs, io};
 
 use dm_thin::Errno;
 use dm_thin::tree::Parent;
@@ -28,13 +29,29 @@ struct Space {
     full: AtomicBool,
     /// Bytes that are reserved for each file.
     reserved: Mutex<HashMap<String, u64>>,
-    /// The next write to the journal says that it has begun, and waits.
-    pause: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    pause: Mutex<Option<Pause>>,
+}
+
+/// The next write to a file of that name says that it has begun, and waits.
+#[derive(Debug)]
+struct Pause {
+    name: &'static str,
+    begun: Sender<()>,
+    go_on: Receiver<()>,
 }
 
 impl Disk {
     fn new(rig: &Rig) -> Self {
         Self { dir: Arc::new(RealDir::open(rig.directory.path()).unwrap()), space: Arc::default() }
+    }
+}
+
+impl Disk {
+    /// The next write to that file: that it has begun, and that it may go on.
+    fn pause(&self, name: &'static str) -> (Receiver<()>, Sender<()>) {
+        let ((begun, has_begun), (go_on, goes_on)) = (channel(), channel());
+        *self.space.pause.lock().unwrap() = Some(Pause { name, begun, go_on: goes_on });
+        (has_begun, go_on)
     }
 }
 
@@ -87,11 +104,10 @@ impl StateFile for DiskFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.space.check(&self.name, &*self.file, offset + bytes.len() as u64)?;
-        if self.name == "journal.jsonl"
-            && let Some((begun, go_on)) = self.space.pause.lock().unwrap().take()
-        {
-            begun.send(()).unwrap();
-            go_on.recv().unwrap();
+        let pause = self.space.pause.lock().unwrap().take_if(|pause| pause.name == self.name);
+        if let Some(pause) = pause {
+            pause.begun.send(()).unwrap();
+            pause.go_on.recv().unwrap();
         }
         self.file.write_at(offset, bytes)
     }
@@ -187,8 +203,7 @@ fn who_only_looks_does_not_wait_for_the_disk() {
     let disk = Disk::new(&rig);
     let tree = rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
     tree.add("a", Parent::Base).unwrap();
-    let ((begun, has_begun), (go_on, goes_on)) = (channel(), channel());
-    *disk.space.pause.lock().unwrap() = Some((begun, goes_on));
+    let (has_begun, go_on) = disk.pause("journal.jsonl");
     thread::scope(|scope| {
         let adding = scope.spawn(|| tree.add("b", Parent::Base));
         has_begun.recv().unwrap();
@@ -200,5 +215,37 @@ fn who_only_looks_does_not_wait_for_the_disk() {
         adding.join().unwrap().unwrap();
     });
     assert_eq!(tree.list().len(), 2);
+    tree.close().unwrap();
+}
+
+#[test]
+fn grow_pool_is_durable_beside_a_checkpoint_that_began_before() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    // A checkpoint after each few changes.
+    let options = rig.options().checkpoint_at(Bytes(1)).state_dir(Arc::new(disk.clone()));
+    let tree = rig.open(options).unwrap();
+    let size = Bytes::mib(96);
+    let (has_begun, go_on) = disk.pause("state.json.tmp");
+    let is_begun = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| {
+            let mut ids = (0..).take_while(|_| !is_begun.load(Ordering::Relaxed));
+            ids.try_for_each(|id| tree.add(&id.to_string(), Parent::Base))
+        });
+        has_begun.recv().unwrap();
+        is_begun.store(true, Ordering::Relaxed);
+        let growing = scope.spawn(|| tree.grow_pool(size).unwrap());
+        while fs::metadata(rig.root().join("pool/data")).unwrap().len() < size.0 {
+            thread::yield_now();
+        }
+        // Time to come to its own checkpoint. The one that is being written has the old size.
+        thread::sleep(Duration::from_millis(20));
+        go_on.send(()).unwrap();
+        growing.join().unwrap();
+        let state = fs::read_to_string(rig.directory.path().join("state.json")).unwrap();
+        assert!(state.contains(&format!("\"data_size\": {}", size.0)));
+        adding.join().unwrap().unwrap();
+    });
     tree.close().unwrap();
 }

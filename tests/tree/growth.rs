@@ -3,8 +3,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use dm_thin::Error;
 use dm_thin::loopdev::LoopControl;
@@ -166,38 +164,6 @@ fn a_rule_that_makes_no_sense_is_refused() {
     let options = Options::new().kernel(rig.kernel.clone()).pool_source(devices);
     assert!(said(RULE, options).contains("not on loop files"));
     let tree = rig.open(rig.options().min_free_data(MinFree::Percent(0)).auto_extend(threshold(91))).unwrap();
-    tree.close().unwrap();
-}
-
-#[test]
-fn grow_pool_is_durable_beside_other_checkpoints() {
-    let rig = Rig::new();
-    // A checkpoint after nearly every change.
-    let tree = rig.open(rig.options().checkpoint_at(Bytes(1))).unwrap();
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for thread in 0..3 {
-            let (tree, done) = (&tree, &done);
-            scope.spawn(move || {
-                for round in 0.. {
-                    if done.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    tree.add(&format!("{thread}-{round}"), Parent::Base).unwrap();
-                    tree.remove(&format!("{thread}-{round}")).unwrap();
-                }
-            });
-        }
-        let is_durable = |mib| {
-            let size = Bytes::mib(mib);
-            let grown = tree.grow_pool(size);
-            let state = fs::read_to_string(rig.root().join("state.json")).unwrap_or_default();
-            grown.is_ok() && state.contains(&format!("\"data_size\": {}", size.0))
-        };
-        let lost = (65..105).find(|mib| !is_durable(*mib));
-        done.store(true, Ordering::Relaxed);
-        assert_eq!(lost, None, "MiB are not in the state");
-    });
     tree.close().unwrap();
 }
 
