@@ -170,7 +170,8 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
     /// though what could be deactivated is. [`Error::Io`] if the checkpoint could not be written, though all the
-    /// rest is done: the journal holds what is in it. After a close, everything else answers [`Error::Closed`].
+    /// rest is done: the journal holds what is in it. After a close, whatever can fail answers [`Error::Closed`]; what
+    /// cannot, such as [`list`](Self::list), tells what was recorded last.
     pub fn close(&self) -> Result<()> {
         let _growing = self.growing();
         self.check_open()?;
