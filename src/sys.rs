@@ -117,32 +117,61 @@ fn by_pointer(fd: &OwnedFd, request: Ioctl, bytes: &mut [u8]) -> Result<u32, Err
 }
 
 // <linux/stat.h>
+const STATX_TYPE: u32 = 0x1;
+const STATX_INO: u32 = 0x100;
 const STATX_MNT_ID: u32 = 0x1000;
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
-/// `struct statx` has 256 bytes; stx_mask is at 0, stx_mnt_id at 144.
+/// `struct statx` has 256 bytes; stx_mask is at 0, stx_mode at 28, stx_ino at 32, stx_rdev_major and _minor at 128,
+/// stx_dev_major and _minor at 136, stx_mnt_id at 144.
 const STATX_WORDS: usize = 32;
 
-/// `statx(2)` of an open file: the plain id of its mount (since 5.8), and the unique one (since 6.8).
-pub(crate) fn mount_ids(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
-    let ask = |mask: u32| {
-        let mut answer = [0u64; STATX_WORDS];
-        #[allow(clippy::disallowed_methods)]
-        // SAFETY: the path is a NUL-terminated constant, and the kernel writes `struct statx`, 256 bytes, into
-        // `answer`, which is that large, aligned to 8, and lives until after the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_statx,
-                fd.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_EMPTY_PATH,
-                mask,
-                answer.as_mut_ptr(),
-            )
-        };
-        let [a, b, c, d, ..] = answer[0].to_ne_bytes();
-        (result == 0 && u32::from_ne_bytes([a, b, c, d]) & mask != 0).then_some(answer[18])
+/// `statx(2)` of an open file (since 4.11); `None` if it does not tell what `mask` asks for.
+fn statx(fd: BorrowedFd<'_>, flags: libc::c_int, mask: u32) -> Option<[u64; STATX_WORDS]> {
+    let mut answer = [0u64; STATX_WORDS];
+    #[allow(clippy::disallowed_methods)]
+    // SAFETY: the path is a NUL-terminated constant, and the kernel writes `struct statx`, 256 bytes, into
+    // `answer`, which is that large, aligned to 8, and lives until after the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | flags,
+            mask,
+            answer.as_mut_ptr(),
+        )
     };
+    let [a, b, c, d, ..] = answer[0].to_ne_bytes();
+    (result == 0 && u32::from_ne_bytes([a, b, c, d]) & mask == mask).then_some(answer)
+}
+
+/// The plain id of an open file's mount (since 5.8), and the unique one (since 6.8).
+pub(crate) fn mount_ids(fd: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
+    let ask = |mask: u32| statx(fd, 0, mask).map(|answer| answer[18]);
     (ask(STATX_MNT_ID), ask(STATX_MNT_ID_UNIQUE))
+}
+
+/// What the kernel knows of an open file without asking its file system; device numbers are major and minor.
+pub(crate) struct CachedStat {
+    pub(crate) mode: libc::mode_t,
+    pub(crate) inode: u64,
+    /// The device that it is.
+    pub(crate) device: (u32, u32),
+    /// The device that it is on.
+    pub(crate) filesystem: (u32, u32),
+}
+
+/// `statx(2)` with AT_STATX_DONT_SYNC.
+pub(crate) fn cached_stat(fd: BorrowedFd<'_>) -> Option<CachedStat> {
+    const AT_STATX_DONT_SYNC: libc::c_int = 0x4000;
+    let answer = statx(fd, AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO)?;
+    let [.., a, b, _, _] = answer[3].to_ne_bytes();
+    let pair = |word: u64| {
+        let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+        (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
+    };
+    let mode = u16::from_ne_bytes([a, b]).into();
+    Some(CachedStat { mode, inode: answer[4], device: pair(answer[16]), filesystem: pair(answer[17]) })
 }
 
 /// A System V semaphore set, as udev's completion protocol uses it: the first one counts, the second one keeps the

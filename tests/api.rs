@@ -48,6 +48,8 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Kernel::abandoned_semaphores", "half of a key of semget(2)"),
     ("Kernel::create_semaphore", "a key of semget(2)"),
     ("Kernel::ioctl", "what ioctl(2) returns"),
+    ("Kernel::process_info", "std::process::id()"),
+    ("Kernel::process_ids", "std::process::id()"),
     ("Kernel::read_at", "pread(2)"),
     ("Kernel::write_at", "pwrite(2)"),
     ("Label::generation", "a count of the writes"),
@@ -58,6 +60,8 @@ const NUMBERS: &[(&str, &str)] = &[
     ("MinFree::Percent", "percent"),
     ("MountId::*", "as mountinfo and statx(2) tell them"),
     ("Options::xfs_nospace_max_retries", "what goes into the file of that name in sysfs"),
+    ("ProcessName::pid", "std::process::id()"),
+    ("ProcessInfo::mount_namespace", "std::os::unix::fs::MetadataExt::ino()"),
     ("Report::*", "counts"),
     ("Request::minor", "the interface's minor version"),
     ("Request::since", "the interface's minor version"),
@@ -74,6 +78,7 @@ const NUMBERS: &[(&str, &str)] = &[
     ("ThinDevice::creation_time", "the pool's time"),
     ("ThinDevice::snapshotted_time", "the pool's time"),
     ("ThinId::*", "the number that it is made of"),
+    ("UsedFile::inode", "std::os::unix::fs::MetadataExt::ino()"),
 ];
 
 /// Whose numbers are the kernel's own (the raw structures), or are no interface to a kernel.

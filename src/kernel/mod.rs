@@ -7,6 +7,7 @@ mod device;
 mod directory;
 mod files;
 mod number;
+mod proc;
 mod process;
 mod program;
 mod real;
@@ -24,6 +25,7 @@ pub use self::device::{Access, AlignedBlock, DeviceFile};
 pub use self::directory::{Directory, Links, MountId};
 pub use self::files::{Entry, FileLock, FileStatus, Files};
 pub use self::number::DeviceNumber;
+pub use self::proc::{ProcessInfo, ProcessName, UsedFile};
 pub(crate) use self::process::Process;
 pub use self::real::RealKernel;
 pub use crate::abi::DeviceKind;
@@ -151,6 +153,30 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         value: &str,
     ) -> Result<(), Errno> {
         let _ = (filesystem, device, attribute, value);
+        Err(Errno::ENOSYS)
+    }
+
+    /// The ids of the processes, in no particular order. ENOSYS unless implemented, as for the next three: then nobody
+    /// is named who has something open.
+    fn process_ids(&self) -> Result<Vec<u32>, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    /// What `/proc/<pid>` shows of a process.
+    fn process_info(&self, pid: u32) -> Result<ProcessInfo, Errno> {
+        let _ = pid;
+        Err(Errno::ENOSYS)
+    }
+
+    /// A text below `/proc`, such as `locks` or `233/mountinfo`.
+    fn proc_text(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        let _ = path;
+        Err(Errno::ENOSYS)
+    }
+
+    /// The names in `/sys/dev/block/<number>/holders`, in no particular order.
+    fn device_holders(&self, number: DeviceNumber) -> Result<Vec<OsString>, Errno> {
+        let _ = number;
         Err(Errno::ENOSYS)
     }
 

@@ -12,7 +12,9 @@ use nix::sys::stat::{Mode, SFlag, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::fdatasync;
 
-use super::{Access, Arg, DeviceFile, DeviceNumber, FileLock, Kernel, Semaphore, program, semaphore};
+use super::{
+    Access, Arg, DeviceFile, DeviceNumber, FileLock, Kernel, ProcessInfo, Semaphore, proc, program, semaphore,
+};
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 
@@ -139,6 +141,22 @@ impl Kernel for RealKernel {
         // Not created where it is not an attribute.
         let file = File::options().write(true).open(path).map_err(errno)?;
         nix::unistd::write(&file, value.as_bytes()).map(drop)
+    }
+
+    fn process_ids(&self) -> Result<Vec<u32>, Errno> {
+        proc::ids()
+    }
+
+    fn process_info(&self, pid: u32) -> Result<ProcessInfo, Errno> {
+        proc::info(pid)
+    }
+
+    fn proc_text(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        std::fs::read(Path::new("/proc").join(path)).map_err(errno)
+    }
+
+    fn device_holders(&self, number: DeviceNumber) -> Result<Vec<OsString>, Errno> {
+        names_in(&format!("/sys/dev/block/{number}/holders"))
     }
 
     fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {

@@ -11,7 +11,7 @@ use crate::abi::Ioctl;
 pub struct Call {
     /// The ioctl's name as the kernel spells it, or `open`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
     /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`, `which`, `run`, `semget`, `semop`,
-    /// `semctl`, `read`.
+    /// `semctl`, `read`, `process`.
     pub name: &'static str,
     /// The device, path or node that it was about.
     pub subject: String,

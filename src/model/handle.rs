@@ -15,6 +15,8 @@ pub(super) struct Handle {
     kind: DeviceKind,
     pub(super) number: DeviceNumber,
     pub(super) access: Access,
+    /// The process that opened it.
+    pub(super) process: usize,
     ours: UnixStream,
     signalled: bool,
 }
@@ -29,6 +31,7 @@ impl Handle {
         kind: DeviceKind,
         number: DeviceNumber,
         access: Access,
+        process: usize,
     ) -> Result<(Self, DeviceFile), Errno> {
         let pair = || -> std::io::Result<_> {
             let (ours, theirs) = UnixStream::pair()?;
@@ -38,7 +41,7 @@ impl Handle {
         };
         let (ours, theirs) = pair().map_err(|_| Errno::EMFILE)?;
         let file = DeviceFile::simulated(OwnedFd::from(theirs), kind, number);
-        Ok((Self { opened: file.lifetime(), kind, number, access, ours, signalled: false }, file))
+        Ok((Self { opened: file.lifetime(), kind, number, access, process, ours, signalled: false }, file))
     }
 
     /// Whether this is the handle behind `file`.

@@ -15,7 +15,7 @@ use super::table::new_marker;
 use super::volume::Volume;
 use super::world::{Disk, World, dm_number, loop_number};
 use super::{ModelKernel, State};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, ProcessName};
 use crate::units::Sectors;
 
 impl World {
@@ -171,12 +171,12 @@ impl ModelKernel {
         })
     }
 
-    /// Somebody works below the mount on `target`, so that unmounting it is EBUSY; or no longer.
-    pub fn set_mount_busy(&self, target: &Path, busy: bool) -> Result<(), Errno> {
+    /// A process works below the mount on `target`, so that unmounting it is EBUSY; or nobody any longer.
+    pub fn set_mount_user(&self, target: &Path, user: Option<ProcessName>) -> Result<(), Errno> {
         let target = std::fs::canonicalize(target).map_err(|_| Errno::ENOENT)?;
         self.hook(|world| {
             let mount = world.mounts.iter_mut().rfind(|mount| mount.target == target);
-            mount.ok_or(Errno::EINVAL)?.busy = busy;
+            mount.ok_or(Errno::EINVAL)?.user = user;
             Ok(())
         })
     }

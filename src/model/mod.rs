@@ -59,6 +59,7 @@ mod mapper;
 mod metadata;
 mod mounts;
 mod pool;
+mod processes;
 mod store;
 mod table;
 mod udev;
@@ -85,7 +86,10 @@ pub use self::pool::Mode;
 use self::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::abi::{Argument, Ioctl, dm};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, Semaphore};
+use crate::kernel::{
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, ProcessInfo, ProcessName,
+    Semaphore,
+};
 
 /// What kind of kernel it is.
 #[derive(Debug, Clone)]
@@ -169,12 +173,23 @@ impl ModelKernel {
     /// planned for one process are not the other's.
     #[must_use]
     pub fn process(&self) -> Self {
+        self.another(None)
+    }
+
+    /// The same, shown by `/proc` under a name of its own.
+    #[must_use]
+    pub fn process_called(&self, name: ProcessName) -> Self {
+        self.another(Some(name))
+    }
+
+    fn another(&self, name: Option<ProcessName>) -> Self {
         let state = &mut *self.lock();
         let mut faults = Faults::default();
         if state.off {
             faults.kill();
         }
         state.faults.push(faults);
+        state.world.processes.push(name);
         Self { shared: self.shared.clone(), process: state.faults.len() - 1 }
     }
 
@@ -351,7 +366,7 @@ fn subject_of_device(file: &DeviceFile) -> String {
 
 impl Kernel for ModelKernel {
     fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
-        self.call("open", path.display(), |world| world.open(path, access))
+        self.call("open", path.display(), |world| world.open(path, access, self.process))
     }
 
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
@@ -473,6 +488,25 @@ impl Kernel for ModelKernel {
         self.call("attribute", subject, |world| match world.is_mounted_as(device, filesystem) {
             true => Ok(()),
             false => Err(Errno::ENOENT),
+        })
+    }
+
+    fn process_ids(&self) -> Result<Vec<u32>, Errno> {
+        self.call("readdir", "/proc", |world| Ok(world.process_ids()))
+    }
+
+    fn process_info(&self, pid: u32) -> Result<ProcessInfo, Errno> {
+        self.call("process", pid, |world| world.process_info(pid))
+    }
+
+    fn proc_text(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        self.call("read", format!("/proc/{path}"), |world| world.proc_text(path))
+    }
+
+    fn device_holders(&self, number: DeviceNumber) -> Result<Vec<OsString>, Errno> {
+        self.call("readdir", format!("/sys/dev/block/{number}/holders"), |world| {
+            let above = world.tables().filter(|(_, table)| table.uses(number));
+            Ok(above.map(|(minor, _)| format!("dm-{minor}").into()).collect())
         })
     }
 

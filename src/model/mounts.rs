@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use super::table::Kind;
 use super::world::{DM_MAJOR, World};
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::{DeviceNumber, Directory, MountId};
+use crate::kernel::{DeviceNumber, Directory, MountId, ProcessName};
 
-const ROOT_DEVICE: DeviceNumber = DeviceNumber { major: 8, minor: 1 };
+pub(super) const ROOT_DEVICE: DeviceNumber = DeviceNumber { major: 8, minor: 1 };
 
 /// A mount of a block device, or the root of everything.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ pub(super) struct Mount {
     filesystem: String,
     flags: MountFlags,
     options: String,
-    /// A test wants somebody to be in it.
-    pub(super) busy: bool,
+    /// A process that works below it.
+    pub(super) user: Option<ProcessName>,
 }
 
 impl Mount {
@@ -38,7 +38,7 @@ impl Mount {
             filesystem: "ext4".into(),
             flags: MountFlags::empty(),
             options: String::new(),
-            busy: true,
+            user: Some(ProcessName { pid: 1, command: "init".to_owned() }),
         }
     }
 }
@@ -88,7 +88,7 @@ impl World {
             filesystem: filesystem.to_owned(),
             flags,
             options: options.to_owned(),
-            busy: false,
+            user: None,
         };
         self.next_mount += 1;
         self.mounts.push(mount);
@@ -112,7 +112,7 @@ impl World {
         if flags.contains(UnmountFlags::DETACH) {
             self.mounts.remove(top);
             self.mounts.retain(|mount| !below(mount));
-        } else if self.mounts[top].busy || self.mounts.iter().any(below) {
+        } else if self.mounts[top].user.is_some() || self.mounts.iter().any(below) {
             return Err(Errno::EBUSY);
         } else {
             self.mounts.remove(top);

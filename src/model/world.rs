@@ -20,7 +20,7 @@ use super::pool::Pool;
 use super::store::{self, Store};
 use super::table::{Kind, Table};
 use super::udev::Counter;
-use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, Semaphore, loop_index};
+use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, ProcessName, Semaphore, loop_index};
 
 pub(super) const DM_MAJOR: u32 = 253;
 pub(super) const LOOP_MAJOR: u32 = 7;
@@ -95,6 +95,8 @@ pub(super) struct World {
     /// The next device's `diskseq`.
     pub(super) next_sequence: u64,
     pub(super) handles: Vec<Handle>,
+    /// What processes are called, by index; `None` is called as the one that runs the model.
+    pub(super) processes: Vec<Option<ProcessName>>,
     pub(super) semaphores: BTreeMap<Semaphore, Counter>,
     pub(super) next_semaphore: i32,
     /// Something was let go: unused pools, loop and deferred devices are looked for.
@@ -122,6 +124,7 @@ impl World {
             next_mount: 2,
             next_sequence: 1,
             handles: Vec::new(),
+            processes: vec![None],
             semaphores: BTreeMap::new(),
             next_semaphore: 0,
             released: false,
@@ -171,7 +174,7 @@ impl World {
         }
     }
 
-    pub(super) fn open(&mut self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
+    pub(super) fn open(&mut self, path: &Path, access: Access, process: usize) -> Result<DeviceFile, Errno> {
         let (kind, number) = match self.control_device(path) {
             Some(control) => control,
             None => {
@@ -188,7 +191,7 @@ impl World {
         if block && access.is_exclusive() && taken {
             return Err(Errno::EBUSY);
         }
-        let (handle, file) = Handle::new(kind, number, access)?;
+        let (handle, file) = Handle::new(kind, number, access, process)?;
         self.handles.push(handle);
         Ok(file)
     }

@@ -10,7 +10,7 @@ use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::kernel::{
-    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Kernel, RealKernel, Semaphore,
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Kernel, ProcessInfo, RealKernel, Semaphore,
 };
 
 use crate::dying::Life;
@@ -190,6 +190,22 @@ impl Kernel for Spy {
         value: &str,
     ) -> Result<(), Errno> {
         RealKernel.set_filesystem_attribute(filesystem, device, attribute, value)
+    }
+
+    fn process_ids(&self) -> Result<Vec<u32>, Errno> {
+        RealKernel.process_ids()
+    }
+
+    fn process_info(&self, pid: u32) -> Result<ProcessInfo, Errno> {
+        RealKernel.process_info(pid)
+    }
+
+    fn proc_text(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        RealKernel.proc_text(path)
+    }
+
+    fn device_holders(&self, number: DeviceNumber) -> Result<Vec<OsString>, Errno> {
+        RealKernel.device_holders(number)
     }
 
     fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {

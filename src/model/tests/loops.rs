@@ -8,7 +8,7 @@ use super::*;
 use crate::abi::block;
 use crate::abi::loopdev::{LoopFlags, loop_config, loop_info, loop_info64};
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, ProcessName};
 
 type Answer = std::result::Result<u32, Errno>;
 
@@ -359,7 +359,8 @@ fn mounts() {
     assert_eq!(unmount(&target, UnmountFlags::empty()), Err(Errno::EBUSY));
     unmount(&inner, UnmountFlags::empty()).unwrap();
     assert_eq!(unmount(&inner, UnmountFlags::empty()), Err(Errno::EINVAL));
-    machine.kernel.set_mount_busy(&target, true).unwrap();
+    let user = ProcessName { pid: 7, command: "shell".to_owned() };
+    machine.kernel.set_mount_user(&target, Some(user)).unwrap();
     assert_eq!(unmount(&target, UnmountFlags::empty()), Err(Errno::EBUSY));
     unmount(&target, UnmountFlags::DETACH).unwrap();
     machine.dm.remove(&name("e")).unwrap();
