@@ -92,7 +92,7 @@ pub enum Error {
     },
 
     /// The kernel does not know a target type, and has no module for it.
-    #[error("the kernel has no device-mapper target {target:?}; is its module (such as dm-thin-pool) there?")]
+    #[error("the kernel has no device-mapper target {target}; load the module {}", target.module())]
     NoTarget {
         /// The target type.
         target: TargetType,
@@ -221,12 +221,14 @@ pub enum Error {
     },
 
     /// Less is free than must stay free.
-    #[error("pool {pool} is low on {what}: {free} free, {needed} must stay so")]
+    #[error(
+        "pool {pool}: {free:#} of {space} free, at least {needed:#} required ({}); {}", space.option(), space.remedy()
+    )]
     LowSpace {
         /// The pool's name.
         pool: String,
-        /// Of what: data, metadata, what is below.
-        what: &'static str,
+        /// Of what.
+        space: crate::thin::Space,
         /// What is free.
         free: Bytes,
         /// What has to be.

@@ -221,6 +221,16 @@ impl TargetType {
         self.0.text().unwrap_or_default()
     }
 
+    /// The kernel module that has it.
+    pub(crate) fn module(&self) -> String {
+        match self.as_str() {
+            "error" | "linear" | "striped" => "dm-mod".to_owned(),
+            "thin" => "dm-thin-pool".to_owned(),
+            "snapshot-merge" | "snapshot-origin" => "dm-snapshot".to_owned(),
+            other => format!("dm-{other}"),
+        }
+    }
+
     const fn literal(text: &str) -> Self {
         assert!(!text.is_empty() && text.len() < DM_MAX_TYPE_NAME);
         let mut bytes = [0; DM_MAX_TYPE_NAME];

@@ -295,3 +295,13 @@ fn udev_that_does_not_answer_is_waited_for_once() {
     dm.resume(&name("volume")).unwrap();
     assert_eq!(cookie(&fake), 0);
 }
+
+#[test]
+fn a_missing_target_names_its_module() {
+    let dm = Fake::new(47, |_, _| Err(Errno::EINVAL)).mapper();
+    for (target, module) in [("thin-pool", "dm-thin-pool"), ("thin", "dm-thin-pool"), ("zero", "dm-zero")] {
+        let error = dm.target_version(TargetType::new(target).unwrap()).unwrap_err();
+        let text = format!("the kernel has no device-mapper target {target}; load the module {module}");
+        assert_eq!(error.to_string(), text);
+    }
+}

@@ -15,9 +15,12 @@
 //!   messages were sent since. Messages themselves take no data block, and few of metadata.
 //! - The file system below a loop file is asked each time: that is no ioctl.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use serde::Serialize;
 
 use super::extend::percent_of;
 use super::{Backing, METADATA_BLOCK_SIZE, NoSpace, PoolMode, PoolStatus, PoolTable, PoolUsage, ThinPool};
@@ -103,6 +106,46 @@ impl SpaceGuard {
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.max_messages = messages;
         self
+    }
+}
+
+/// What a pool can be short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Space {
+    /// Data blocks.
+    Data,
+    /// Metadata blocks.
+    Metadata,
+    /// What the device below the data can really get.
+    Backing,
+}
+
+impl Space {
+    /// The option that says how much must stay free.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::Data | Self::Backing => "min_free_data",
+            Self::Metadata => "min_free_metadata",
+        }
+    }
+
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::Data | Self::Metadata => "remove snapshots or grow the pool",
+            Self::Backing => "free space there, or remove snapshots",
+        }
+    }
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data => "data space",
+            Self::Metadata => "metadata space",
+            Self::Backing => "space below the data device",
+        })
     }
 }
 
@@ -294,28 +337,28 @@ impl Watch {
         let known = self.known();
         // A pool that has failed says so when it gets the message.
         let Some(usage) = &known.usage else { return Ok(()) };
-        let low = |what, free: Bytes, needed: Bytes| {
-            Err(Error::LowSpace { pool: pool.name().to_string(), what, free, needed })
+        let low = |space, free: Bytes, needed: Bytes| {
+            Err(Error::LowSpace { pool: pool.name().to_string(), space, free, needed })
         };
         if let Some(free) = self.guard.metadata {
             let block = METADATA_BLOCK_SIZE.sectors();
             let needed = free.blocks(usage.total_metadata, block);
             if usage.free_metadata() < needed {
-                return low("metadata", usage.free_metadata().bytes(block), needed.bytes(block));
+                return low(Space::Metadata, usage.free_metadata().bytes(block), needed.bytes(block));
             }
         }
         if let Some(free) = self.guard.data {
             let block = known.table.block_size;
             let needed = free.blocks(usage.total_data, block);
             if usage.free_data() < needed {
-                return low("data", usage.free_data().bytes(block), needed.bytes(block));
+                return low(Space::Data, usage.free_data().bytes(block), needed.bytes(block));
             }
             let below = self.guard.backing.as_ref().map(|backing| backing.below()).transpose()?;
             if let Some(below) = below.flatten()
                 && let available = below.free + known.spare
                 && available < needed.bytes(block)
             {
-                return low("space below the data device", available, needed.bytes(block));
+                return low(Space::Backing, available, needed.bytes(block));
             }
         }
         Ok(())

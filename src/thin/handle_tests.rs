@@ -79,6 +79,14 @@ fn a_handle_does_not_discard_the_volume_that_has_its_number_now() {
     assert!(matches!(other.status().unwrap(), ThinStatus::Mapped { mapped: Sectors(512), .. }));
     assert!(old.deactivate().unwrap_err().is_not_found());
     assert!(other.device_status().is_ok());
+    // Nor does the handle of a volume that is there discard what its node leads to.
+    machine.kernel.remove_node(&other.path()).unwrap();
+    machine.kernel.make_node(&other.path(), pool.number()).unwrap();
+    assert!(matches!(other.discard_all(), Err(Error::Replaced { found, .. }) if found == pool.number()));
+    machine.kernel.remove_node(&other.path()).unwrap();
+    assert!(other.discard_all().unwrap_err().is_not_found(), "no node is made");
+    assert_eq!(machine.kernel.block_device(&other.path()), Err(Errno::ENOENT));
+    machine.dm.ensure_node(other.name(), other.number()).unwrap();
     other.discard_all().unwrap();
 }
 
@@ -256,6 +264,18 @@ fn a_pool_without_a_whole_block_is_refused() {
             ThinPool::create(machine.dm.clone(), &name("pool"), &uuid("pool"), &machine.table(1), size);
         assert!(matches!(pool, Err(Error::InvalidOption { option: "data size", .. })), "{pool:?}");
     }
+    assert!(machine.kernel.is_clean());
+}
+
+#[test]
+fn a_pool_says_which_module_is_missing() {
+    let machine = Machine::new();
+    machine.kernel.refuse(crate::abi::dm::DM_TABLE_LOAD, Errno::EINVAL);
+    machine.kernel.refuse(crate::abi::dm::DM_GET_TARGET_VERSION, Errno::EINVAL);
+    let (table, size) = (machine.table(1), Bytes::mib(64).sectors());
+    let error = ThinPool::create(machine.dm.clone(), &name("pool"), &uuid("pool"), &table, size).unwrap_err();
+    let text = "the kernel has no device-mapper target thin-pool; load the module dm-thin-pool";
+    assert_eq!(error.to_string(), text);
     assert!(machine.kernel.is_clean());
 }
 

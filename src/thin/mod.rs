@@ -72,7 +72,7 @@ pub use activate::ActivateOptions;
 pub use backing::{Backing, Below, LoopFile};
 pub use contents::ThinUsage;
 pub use extend::{AutoExtend, ExtendRule, Extended, Extension};
-pub use guard::{MinFree, SpaceGuard};
+pub use guard::{MinFree, Space, SpaceGuard};
 pub use message::{Message, ThinId, TransactionId};
 pub use pool::{Origin, ThinPool};
 pub(crate) use split::blank;

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use dm_thin::Error;
 use dm_thin::dm::DmName;
 use dm_thin::kernel::{DeviceNumber, Kernel, RealKernel};
-use dm_thin::thin::{MinFree, PoolFeatures, PoolStatus, ThinId, ThinPool};
+use dm_thin::thin::{MinFree, PoolFeatures, PoolStatus, Space, ThinId, ThinPool};
 use dm_thin::tree::{AddOptions, Filesystem, Finding, Holder, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -195,7 +195,7 @@ fn pain_08_metadata_runs_low() {
     let options = small().filesystem(Filesystem::None).min_free_metadata(MinFree::Bytes(Bytes::mib(8)));
     let tree = SnapshotTree::open(bench.root(), options).map(drop).unwrap_err();
     // Not even the base is made.
-    assert!(matches!(&tree, Error::LowSpace { what: "metadata", .. }), "{tree}");
+    assert!(matches!(&tree, Error::LowSpace { space: Space::Metadata, .. }), "{tree}");
     assert!(!bench.root().exists());
 }
 

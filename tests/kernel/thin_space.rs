@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dm_thin::loopdev::{AttachOptions, LoopControl};
 use dm_thin::thin::{
     AutoExtend, ExtendRule, Extended, Extension, LoopFile, MinFree, NoSpace, PoolEvent, PoolFeatures,
-    PoolMode, PoolTable, PoolWatcher, SpaceGuard, ThinPool,
+    PoolMode, PoolTable, PoolWatcher, Space, SpaceGuard, ThinPool,
 };
 use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
@@ -267,7 +267,7 @@ fn the_guard_refuses_in_time_and_costs_nothing() {
     let error = rig.pool().create_thin(id(401)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pool dm-thin-pool is low on data: 983040 bytes free, 1048576 bytes must stay so"
+        "pool dm-thin-pool: 960 KiB of data space free, at least 1 MiB required (min_free_data); remove snapshots or grow the pool"
     );
     assert!(error.is_out_of_space());
     assert_eq!(kernel.ioctls(), ["DM_TABLE_STATUS"], "nothing was sent");
@@ -327,7 +327,7 @@ fn the_guard_knows_what_the_file_can_really_get() {
         // Somebody else takes the room.
         std::fs::write(tiny.join("other"), vec![1; 12 << 20]).unwrap();
         let error = pool.create_thin(id(2)).unwrap_err();
-        assert!(matches!(error, Error::LowSpace { what: "space below the data device", .. }), "{error}");
+        assert!(matches!(error, Error::LowSpace { space: Space::Backing, .. }), "{error}");
         std::fs::remove_file(tiny.join("other")).unwrap();
         pool.create_thin(id(2)).unwrap();
         // What the file has, and the pool does not use, counts.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dm_thin::Error;
 use dm_thin::thin::{
-    ExtendRule, Extended, Extension, MinFree, NoSpace, PoolEvent, PoolFeatures, PoolMode, ThinId,
+    ExtendRule, Extended, Extension, MinFree, NoSpace, PoolEvent, PoolFeatures, PoolMode, Space, ThinId,
 };
 use dm_thin::tree::{Filesystem, Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
@@ -50,7 +50,7 @@ fn it_grows_while_a_snapshot_is_filled_up_to_the_maximum() {
             Extended { data: Extension::Exhausted, ..Extended::default() }
         );
         let error = tree.add("b", Parent::Snapshot("a")).unwrap_err();
-        assert!(matches!(error, Error::LowSpace { what: "data", .. }), "{error}");
+        assert!(matches!(error, Error::LowSpace { space: Space::Data, .. }), "{error}");
         assert_eq!(total(&tree), rule.maximum);
         tree.deactivate("a").unwrap();
         tree.close().unwrap();
