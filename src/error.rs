@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use crate::dm::{DmVersion, TargetType};
-use crate::kernel::DeviceNumber;
+use crate::kernel::{DeviceNumber, ProcessName};
+use crate::tree::{Holder, Listed};
 use crate::units::Bytes;
 
 /// The result of almost everything here.
@@ -330,10 +331,12 @@ pub enum Error {
     },
 
     /// The tree is open already. A [`SnapshotTree`](crate::tree::SnapshotTree) keeps its root locked until it is dropped.
-    #[error("{path} is open already, in this process or in another one", path = path.display())]
+    #[error("{path} is locked by {}", holder.as_ref().map_or("another process".to_owned(), ProcessName::to_string), path = path.display())]
     Locked {
         /// The tree's root.
         path: PathBuf,
+        /// Who has it, if `/proc` shows that.
+        holder: Option<ProcessName>,
     },
 
     /// A device of the tree is in use, and its name says that another root made it: the root is a copy of that one.
@@ -547,12 +550,30 @@ pub enum Error {
     },
 
     /// A device is held open by somebody.
-    #[error("{device} is busy: open {open_count} times; SnapshotTree::holders tells by whom")]
+    #[error("{}", match snapshot {
+        Some(id) => format!("snapshot {id:?} is busy: {} (device {device}, open count {open_count})", Listed(holders)),
+        None => format!("{device} is busy: {} (open count {open_count})", Listed(holders)),
+    })]
     Busy {
+        /// The snapshot whose device it is, if it is one's.
+        snapshot: Option<String>,
         /// The device.
         device: String,
         /// How often it is open.
         open_count: u32,
+        /// By whom, as far as `/proc` shows that.
+        holders: Vec<Holder>,
+    },
+
+    /// A snapshot is still mounted: its file system is in use.
+    #[error("snapshot {id:?} is busy: {} (mounted on {target})", Listed(holders), target = target.display())]
+    MountInUse {
+        /// The snapshot.
+        id: String,
+        /// Where it is mounted.
+        target: PathBuf,
+        /// Who uses it, as far as `/proc` shows that.
+        holders: Vec<Holder>,
     },
 
     /// The program that makes the file system is not installed.
@@ -681,7 +702,7 @@ impl Error {
             Self::Mount(error) => Some(error.errno),
             Self::Open { errno, .. } | Self::NoDeviceMapper { errno, .. } => Some(*errno),
             Self::NotPermitted { .. } => Some(Errno::EPERM),
-            Self::MetadataSnapHeld { .. } => Some(Errno::EBUSY),
+            Self::MetadataSnapHeld { .. } | Self::MountInUse { .. } => Some(Errno::EBUSY),
             Self::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
             Self::Receive { source, .. } => source.errno(),
             _ => None,

@@ -43,8 +43,6 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Flakey::up", "seconds, which dm-flakey counts in whole ones"),
     ("FlakeyFeatures::*", "a probability in 10⁻⁹"),
     ("Geometry::*", "cylinders, heads, and sectors of a track: not those of a device"),
-    ("Holder::Mount::pid", "std::process::id()"),
-    ("Holder::Process::pid", "std::process::id()"),
     ("Kernel::abandoned_semaphores", "half of a key of semget(2)"),
     ("Kernel::create_semaphore", "a key of semget(2)"),
     ("Kernel::ioctl", "what ioctl(2) returns"),

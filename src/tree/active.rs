@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use super::graph::{FsState, Record, Snapshot};
 use super::mount::{Mounted, Where};
-use super::{SnapshotId, SnapshotTree, unknown};
+use super::{SnapshotId, SnapshotTree, holders, unknown};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DeviceStatus, DmName, Removal};
 use crate::kernel::{DeviceNumber, MountId};
@@ -200,8 +200,8 @@ impl SnapshotTree {
     /// step for every other caller.
     ///
     /// # Errors
-    /// [`Error::NotMounted`]; [`Error::Mount`] with EBUSY if files on it are open, [`Error::Covered`] if another file
-    /// system is mounted over it: it stays mounted.
+    /// [`Error::NotMounted`]; [`Error::MountInUse`] if files on it are open, [`Error::Covered`] if another file system is
+    /// mounted over it: it stays mounted.
     /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
     pub fn unmount(&self, id: &str) -> Result<()> {
@@ -211,7 +211,14 @@ impl SnapshotTree {
                 mounted.count -= 1;
                 return Ok(());
             }
-            self.unmount_volume(snapshot.thin_id, mounted)?;
+            self.unmount_volume(snapshot.thin_id, mounted).map_err(|error| match error {
+                Error::Mount(refused) if refused.errno == Errno::EBUSY => {
+                    let (id, target) = (id.to_owned(), mounted.target.clone());
+                    let holders = holders::of_mount(&*self.options.kernel, mounted.id().device, &target);
+                    Error::MountInUse { id, target, holders }
+                }
+                error => error,
+            })?;
             slot.mounted = None;
             if slot.held || slot.readers > 0 {
                 Ok(())
@@ -243,7 +250,7 @@ impl SnapshotTree {
             snapshot.and_then(|snapshot| work(&mut slot, &snapshot))
         };
         self.tidy(&name, slot);
-        result.map_err(|error| self.closed_or(error))
+        result.map_err(|error| self.with_holders(Some(id), self.closed_or(error)))
     }
 
     /// Done with a slot: forget it if it is idle.
@@ -360,7 +367,10 @@ impl SnapshotTree {
     /// The same for a tree that is being closed, whoever has activated something meanwhile.
     pub(super) fn deactivate_slots(&self) -> Result<()> {
         let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
-        slots.into_iter().try_for_each(|(id, slot)| self.deactivate_slot(&mut lock(&slot), id.as_str()))
+        slots.into_iter().try_for_each(|(id, slot)| {
+            let deactivated = self.deactivate_slot(&mut lock(&slot), id.as_str());
+            deactivated.map_err(|error| self.with_holders(Some(id.as_str()), error))
+        })
     }
 
     pub(super) fn activate_volume(&self, id: &str, thin_id: ThinId, size: Bytes) -> Result<ThinVolume> {
@@ -452,7 +462,8 @@ impl SnapshotTree {
     /// Repeat while somebody has the device open, until the time that the options give is over. That it
     /// is gone already is fine.
     pub(super) fn patiently(&self, name: &DmName, remove: impl Fn() -> Result<()>) -> Result<()> {
-        self.patiently_within(name, self.options.busy_timeout, remove)
+        let removed = self.patiently_within(name, self.options.busy_timeout, remove);
+        removed.map_err(|error| self.with_holders(None, error))
     }
 
     fn patiently_within(
@@ -469,7 +480,7 @@ impl SnapshotTree {
                 Err(error) if error.is_busy() && end.is_over() => {
                     let status = self.pool.device_mapper().status(name.into());
                     let open_count = status.map_or(0, |status| status.open_count);
-                    return Err(Error::Busy { device: name.to_string(), open_count });
+                    return Err(busy(name, open_count));
                 }
                 Err(error) if error.is_busy() => thread::sleep(pause),
                 result => return result,
@@ -501,6 +512,11 @@ impl SnapshotTree {
         }
         Ok(())
     }
+}
+
+/// Whose device it is, and who has it open, [`SnapshotTree::with_holders`] adds.
+pub(super) fn busy(device: &DmName, open_count: u32) -> Error {
+    Error::Busy { snapshot: None, device: device.to_string(), open_count, holders: Vec::new() }
 }
 
 pub(super) fn check_unmounted(slot: &Slot, id: &str) -> Result<()> {

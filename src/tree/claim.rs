@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::active::Deadline;
+use super::active::{Deadline, busy};
+use super::holders::{self, Holder};
 use super::root::Root;
 use super::{Options, volume_name};
 use crate::dm::targets::{ErrorTarget, Target};
@@ -71,7 +72,7 @@ impl Claim {
                     Err(error) => {
                         // Best effort: return the original error. One that is open stays.
                         let _ = dm.remove(&uuid);
-                        return Err(if error.is_busy() { taken(root, &status.name) } else { error });
+                        return Err(if error.is_busy() { taken(dm, root, &status) } else { error });
                     }
                 },
                 // Its maker died before it had a table. Of this root's there is none but this one.
@@ -81,7 +82,7 @@ impl Claim {
                 }
                 Some(_) => {}
                 None if end.is_over() => {
-                    return Err(Error::Busy { device: name.to_string(), open_count: 0 });
+                    return Err(busy(&name, 0));
                 }
                 None => {}
             }
@@ -91,12 +92,17 @@ impl Claim {
 }
 
 /// Another manager has it, whose root the name tells.
-fn taken(root: &Root, name: &DmName) -> Error {
+fn taken(dm: &DeviceMapper, root: &Root, claim: &DeviceStatus) -> Error {
     let path = root.path.clone();
-    match name.as_bytes().ends_with(root.suffix(LOCK).as_bytes()) {
-        true => Error::Locked { path },
-        false => Error::OtherRoot { path, device: name.to_string() },
+    if !claim.name.as_bytes().ends_with(root.suffix(LOCK).as_bytes()) {
+        return Error::OtherRoot { path, device: claim.name.to_string() };
     }
+    let holder =
+        holders::of_device(&**dm.kernel(), claim.number).into_iter().find_map(|holder| match holder {
+            Holder::Process(process) => Some(process),
+            _ => None,
+        });
+    Error::Locked { path, holder }
 }
 
 fn create(dm: &DeviceMapper, name: &DmName, uuid: &DmUuid) -> Result<DeviceStatus> {

@@ -1,34 +1,28 @@
-//! Who has a snapshot's device open: what to do about EBUSY.
+//! Who keeps a device, a file system or a root in use: what to do about EBUSY.
 
-use std::ffi::OsString;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::{fmt, fs};
 
 use serde::Serialize;
 
 use super::{SnapshotTree, mount};
-use crate::Result;
-use crate::kernel::DeviceNumber;
+use crate::dm::DmName;
+use crate::kernel::{DeviceNumber, Directory, Kernel, ProcessName};
+use crate::{Error, Result};
 
-/// Somebody who keeps a device busy.
+/// Somebody who keeps a device or a file system busy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Holder {
     /// A process has the device open.
-    Process {
-        /// Its id.
-        pid: u32,
-        /// Its command.
-        command: String,
-    },
-    /// It is mounted, as this process sees it: possibly in a mount namespace of its own.
+    Process(ProcessName),
+    /// A process has files of the file system open or mapped, or works in one of its directories.
+    Files(ProcessName),
+    /// It is mounted, or something is mounted below it.
     Mount {
-        /// The process.
-        pid: u32,
-        /// Its command.
-        command: String,
+        /// A process that sees the mount: the one of its mount namespace with the lowest id.
+        process: ProcessName,
         /// Where.
         target: PathBuf,
     },
@@ -42,74 +36,126 @@ pub enum Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Process { pid, command } => write!(f, "process {pid} ({command}) has it open"),
-            Self::Mount { pid, command, target } => {
-                write!(f, "mounted on {}, as process {pid} ({command}) sees it", target.display())
+            Self::Process(process) => write!(f, "open in {process}"),
+            Self::Files(process) => write!(f, "files open in {process}"),
+            Self::Mount { process, target } => {
+                write!(f, "mounted on {}, seen by {process}", target.display())
             }
-            Self::Device { name } => write!(f, "device {name} stands on it"),
+            Self::Device { name } => write!(f, "used by device {name}"),
+        }
+    }
+}
+
+/// Holders in the text of an error: the first ones by name.
+pub(crate) struct Listed<'a>(pub(crate) &'a [Holder]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMED: usize = 4;
+        if self.0.is_empty() {
+            return f.write_str("in use by somebody whom /proc does not show");
+        }
+        for (n, holder) in self.0.iter().take(NAMED).enumerate() {
+            write!(f, "{}{holder}", if n > 0 { "; " } else { "" })?;
+        }
+        match self.0.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
         }
     }
 }
 
 impl SnapshotTree {
-    /// Who has the device of a snapshot open, as far as this process can see: for a message about
-    /// [`Error::Busy`](crate::Error::Busy). All of `/proc` is read for it. Of a mount that many processes see, the
-    /// one with the lowest id is named. Who has files open below the mount is not looked for (`fuser -m` does).
+    /// Who has the device of a snapshot open, or files of the file system on it, as far as this process can see. All of
+    /// `/proc` is read for it. [`Error::Busy`] and [`Error::MountInUse`] tell the same.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot).
+    /// [`Error::UnknownSnapshot`].
     pub fn holders(&self, id: &str) -> Result<Vec<Holder>> {
         self.check_open()?;
         let id = self.get(id)?.id;
         let number = self.slots().get(&id).and_then(|slot| slot.view().device).map(|(_, number)| number);
-        let mut holders = number.map(holders).unwrap_or_default();
-        holders.sort();
-        Ok(holders)
+        Ok(number.map(|number| of_device(&*self.options.kernel, number)).unwrap_or_default())
+    }
+
+    /// Adds to an error that a device is busy which snapshot's it is, and who has it open.
+    pub(super) fn with_holders(&self, id: Option<&str>, mut error: Error) -> Error {
+        if let Error::Busy { snapshot, device, holders, .. } = &mut error
+            && holders.is_empty()
+        {
+            *snapshot = id.map(str::to_owned);
+            let name = DmName::new(device);
+            let found = name.and_then(|name| self.pool.device_mapper().find((&name).into()));
+            // Without an answer the error is as true as before.
+            if let Ok(Some(status)) = found {
+                *holders = of_device(&*self.options.kernel, status.number);
+            }
+        }
+        error
     }
 }
 
-fn holders(number: DeviceNumber) -> Vec<Holder> {
-    let mut holders = Vec::new();
-    let mut namespaces = Vec::new();
-    let mut pids: Vec<u32> =
-        names(Path::new("/proc")).filter_map(|name| name.to_str()?.parse().ok()).collect();
+/// Who uses a device, or the file system on it.
+pub(super) fn of_device(kernel: &dyn Kernel, number: DeviceNumber) -> Vec<Holder> {
+    let (mut holders, mut namespaces) = (Vec::new(), Vec::new());
+    let mut pids = kernel.process_ids().unwrap_or_default();
     pids.sort_unstable();
-    // What goes meanwhile holds nothing.
     for pid in pids {
-        let proc = PathBuf::from(format!("/proc/{pid}"));
-        let command = fs::read_to_string(proc.join("comm")).unwrap_or_default().trim_end().to_owned();
-        let fds = proc.join("fd");
-        if names(&fds).any(|fd| is_device(&fds.join(fd), number)) {
-            holders.push(Holder::Process { pid, command: command.clone() });
+        // What goes meanwhile holds nothing.
+        let Ok(info) = kernel.process_info(pid) else { continue };
+        let process = ProcessName { pid, command: info.command };
+        if info.files.iter().any(|file| file.device == Some(number)) {
+            holders.push(Holder::Process(process.clone()));
         }
-        let Ok(namespace) = fs::read_link(proc.join("ns/mnt")) else { continue };
-        if namespaces.contains(&namespace) {
-            continue;
+        if info.files.iter().any(|file| file.filesystem == number) {
+            holders.push(Holder::Files(process.clone()));
         }
+        let Some(namespace) = info.mount_namespace.filter(|it| !namespaces.contains(it)) else { continue };
         namespaces.push(namespace);
-        let table = fs::read(proc.join("mountinfo")).unwrap_or_default();
-        for line in mount::parse_table(&table).into_iter().filter(|line| line.device == number) {
-            holders.push(Holder::Mount { pid, command: command.clone(), target: line.target });
-        }
+        let table = kernel.proc_text(&format!("{pid}/mountinfo")).unwrap_or_default();
+        let lines = mount::parse_table(&table).into_iter().filter(|line| line.device == number);
+        holders.extend(lines.map(|line| Holder::Mount { process: process.clone(), target: line.target }));
     }
-    let above = names(Path::new(&format!("/sys/dev/block/{number}/holders")))
-        .map(|name| Holder::Device { name: name.to_string_lossy().into_owned() })
-        .collect::<Vec<_>>();
-    holders.extend(above);
+    let above = kernel.device_holders(number).unwrap_or_default();
+    holders.extend(above.iter().map(|name| Holder::Device { name: name.to_string_lossy().into_owned() }));
+    holders.sort();
     holders
 }
 
-fn names(directory: &Path) -> impl Iterator<Item = OsString> {
-    let entries = fs::read_dir(directory).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.file_name()))
+/// Who keeps the file system of a device from being unmounted from `target`.
+pub(super) fn of_mount(kernel: &dyn Kernel, number: DeviceNumber, target: &Path) -> Vec<Holder> {
+    let mut holders = of_device(kernel, number);
+    holders.retain(|holder| matches!(holder, Holder::Files(_)));
+    let pid = std::process::id();
+    let process =
+        ProcessName { pid, command: kernel.process_info(pid).map(|info| info.command).unwrap_or_default() };
+    let lines = mount::mounts(kernel).unwrap_or_default().into_iter();
+    let below = lines.filter(|line| line.target != target && line.target.starts_with(target));
+    holders.extend(below.map(|line| Holder::Mount { process: process.clone(), target: line.target }));
+    holders
 }
 
-fn is_device(path: &Path, number: DeviceNumber) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| {
-        #[allow(clippy::useless_conversion)] // the types differ between architectures
-        let device = metadata.rdev().try_into().map(DeviceNumber::from_dev_t);
-        metadata.file_type().is_block_device() && device.is_ok_and(|device| device == number)
+/// Who has a directory locked with flock(2).
+pub(super) fn of_lock(kernel: &dyn Kernel, directory: &Directory) -> Option<ProcessName> {
+    let known = (directory.mount().device, directory.inode());
+    let locks = kernel.proc_text("locks").ok()?;
+    let locks = locks.split(|&byte| byte == b'\n').filter_map(flock);
+    // Other file systems have the same inode numbers, and the process that took the lock may have died.
+    locks.filter(|(_, inode)| *inode == known.1).find_map(|(pid, _)| {
+        let info = kernel.process_info(pid).ok()?;
+        let has_it = info.files.iter().any(|used| (used.filesystem, used.inode) == known);
+        has_it.then_some(ProcessName { pid, command: info.command })
     })
+}
+
+/// Process and inode number of a line of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131099 0 EOF`. A lock that
+/// is waited for has an arrow in front.
+fn flock(line: &[u8]) -> Option<(u32, u64)> {
+    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
+    words.next().filter(|kind| *kind == "FLOCK")?;
+    let pid = words.nth(2)?.parse().ok()?;
+    let inode = words.next()?.rsplit(':').next()?.parse().ok()?;
+    Some((pid, inode))
 }
 
 #[cfg(test)]
@@ -117,13 +163,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_text() {
-        let command = "sleep".to_owned();
-        let holder = Holder::Process { pid: 7, command: command.clone() };
-        assert_eq!(holder.to_string(), "process 7 (sleep) has it open");
-        let holder = Holder::Mount { pid: 7, command, target: "/mnt".into() };
-        assert_eq!(holder.to_string(), "mounted on /mnt, as process 7 (sleep) sees it");
-        let holder = Holder::Device { name: "dm-3".into() };
-        assert_eq!(holder.to_string(), "device dm-3 stands on it");
+    fn holders_as_text() {
+        let process = ProcessName { pid: 233, command: "sleep".to_owned() };
+        let mount = Holder::Mount { process: process.clone(), target: "/mnt".into() };
+        let holders = [
+            Holder::Process(process.clone()),
+            Holder::Files(process),
+            mount,
+            Holder::Device { name: "dm-3".to_owned() },
+            Holder::Device { name: "dm-4".to_owned() },
+        ];
+        let text = "open in sleep[233]; files open in sleep[233]; mounted on /mnt, seen by sleep[233]; used by device dm-3";
+        assert_eq!(Listed(&holders[..4]).to_string(), text);
+        assert_eq!(Listed(&holders).to_string(), format!("{text}; and 1 more"));
+        assert_eq!(Listed(&[]).to_string(), "in use by somebody whom /proc does not show");
+    }
+
+    #[test]
+    fn lines_of_locks() {
+        assert_eq!(flock(b"1: FLOCK  ADVISORY  WRITE 4711 fe:01:131099 0 EOF"), Some((4711, 131_099)));
+        assert_eq!(flock(b"2: POSIX  ADVISORY  WRITE 4711 fe:01:131099 0 EOF"), None);
+        assert_eq!(flock(b"1: -> FLOCK  ADVISORY  WRITE 4712 fe:01:131099 0 EOF"), None);
+        assert_eq!(flock(b"3: FLOCK  ADVISORY  WRITE -1 fe:01:131099 0 EOF"), None);
+        assert_eq!(flock(b""), None);
     }
 }

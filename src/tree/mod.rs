@@ -83,6 +83,7 @@ pub use crate::thin::metadata::ChangeKind;
 pub use changed::{Bookmark, Changed, ChangedRange, Since};
 pub use finding::{DeviceProblem, Finding};
 pub use holders::Holder;
+pub(crate) use holders::Listed;
 pub use id::SnapshotId;
 pub use init_layer::InitLayer;
 pub use labels::Labels;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::active::{Slot, lock};
+use super::active::{Slot, busy, lock};
 use super::graph::{Record, Snapshot};
 use super::{SnapshotId, SnapshotTree};
 use crate::dm::Removal;
@@ -133,6 +133,11 @@ impl SnapshotTree {
         first_error.map(|()| left)
     }
 
+    /// The same as [`finish_removal`](Self::finish_removal), for who wants the id: an error tells who is in the way.
+    pub(super) fn free_id(&self, id: &SnapshotId) -> Result<()> {
+        self.finish_removal(id).map_err(|error| self.with_holders(Some(id.as_str()), error))
+    }
+
     /// Delete the volume of a removed snapshot, so that its id is free.
     ///
     /// # Errors
@@ -164,9 +169,7 @@ impl SnapshotTree {
         };
         match dm.remove(&uuid) {
             Err(error) if error.errno() == Some(Errno::ENXIO) => dm.remove_node(&status.name),
-            Err(error) if error.is_busy() => {
-                Err(Error::Busy { device: status.name.to_string(), open_count: status.open_count })
-            }
+            Err(error) if error.is_busy() => Err(busy(&status.name, status.open_count)),
             result => result,
         }
     }

@@ -22,7 +22,7 @@ impl SnapshotTree {
         if from == to {
             return self.get(id).map(drop);
         }
-        self.finish_removal(&to)?;
+        self.free_id(&to)?;
         // For the name: nobody else gets it meanwhile.
         let reservation = self.store.reserve(Some(to.clone()))?;
         let slot = |id: &SnapshotId| self.slots().entry(id.clone()).or_default().clone();

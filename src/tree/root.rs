@@ -9,6 +9,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::files::{RealDir, StateDir};
+use super::holders;
 use crate::kernel::{DeviceNumber, Directory, Entry, FileLock, Files, Kernel, Links};
 use crate::{Error, Result, RootProblem};
 
@@ -75,7 +76,10 @@ impl Root {
         }
         let current = directory.path().to_owned();
         let lock = files.lock_directory(&directory).map_err(|errno| match errno {
-            Errno::EWOULDBLOCK => Error::Locked { path: current.clone() },
+            Errno::EWOULDBLOCK => {
+                let holder = holders::of_lock(&**kernel, &directory);
+                Error::Locked { path: current.clone(), holder }
+            }
             errno => Error::os("lock", &current)(errno),
         })?;
         let (kernel, device, inode) = (kernel.clone(), status.device, status.inode);

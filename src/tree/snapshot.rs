@@ -67,7 +67,7 @@ impl SnapshotTree {
     pub fn add_with(&self, id: &str, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
         self.check_open()?;
         let name = SnapshotId::new(id)?;
-        self.finish_removal(&name)?;
+        self.free_id(&name)?;
         let mut reservation = self.reserve(Some(name.clone()))?;
         let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot, _| {
             let record = Record::Add { id: name.clone(), snapshot: snapshot.clone() };

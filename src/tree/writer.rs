@@ -118,7 +118,7 @@ impl SnapshotTree {
         purpose: Purpose,
     ) -> Result<SnapshotWriter<'_>> {
         self.check_open()?;
-        self.finish_removal(&id)?;
+        self.free_id(&id)?;
         let mut reservation = self.reserve(Some(id.clone()))?;
         // The message comes first: a record of an id that a shared pool has given to somebody else would delete that.
         // Nothing is written before the record is durable.

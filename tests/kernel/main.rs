@@ -16,6 +16,7 @@ mod full_disk;
 mod identity;
 mod large;
 mod loopdev;
+mod messages;
 mod metadata;
 mod mounts;
 mod pains;

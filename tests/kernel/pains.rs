@@ -54,7 +54,7 @@ fn pain_01_device_is_busy_says_who() {
     assert!(matches!(tree.remove("a"), Err(Error::Busy { open_count: 1, .. })));
     let pid = std::process::id();
     let holders = tree.holders("a").unwrap();
-    assert!(matches!(&holders[..], [Holder::Process { pid: it, .. }] if *it == pid), "{holders:?}");
+    assert!(matches!(&holders[..], [Holder::Process(it)] if it.pid == pid), "{holders:?}");
     drop(file);
     tree.mount("a", bench.path().join("target")).unwrap();
     let holders = tree.holders("a").unwrap();
@@ -113,7 +113,7 @@ fn pain_02_a_mount_copied_into_another_namespace() {
     assert!(tree.unmount("a").unwrap_err().is_busy());
     let holders = tree.holders("a").unwrap();
     let pid = namespace.0.id();
-    assert!(matches!(&holders[..], [Holder::Mount { pid: it, .. }] if *it == pid), "{holders:?}");
+    assert!(matches!(&holders[..], [Holder::Mount { process, .. }] if process.pid == pid), "{holders:?}");
     drop(namespace);
     tree.remove("a").unwrap();
     tree.close().unwrap();

@@ -155,7 +155,10 @@ fn a_close_waits_for_who_reads_the_metadata() {
     let metadata = format!("/dev/mapper/{}-tmeta", tree.pool().name());
     let reader = File::open(&metadata).unwrap();
     let error = tree.close().unwrap_err();
-    assert!(matches!(&error, Error::Busy { device, open_count: 1 } if metadata.ends_with(device)), "{error}");
+    assert!(
+        matches!(&error, Error::Busy { device, open_count: 1, .. } if metadata.ends_with(device)),
+        "{error}"
+    );
     // The pool is gone already; the rest can still be closed.
     std::thread::scope(|scope| {
         scope.spawn(|| {

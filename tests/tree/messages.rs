@@ -1,0 +1,83 @@
+//! What errors tell: what, why, and what to do.
+
+use std::path::Path;
+
+use dm_thin::kernel::{Access, DeviceFile, Kernel, ProcessName};
+use dm_thin::tree::{Holder, Parent, RemoveOptions};
+use dm_thin::units::Bytes;
+
+use super::rig::Rig;
+
+fn sleep() -> ProcessName {
+    ProcessName { pid: 233, command: "sleep".to_owned() }
+}
+
+fn hold(rig: &Rig, device: &Path) -> DeviceFile {
+    rig.kernel.process_called(sleep()).open(device, Access::READ).unwrap()
+}
+
+#[test]
+fn a_locked_root_names_the_process() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let error = rig.open(rig.options()).unwrap_err();
+    let command = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let root = tree.root().display();
+    assert_eq!(error.to_string(), format!("{root} is locked by {}[{}]", command.trim(), std::process::id()));
+}
+
+#[test]
+fn a_busy_device_names_the_snapshot_and_the_process() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().busy_timeout(std::time::Duration::ZERO)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let name = device.file_name().unwrap().to_str().unwrap();
+    let file = hold(&rig, &device);
+    assert_eq!(tree.holders("a").unwrap(), [Holder::Process(sleep())]);
+    let text = format!("snapshot \"a\" is busy: open in sleep[233] (device {name}, open count 1)");
+    for result in [tree.deactivate("a"), tree.remove("a"), tree.seal("a").map(drop), tree.close()] {
+        assert_eq!(result.unwrap_err().to_string(), text);
+    }
+    // Removed for callers, it is in the way of the next one of that id.
+    let _ = tree.remove_with("a", &RemoveOptions::new().deferred(true)).unwrap();
+    assert_eq!(tree.add("a", Parent::Base).unwrap_err().to_string(), text);
+    drop(file);
+    tree.add("a", Parent::Base).unwrap();
+    // Opened by this process.
+    let own = rig.kernel.open(&tree.activate("a").unwrap(), Access::READ).unwrap();
+    assert!(matches!(&tree.holders("a").unwrap()[..], [Holder::Process(it)] if it.pid == std::process::id()));
+    drop(own);
+    tree.remove("a").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_removal_that_may_be_deferred_does_not_look_for_holders() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().busy_timeout(std::time::Duration::ZERO)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let _file = hold(&rig, &tree.activate("a").unwrap());
+    rig.kernel.clear_log();
+    let _ = tree.remove_with("a", &RemoveOptions::new().deferred(true)).unwrap();
+    assert_eq!(tree.reap().unwrap(), 1);
+    assert!(rig.kernel.log().iter().all(|call| call.name != "process"));
+}
+
+#[test]
+fn a_pool_that_is_low_names_sizes_for_people_and_the_option() {
+    let rig = Rig::new();
+    let half = dm_thin::thin::MinFree::Bytes(Bytes::kib(1536));
+    let tree = rig.open(rig.options().min_free_data(half)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let pool = tree.pool().name().to_string();
+    rig.kernel.fill(device.file_name().unwrap().to_str().unwrap(), 7).unwrap();
+    assert_eq!(
+        tree.add("b", Parent::Base).unwrap_err().to_string(),
+        format!(
+            "pool {pool}: 448 KiB of data space free, at least 1.5 MiB required (min_free_data); \
+             remove snapshots or grow the pool"
+        )
+    );
+}
