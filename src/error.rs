@@ -331,7 +331,10 @@ pub enum Error {
     },
 
     /// The tree is open already. A [`SnapshotTree`](crate::tree::SnapshotTree) keeps its root locked until it is dropped.
-    #[error("{path} is locked by {}", holder.as_ref().map_or("another process".to_owned(), ProcessName::to_string), path = path.display())]
+    #[error(
+        "{path} is locked by {}", holder.as_ref().map_or("another process".to_owned(), ProcessName::to_string),
+        path = path.display()
+    )]
     Locked {
         /// The tree's root.
         path: PathBuf,
@@ -360,6 +363,13 @@ pub enum Error {
         line: Option<usize>,
         /// What is wrong.
         reason: String,
+    },
+
+    /// A pool that is to be adopted is not active, and only its owner can activate it.
+    #[error("device mapper has no pool {name}; its owner has to activate it first (LVM: lvchange -ay)")]
+    NoPool {
+        /// Its name.
+        name: String,
     },
 
     /// A pool that is to be adopted was made by a tree, which deletes what it does not know.
@@ -551,7 +561,9 @@ pub enum Error {
 
     /// A device is held open by somebody.
     #[error("{}", match snapshot {
-        Some(id) => format!("snapshot {id:?} is busy: {} (device {device}, open count {open_count})", Listed(holders)),
+        Some(id) => {
+            format!("snapshot {id:?} is busy: {} (device {device}, open count {open_count})", Listed(holders))
+        }
         None => format!("{device} is busy: {} (open count {open_count})", Listed(holders)),
     })]
     Busy {
@@ -576,6 +588,46 @@ pub enum Error {
         holders: Vec<Holder>,
     },
 
+    /// A volume does not contain the file system that was made on it.
+    #[error("{} contains {}", volume(id), match found {
+        Some(uuid) => format!("another {filesystem} file system ({uuid}): it was overwritten"),
+        None => {
+            let tool = if *filesystem == "xfs" { "xfs_repair" } else { "e2fsck" };
+            format!("no {filesystem} file system: it was overwritten; {tool} may restore it")
+        }
+    })]
+    NoFilesystem {
+        /// The snapshot; `None` is the base.
+        id: Option<String>,
+        /// The file system that was made on it.
+        filesystem: &'static str,
+        /// The UUID of the file system that is there, if there is one of that kind.
+        found: Option<Uuid>,
+    },
+
+    /// A volume is not in the pool any more.
+    #[error(
+        "{} is lost: its volume (thin device {thin_id}) is not in pool {pool}, another program deleted it{}",
+        volume(id), if id.is_some() { "; what is left is to remove the snapshot" } else { "" }
+    )]
+    VolumeGone {
+        /// The snapshot; `None` is the base.
+        id: Option<String>,
+        /// The volume's id in the pool.
+        thin_id: crate::thin::ThinId,
+        /// The pool's name.
+        pool: String,
+    },
+
+    /// The directory that is to hold another one is not there.
+    #[error("{above} does not exist; create it before {path}", above = above.display(), path = path.display())]
+    NoDirectory {
+        /// The one that is not there.
+        above: PathBuf,
+        /// The one that it is to hold.
+        path: PathBuf,
+    },
+
     /// The program that makes the file system is not installed.
     #[error("{program} is not installed (package {package}); it is needed to make the base's file system")]
     MkfsMissing {
@@ -594,7 +646,7 @@ pub enum Error {
         device: String,
         /// How it ended.
         status: String,
-        /// The begin and the end of what it said.
+        /// The first line of what it said.
         output: String,
     },
 
@@ -687,6 +739,15 @@ impl Error {
         move |errno| error(errno.into())
     }
 
+    /// The same where a directory cannot be opened that is to hold `path`.
+    pub(crate) fn above(action: &'static str, path: &std::path::Path) -> impl FnOnce(Errno) -> Self {
+        let (above, path) = (path.parent().map(PathBuf::from), path.to_owned());
+        move |errno| match above {
+            Some(above) if errno == Errno::ENOENT => Self::NoDirectory { above, path },
+            _ => Self::os(action, path)(errno),
+        }
+    }
+
     /// The same, told of a device by its name, however the request addressed it.
     pub(crate) fn of_device(mut self, name: &dyn fmt::Display) -> Self {
         if let Self::Ioctl(refused) = &mut self {
@@ -703,6 +764,9 @@ impl Error {
             Self::Open { errno, .. } | Self::NoDeviceMapper { errno, .. } => Some(*errno),
             Self::NotPermitted { .. } => Some(Errno::EPERM),
             Self::MetadataSnapHeld { .. } | Self::MountInUse { .. } => Some(Errno::EBUSY),
+            Self::NoPool { .. } => Some(Errno::ENXIO),
+            Self::VolumeGone { .. } => Some(Errno::ENODATA),
+            Self::NoDirectory { .. } => Some(Errno::ENOENT),
             Self::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
             Self::Receive { source, .. } => source.errno(),
             _ => None,
@@ -732,6 +796,10 @@ impl Error {
         matches!(self, Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. } | Self::LowSpace { .. })
             || matches!(self.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
     }
+}
+
+fn volume(id: &Option<String>) -> String {
+    id.as_ref().map_or("the base".to_owned(), |id| format!("snapshot {id:?}"))
 }
 
 /// Whether an open failed for lack of privilege.

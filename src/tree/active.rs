@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::base::BASE;
 use super::graph::{FsState, Record, Snapshot};
 use super::mount::{Mounted, Where};
-use super::{SnapshotId, SnapshotTree, holders, unknown};
+use super::{SnapshotId, SnapshotTree, base_check, holders, unknown};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DeviceStatus, DmName, Removal};
 use crate::kernel::{DeviceNumber, MountId};
-use crate::thin::{ActivateOptions, ThinId, ThinVolume};
+use crate::thin::{ActivateOptions, PoolMode, ThinId, ThinVolume};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -169,7 +170,9 @@ impl SnapshotTree {
             self.activate_slot(slot, id, snapshot)?;
             let Some(volume) = &slot.volume else { return Err(Error::Closed) };
             let flags = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
-            let mounted = self.mount_volume(volume, target, false, flags).and_then(|mounted| {
+            let mounted = self.mount_volume(volume, target, false, flags);
+            let mounted = mounted.map_err(|error| self.why_not_mounted(id, volume, error));
+            let mounted = mounted.and_then(|mounted| {
                 let root = mounted.root(&*self.options.kernel);
                 match root.and_then(|root| self.prepare(id, snapshot, volume.number(), &root)) {
                     Ok(()) => Ok(mounted),
@@ -200,8 +203,8 @@ impl SnapshotTree {
     /// step for every other caller.
     ///
     /// # Errors
-    /// [`Error::NotMounted`]; [`Error::MountInUse`] if files on it are open, [`Error::Covered`] if another file system is
-    /// mounted over it: it stays mounted.
+    /// [`Error::NotMounted`]; [`Error::MountInUse`] if files on it are open, [`Error::Covered`] if another file system
+    /// is mounted over it: it stays mounted.
     /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
     pub fn unmount(&self, id: &str) -> Result<()> {
@@ -384,7 +387,17 @@ impl SnapshotTree {
         size: Bytes,
         options: &ActivateOptions,
     ) -> Result<ThinVolume> {
-        self.activate_as(&self.volume_name(id)?, thin_id, size, options)
+        let activated = self.activate_as(&self.volume_name(id)?, thin_id, size, options);
+        activated.map_err(|error| self.volume_gone(id, thin_id, error))
+    }
+
+    /// What ENODATA means of a volume that the state lists.
+    pub(super) fn volume_gone(&self, id: &str, thin_id: ThinId, error: Error) -> Error {
+        if error.errno() != Some(Errno::ENODATA) {
+            return error;
+        }
+        let id = Some(id.to_owned()).filter(|id| id != BASE);
+        Error::VolumeGone { id, thin_id, pool: self.pool.name().to_string() }
     }
 
     /// Activate a volume under a name that need not be a snapshot's.
@@ -486,6 +499,32 @@ impl SnapshotTree {
                 result => return result,
             }
             pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// What the errno of a mount means, where the pool or the volume tells.
+    fn why_not_mounted(&self, id: &str, volume: &ThinVolume, error: Error) -> Error {
+        let Error::Mount(refused) = &error else { return error };
+        match refused.errno {
+            // What a full pool answers to a file system that replays its journal.
+            Errno::EIO | Errno::ENOSPC => match self.pool.status() {
+                Ok(status) if status.mode() == PoolMode::OutOfDataSpace => Error::PoolMode {
+                    pool: self.pool.name().to_string(),
+                    mode: status.mode(),
+                    consequence: "a file system on it cannot be mounted; remove snapshots or grow the pool",
+                },
+                _ => error,
+            },
+            Errno::EINVAL | Errno::EUCLEAN => {
+                match base_check::read(&*self.options.kernel, self.filesystem, &volume.path()) {
+                    Ok(None) => {
+                        let filesystem = self.filesystem.kernel_name().unwrap_or_default();
+                        Error::NoFilesystem { id: Some(id.to_owned()), filesystem, found: None }
+                    }
+                    _ => error,
+                }
+            }
+            _ => error,
         }
     }
 

@@ -11,7 +11,7 @@ use crate::thin::{ThinId, ThinVolume};
 use crate::units::Bytes;
 
 /// The base's name among the volumes; no snapshot can have it.
-const BASE: &str = "base";
+pub(super) const BASE: &str = "base";
 
 impl SnapshotTree {
     pub(super) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {

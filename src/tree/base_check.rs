@@ -19,15 +19,14 @@ impl SnapshotTree {
             if found == Some(base.filesystem_uuid) {
                 return Ok(());
             }
-            let found = found.map_or_else(|| "none".to_owned(), |uuid| uuid.to_string());
-            let option = "file system of the base";
-            Err(Error::OptionConflict { option, recorded: base.filesystem_uuid.to_string(), asked: found })
+            let filesystem = base.filesystem.kernel_name().unwrap_or_default();
+            Err(Error::NoFilesystem { id: None, filesystem, found })
         })
     }
 }
 
 /// The UUID in the superblock on `device`, if there is such a file system.
-fn read(kernel: &dyn Kernel, filesystem: Filesystem, device: &Path) -> Result<Option<Uuid>> {
+pub(super) fn read(kernel: &dyn Kernel, filesystem: Filesystem, device: &Path) -> Result<Option<Uuid>> {
     let mut bytes = [0; 2048];
     let file = kernel.open(device, Access::READ);
     let file = file.map_err(|errno| Error::Open { path: device.into(), errno })?;

@@ -96,19 +96,23 @@ fn run(
         program: program.to_owned(),
         device: device.display().to_string(),
         status: output.status.to_string(),
-        output: shortened(&[output.stdout, output.stderr].concat()),
+        output: first_line(&[output.stderr, output.stdout].concat()),
     })
 }
 
-/// Some programs say first what is wrong, and then how they are used; others end with it.
-fn shortened(said: &[u8]) -> String {
-    const HALF: usize = 500;
-    let said = said.trim_ascii();
-    if said.len() <= 2 * HALF {
-        return String::from_utf8_lossy(said).into_owned();
-    }
-    let (begin, end) = (&said[..HALF], &said[said.len() - HALF..]);
-    format!("{}\n…\n{}", String::from_utf8_lossy(begin), String::from_utf8_lossy(end))
+/// The first line: what follows it is how the program is used. Some print their version before:
+/// `mke2fs 1.47.2 (1-Jan-2025)`.
+fn first_line(said: &[u8]) -> String {
+    const LONGEST: usize = 500;
+    let is_version = |line: &str| {
+        let words: Vec<_> = line.split(' ').collect();
+        matches!(words[..], [_, version, date]
+            if version.starts_with(|first: char| first.is_ascii_digit()) && date.starts_with('('))
+    };
+    let said = String::from_utf8_lossy(said);
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.find(|line| !is_version(line)).unwrap_or("it said nothing");
+    first.chars().take(LONGEST).collect()
 }
 
 #[cfg(test)]
@@ -116,11 +120,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn begin_and_end_of_a_long_output_are_kept() {
-        let usage = ["too small\n", &"-x ignored\n".repeat(1000), "and nothing was done\n"].concat();
-        let text = shortened(usage.as_bytes());
-        assert!(text.starts_with("too small\n-x") && text.ends_with("\nand nothing was done"), "{text}");
-        assert!(text.len() < 1010);
-        assert_eq!(shortened(b" all of it\n"), "all of it");
+    fn the_line_that_says_what_is_wrong_is_kept() {
+        let usage = ["\nFilesystem must be larger than 300MB.\n", &"-x ignored\n".repeat(1000)].concat();
+        assert_eq!(first_line(usage.as_bytes()), "Filesystem must be larger than 300MB.");
+        let said =
+            b"resize2fs 1.47.2 (1-Jan-2025)\nresize2fs: No space left on device While trying to resize\n";
+        assert_eq!(first_line(said), "resize2fs: No space left on device While trying to resize");
+        assert_eq!(first_line(b" \n"), "it said nothing");
     }
 }

@@ -148,8 +148,8 @@ pub(super) fn of_lock(kernel: &dyn Kernel, directory: &Directory) -> Option<Proc
     })
 }
 
-/// Process and inode number of a line of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131099 0 EOF`. A lock that
-/// is waited for has an arrow in front.
+/// Process and inode number of a line of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131099 0 EOF`. A lock
+/// that is waited for has an arrow in front.
 fn flock(line: &[u8]) -> Option<(u32, u64)> {
     let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1);
     words.next().filter(|kind| *kind == "FLOCK")?;
@@ -173,7 +173,8 @@ mod tests {
             Holder::Device { name: "dm-3".to_owned() },
             Holder::Device { name: "dm-4".to_owned() },
         ];
-        let text = "open in sleep[233]; files open in sleep[233]; mounted on /mnt, seen by sleep[233]; used by device dm-3";
+        let text = "open in sleep[233]; files open in sleep[233]; mounted on /mnt, seen by sleep[233]; \
+                    used by device dm-3";
         assert_eq!(Listed(&holders[..4]).to_string(), text);
         assert_eq!(Listed(&holders).to_string(), format!("{text}; and 1 more"));
         assert_eq!(Listed(&[]).to_string(), "in use by somebody whom /proc does not show");

@@ -57,7 +57,7 @@ impl Place {
             return Err(bad_target(path, "does not end in the name of a directory"));
         };
         let directory = kernel.files().open_directory(above, Links::Trusted);
-        let directory = directory.map_err(|errno| Error::io("open", above)(errno.into()))?;
+        let directory = directory.map_err(Error::above("open", &absolute))?;
         Ok(Self { above: directory, name: name.to_owned() })
     }
 

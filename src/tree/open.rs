@@ -55,7 +55,8 @@ impl SnapshotTree {
             return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
         }
         refuse_orphans(&options, &root, &*dir)?;
-        let record = match root.sync_name().and_then(|()| source::new_record(&options, &dm)) {
+        let record = options.check_new().and_then(|()| root.sync_name());
+        let record = match record.and_then(|()| source::new_record(&options, &dm)) {
             Ok(record) => record,
             Err(error) => {
                 root.clear(&*dir);

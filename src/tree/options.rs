@@ -159,7 +159,8 @@ impl Options {
         /// Least size of the metadata file, which is allocated when it is made: 2 MiB to 15.875 GiB. Default: 64 bytes
         /// for each data block, at least 16 MiB. More than an existing tree was made with is refused.
         metadata_size: Bytes => Some(metadata_size);
-        /// Size of the base volume and, if nothing else is said, of every snapshot. Default 10 GiB.
+        /// Size of the base volume and, if nothing else is said, of every snapshot: with XFS at least 300 MiB. Default
+        /// 10 GiB.
         base_size: Bytes => Some(base_size);
         /// Size of the pool's data blocks: a multiple of 64 KiB up to 1 GiB. Default 64 KiB.
         block_size: Bytes => Some(block_size);
@@ -269,6 +270,16 @@ impl Options {
         let block_size = self.block_size.unwrap_or(BLOCK_SIZE);
         if let Some(size) = self.data_size.filter(|size| *size < block_size) {
             return Err(invalid("data size", size, "less than one block"));
+        }
+        Ok(())
+    }
+
+    /// What is wrong for a tree that is to be made.
+    pub(super) fn check_new(&self) -> Result<()> {
+        let size = self.new_base_size();
+        let is_allowed = self.mkfs_args.iter().any(|argument| argument == "--unsupported");
+        if self.new_filesystem() == Filesystem::Xfs && size < XFS_MIN && !is_allowed {
+            return Err(invalid("base size", size, "mkfs.xfs makes no file system below 300 MiB"));
         }
         Ok(())
     }
@@ -395,6 +406,9 @@ impl Options {
         self.base_size
     }
 }
+
+/// The smallest file system that mkfs.xfs makes (since xfsprogs 5.19), unless its argument is `--unsupported`.
+const XFS_MIN: Bytes = Bytes::mib(300);
 
 const METADATA_RANGE: std::ops::RangeInclusive<Bytes> = METADATA_MIN..=METADATA_MAX.bytes();
 

@@ -46,7 +46,7 @@ impl Root {
             let directory = files.open_directory(&absolute, Links::All).map_err(Error::os("open", path))?;
             return Self::lock(kernel, path, directory);
         };
-        let above = files.open_directory(above, Links::All).map_err(Error::os("create", path))?;
+        let above = files.open_directory(above, Links::All).map_err(Error::above("create", &absolute))?;
         let made = match files.make_directory(&above, name, 0o700) {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,

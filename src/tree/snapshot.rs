@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use super::base::BASE;
 use super::graph::{FsState, Record, Snapshot};
 use super::options::check_size;
 use super::store::Reservation;
@@ -99,7 +100,8 @@ impl SnapshotTree {
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
                 let origin = Origin::Inactive(base.thin_id);
                 let made =
-                    self.create_volume(reservation, made, |thin_id| self.pool.create_snap(thin_id, &origin))?;
+                    self.create_volume(reservation, made, |thin_id| self.pool.create_snap(thin_id, &origin));
+                let made = made.map_err(|error| self.volume_gone(BASE, base.thin_id, error))?;
                 record(reservation, made, None)
             }
             Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
@@ -111,7 +113,8 @@ impl SnapshotTree {
                 let made = self.create_volume(reservation, made, |thin_id| match active {
                     Some(volume) => self.snap_active(thin_id, volume),
                     None => self.pool.create_snap(thin_id, &Origin::Inactive(parent.thin_id)),
-                })?;
+                });
+                let made = made.map_err(|error| self.volume_gone(parent_id, parent.thin_id, error))?;
                 record(reservation, made, Some(parent))
             }),
         }

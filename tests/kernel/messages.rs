@@ -2,15 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dm_thin::Error;
 use dm_thin::kernel::{Kernel, RealKernel};
+use dm_thin::thin::{NoSpace, PoolFeatures, PoolMode, ThinId};
 use dm_thin::tree::{Options, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
 
 use crate::bench::{Bench, small};
+use crate::rig::{name, uuid};
 
 /// A process that is killed when this is dropped.
 struct Sleeper(Child);
@@ -130,5 +134,124 @@ fn what_keeps_a_snapshot_mounted_is_named() {
     refused(&format!("mounted on {}, seen by {}[{pid}]", below.display(), comm(pid)));
     RealKernel.unmount(&below, Default::default()).unwrap();
     tree.unmount("a").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_mount_in_a_full_pool_is_out_of_space() {
+    let bench = Bench::new();
+    let features = PoolFeatures { no_space: NoSpace::Error, ..Default::default() };
+    let options = small().data_size(Bytes::mib(32)).features(features);
+    let tree = open(&bench, options.min_free_data(dm_thin::thin::MinFree::Percent(0)));
+    for id in ["a", "full"] {
+        tree.add(id, Parent::Base).unwrap();
+    }
+    // A file system whose journal has to be replayed.
+    let target = bench.path().join("target");
+    tree.mount("a", &target).unwrap();
+    fs::write(target.join("file"), "here").unwrap();
+    nix::unistd::sync();
+    fs::write(target.join("other"), "here").unwrap();
+    File::open(target.join("other")).unwrap().sync_all().unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    tree.unmount("a").unwrap();
+    let full = File::options().write(true).open(tree.activate("full").unwrap()).unwrap();
+    let block = vec![7; 1 << 20];
+    let written = (0..64).try_for_each(|n| full.write_all_at(&block, n << 20).and_then(|()| full.sync_all()));
+    assert!(written.is_err());
+    drop(full);
+    let error = tree.mount("b", &target).unwrap_err();
+    assert!(error.is_out_of_space(), "{error}");
+    let pool = tree.pool().name();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "pool {pool} is out of data space: a file system on it cannot be mounted; remove snapshots or grow the pool"
+        )
+    );
+    assert!(matches!(error, Error::PoolMode { mode: PoolMode::OutOfDataSpace, .. }));
+    assert_eq!(tree.get("b").unwrap().device, None);
+    tree.deactivate("full").unwrap();
+    tree.remove("full").unwrap();
+    tree.mount("b", &target).unwrap();
+    tree.unmount("b").unwrap();
+    tree.close().unwrap();
+}
+
+fn overwrite(device: &Path) {
+    let file = File::options().write(true).open(device).unwrap();
+    file.write_all_at(&[7; 8192], 0).unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn a_file_system_that_was_overwritten_is_named() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    overwrite(&device);
+    let target = bench.path().join("target");
+    let error = tree.mount("a", &target).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "snapshot \"a\" contains no ext4 file system: it was overwritten; e2fsck may restore it"
+    );
+    assert!(!target.exists());
+    // As the message says.
+    let checked = Command::new("e2fsck").args(["-y", "-b", "8193", "-B", "1024"]).arg(&device).output();
+    let checked = checked.unwrap();
+    assert!(checked.status.code().is_some_and(|code| code < 4), "{checked:?}");
+    tree.mount("a", &target).unwrap();
+    tree.unmount("a").unwrap();
+    tree.deactivate("a").unwrap();
+    // The base, too.
+    let size = Bytes::mib(64).sectors();
+    let base = tree.pool().activate(&name("base"), &uuid("base"), ThinId::new(0).unwrap(), size).unwrap();
+    overwrite(&base.path());
+    base.deactivate().unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    let error = SnapshotTree::open(bench.root(), small()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the base contains no ext4 file system: it was overwritten; e2fsck may restore it"
+    );
+}
+
+#[test]
+fn a_volume_that_somebody_deleted_is_named() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let (pool, id) = (tree.pool().name(), tree.get("a").unwrap().thin_id);
+    tree.pool().delete(id).unwrap();
+    let text = format!(
+        "snapshot \"a\" is lost: its volume (thin device {id}) is not in pool {pool}, another program deleted it; \
+         what is left is to remove the snapshot"
+    );
+    let target = bench.path().join("target");
+    for result in
+        [tree.activate("a").map(drop), tree.mount("a", &target), tree.add("b", Parent::Snapshot("a"))]
+    {
+        assert_eq!(result.unwrap_err().to_string(), text);
+    }
+    assert!(!target.exists());
+    tree.remove("a").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_named() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let target: PathBuf = bench.path().join("no/target");
+    let error = tree.mount("a", &target).unwrap_err();
+    let above = bench.path().join("no");
+    let text = format!("{} does not exist; create it before {}", above.display(), target.display());
+    assert_eq!(error.to_string(), text);
+    assert!(error.is_not_found());
+    assert_eq!(tree.get("a").unwrap().device, None);
     tree.close().unwrap();
 }

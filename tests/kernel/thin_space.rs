@@ -267,7 +267,8 @@ fn the_guard_refuses_in_time_and_costs_nothing() {
     let error = rig.pool().create_thin(id(401)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "pool dm-thin-pool: 960 KiB of data space free, at least 1 MiB required (min_free_data); remove snapshots or grow the pool"
+        "pool dm-thin-pool: 960 KiB of data space free, at least 1 MiB required (min_free_data); \
+         remove snapshots or grow the pool"
     );
     assert!(error.is_out_of_space());
     assert_eq!(kernel.ioctls(), ["DM_TABLE_STATUS"], "nothing was sent");

@@ -79,6 +79,8 @@ fn mkfs_fails() {
     let bench = Bench::new();
     let error = open(&bench, small().mkfs_args(vec!["--no-such-argument".into()]));
     assert!(matches!(error, Error::Mkfs { .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.ends_with("exit status: 1: mkfs.ext4: unrecognized option '--no-such-argument'"), "{said}");
     assert!(!bench.root().exists());
 }
 

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use dm_thin::Error;
 use dm_thin::kernel::{Access, DeviceFile, Kernel, ProcessName};
-use dm_thin::tree::{Holder, Parent, RemoveOptions};
+use dm_thin::thin::ThinId;
+use dm_thin::tree::{Filesystem, Holder, Parent, RemoveOptions};
 use dm_thin::units::Bytes;
 
 use super::rig::Rig;
@@ -62,6 +64,71 @@ fn a_removal_that_may_be_deferred_does_not_look_for_holders() {
     let _ = tree.remove_with("a", &RemoveOptions::new().deferred(true)).unwrap();
     assert_eq!(tree.reap().unwrap(), 1);
     assert!(rig.kernel.log().iter().all(|call| call.name != "process"));
+}
+
+#[test]
+fn a_volume_that_somebody_deleted_is_named() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let (pool, id) = (tree.pool().name(), tree.get("a").unwrap().thin_id);
+    tree.pool().delete(id).unwrap();
+    let text = format!(
+        "snapshot \"a\" is lost: its volume (thin device {id}) is not in pool {pool}, another program deleted it; \
+         what is left is to remove the snapshot"
+    );
+    for result in [tree.activate("a").map(drop), tree.add("b", Parent::Snapshot("a"))] {
+        let error = result.unwrap_err();
+        assert!(error.is_not_found());
+        assert_eq!(error.to_string(), text);
+    }
+    tree.remove("a").unwrap();
+    let base = ThinId::new(0).unwrap();
+    tree.pool().delete(base).unwrap();
+    assert_eq!(
+        tree.add("b", Parent::Base).unwrap_err().to_string(),
+        format!(
+            "the base is lost: its volume (thin device 0) is not in pool {pool}, another program deleted it"
+        )
+    );
+}
+
+#[test]
+fn a_pool_that_is_not_there_is_named() {
+    let rig = Rig::new();
+    let error = rig.open(rig.adopting("vg-pool")).unwrap_err();
+    assert!(error.is_not_found());
+    assert_eq!(
+        error.to_string(),
+        "device mapper has no pool vg-pool; its owner has to activate it first (LVM: lvchange -ay)"
+    );
+    assert!(!rig.root().exists());
+    // Nor is it when the tree is opened again.
+    let pool = rig.pool();
+    rig.open(rig.adopting("vg-pool")).unwrap().close().unwrap();
+    pool.deactivate().unwrap();
+    assert!(matches!(rig.open(rig.adopting("vg-pool")), Err(Error::NoPool { name }) if name == "vg-pool"));
+}
+
+#[test]
+fn a_missing_directory_is_named() {
+    let rig = Rig::new();
+    let above = rig.directory.path().join("no");
+    let root = above.join("such");
+    let error = dm_thin::tree::SnapshotTree::open(&root, rig.options()).unwrap_err();
+    assert!(error.is_not_found());
+    let text = format!("{} does not exist; create it before {}", above.display(), root.display());
+    assert_eq!(error.to_string(), text);
+}
+
+#[test]
+fn a_base_too_small_for_xfs_is_refused_before_anything_is_made() {
+    let rig = Rig::new();
+    let options = rig.options().filesystem(Filesystem::Xfs).base_size(Bytes::mib(64));
+    let error = rig.open(options).unwrap_err();
+    assert_eq!(error.to_string(), "base size: 64 MiB: mkfs.xfs makes no file system below 300 MiB");
+    assert!(!rig.root().exists());
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
 
 #[test]

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use nix::errno::Errno;
-
 use super::pool_mode;
 use crate::dm::{DeviceMapper, DeviceStatus, DmName};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinPool};
@@ -71,12 +69,12 @@ pub(in crate::tree) fn check_block_size(pool: &ThinPool, record: &PoolRecord) ->
 
 /// Nobody but its owner can activate an adopted pool.
 pub(super) fn gone(name: &str) -> Error {
-    Error::Open { path: format!("/dev/mapper/{name}").into(), errno: Errno::ENXIO }
+    Error::NoPool { name: name.to_owned() }
 }
 
 fn find(dm: &Arc<DeviceMapper>, name: &str) -> Result<(ThinPool, DeviceStatus)> {
     let name = DmName::new(name)?;
-    let status = dm.status((&name).into())?;
+    let status = dm.find((&name).into())?.ok_or_else(|| gone(name.to_str().unwrap_or_default()))?;
     let pool = ThinPool::open(dm.clone(), &name)?;
     dm.ensure_node(&name, status.number)?;
     Ok((pool, status))
