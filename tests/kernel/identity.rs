@@ -4,17 +4,20 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dm_thin::Errno;
 use dm_thin::dm::targets::{Target, Zero};
 use dm_thin::dm::{DeviceMapper, DmFlags, UdevPolicy};
-use dm_thin::kernel::RealKernel;
-use dm_thin::thin::{ActivateOptions, NoSpace, Origin, PoolEvent, PoolFeatures, ThinPool};
+use dm_thin::kernel::{Kernel, RealKernel};
+use dm_thin::thin::{
+    ActivateOptions, MinFree, NoSpace, Origin, PoolEvent, PoolFeatures, SpaceGuard, ThinPool,
+};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 
 use crate::bench::{Bench, dm};
 use crate::rig::{Rig, TakeDown, holds, id, name, uuid, write};
+use crate::threads::amount;
 
 fn zero(dm: &DeviceMapper, device: &str) -> dm_thin::Result<()> {
     let line = Zero.over(Sectors(0), Sectors(8));
@@ -28,9 +31,10 @@ fn renames_beside_reloads_do_not_crash_the_kernel() {
     let dm = dm();
     zero(&dm, "v1").unwrap();
     let done = AtomicBool::new(false);
+    let rounds = amount("DM_THIN_OPERATIONS", 300);
     thread::scope(|scope| {
         scope.spawn(|| {
-            for round in 0..300 {
+            for round in 0..rounds {
                 let (from, to) = if round % 2 == 0 { ("v1", "v2") } else { ("v2", "v1") };
                 dm.rename(&name(from), &name(to)).unwrap();
             }
@@ -50,7 +54,7 @@ fn a_node_is_there_whoever_made_the_device_last() {
     let _bench = Bench::new();
     let _down = TakeDown;
     let dm = dm();
-    for _ in 0..100 {
+    for _ in 0..amount("DM_THIN_OPERATIONS", 100) {
         zero(&dm, "v1").unwrap();
         thread::scope(|scope| {
             scope.spawn(|| dm.remove(&name("v1")).unwrap());
@@ -59,6 +63,36 @@ fn a_node_is_there_whoever_made_the_device_last() {
         assert!(fs::exists(dm.node_path(&name("v1"))).unwrap());
         dm.remove(&name("v1")).unwrap();
     }
+}
+
+/// Makes and removes one device, in competition with another process; how many nodes were not there.
+fn make_in_turns(rounds: usize) -> usize {
+    let dm = dm();
+    let path = dm.node_path(&name("v1"));
+    let mut vanished = 0;
+    for _ in 0..rounds {
+        while zero(&dm, "v1").is_err() {}
+        vanished += usize::from(!fs::exists(&path).unwrap());
+        dm.remove(&name("v1")).unwrap();
+    }
+    vanished
+}
+
+#[test]
+fn a_node_is_there_whichever_process_made_the_device_last() {
+    const RIVAL: &str = "DM_THIN_TEST_RIVAL";
+    let rounds = amount("DM_THIN_OPERATIONS", 50);
+    if std::env::var_os(RIVAL).is_some() {
+        std::process::exit(i32::from(make_in_turns(rounds) > 0));
+    }
+    let _bench = Bench::new();
+    let _down = TakeDown;
+    let this = "identity::a_node_is_there_whichever_process_made_the_device_last";
+    let mut rival = std::process::Command::new(std::env::current_exe().unwrap());
+    let mut rival = rival.args(["--exact", this]).env(RIVAL, "1").spawn().unwrap();
+    let vanished = make_in_turns(rounds);
+    assert!(rival.wait().unwrap().success());
+    assert_eq!(vanished, 0, "of {rounds}");
 }
 
 #[test]
@@ -112,6 +146,30 @@ fn a_handle_leaves_the_device_alone_that_has_its_name_or_number() {
 }
 
 #[test]
+fn a_handle_leaves_the_pool_alone_that_has_the_name_of_its_own() {
+    let bench = Bench::new();
+    let mut rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
+    rig.pool().create_thin(id(1)).unwrap();
+    let old = ThinPool::open(rig.dm.clone(), &name("pool")).unwrap();
+    rig.deactivate();
+    let (table, size) = (rig.table(PoolFeatures::default()), Bytes::mib(64).sectors());
+    let new = ThinPool::create(rig.dm.clone(), &name("pool"), &uuid("other"), &table, size).unwrap();
+    assert_eq!(new.number(), old.number());
+    for refused in [
+        old.create_thin(id(2)),
+        old.delete(id(1)),
+        old.activate(&name("v1"), &uuid("v1"), id(1), Bytes::mib(8).sectors()).map(drop),
+        old.set_low_water_mark(Blocks(1)),
+        old.deactivate(),
+    ] {
+        assert!(refused.as_ref().is_err_and(dm_thin::Error::is_not_found), "{refused:?}");
+    }
+    assert!(new.create_thin(id(1)).unwrap_err().is_exists());
+    new.create_thin(id(2)).unwrap();
+    assert_eq!(new.table().unwrap().0, table);
+}
+
+#[test]
 fn suspensions_are_counted() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
@@ -120,7 +178,7 @@ fn suspensions_are_counted() {
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                for _ in 0..10 {
+                for _ in 0..amount("DM_THIN_OPERATIONS", 10) {
                     let suspended = volume.suspend().unwrap();
                     assert!(volume.device_status().unwrap().is_suspended());
                     let taken = id(snapshots.fetch_add(1, Ordering::Relaxed));
@@ -139,7 +197,7 @@ fn changes_of_a_pool_are_one_after_the_other() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let again = ThinPool::open(dm(), &name("pool")).unwrap();
-    for round in 0..20 {
+    for round in 0..amount("DM_THIN_OPERATIONS", 20) as u64 {
         let no_space = if round % 2 == 0 { NoSpace::Error } else { NoSpace::Queue };
         thread::scope(|scope| {
             scope.spawn(|| rig.pool().set_low_water_mark(Blocks(round)).unwrap());
@@ -155,7 +213,7 @@ fn equals_reactivate_a_volume() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     rig.pool().create_thin(id(1)).unwrap();
-    for _ in 0..10 {
+    for _ in 0..amount("DM_THIN_OPERATIONS", 10) {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -169,6 +227,72 @@ fn equals_reactivate_a_volume() {
         });
         rig.pool().active_volume(&name("v1")).unwrap().deactivate().unwrap();
     }
+}
+
+#[test]
+fn a_guard_notices_that_another_handle_lowered_the_low_water_mark() {
+    let bench = Bench::new();
+    let mut rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
+    // At the mark of 16 blocks: but for what this process knows, only the kernel's event would make it look.
+    let guard = SpaceGuard::new().data(MinFree::Bytes(Bytes::mib(1))).max_age(Duration::from_secs(3600));
+    rig.pool = Some(rig.pool.take().unwrap().with_guard(guard).unwrap());
+    let volume = rig.volume(1, Bytes::mib(64));
+    let other = ThinPool::open(dm(), &name("pool")).unwrap();
+    other.set_low_water_mark(Blocks(1)).unwrap();
+    write(&volume.path(), 0, 500, 1).unwrap();
+    for n in 100..150 {
+        assert!(rig.pool().create_thin(id(n)).unwrap_err().is_out_of_space());
+    }
+}
+
+/// Every process of udevd, stopped as long as this lives; none where it does not run.
+struct StoppedUdev(Vec<u32>);
+
+impl StoppedUdev {
+    fn new() -> Self {
+        let is_udev = |pid: &u32| {
+            let command = RealKernel.process_info(*pid).map(|process| process.command).unwrap_or_default();
+            ["systemd-udevd", "(udev-worker)"].contains(&&*command)
+        };
+        let stopped = Self(RealKernel.process_ids().unwrap().into_iter().filter(is_udev).collect());
+        stopped.signal("-STOP");
+        stopped
+    }
+
+    fn signal(&self, signal: &str) {
+        for pid in &self.0 {
+            let status = std::process::Command::new("kill").args([signal, &pid.to_string()]).status();
+            assert!(status.unwrap().success());
+        }
+    }
+}
+
+impl Drop for StoppedUdev {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+#[test]
+fn udev_that_stands_still_is_waited_for_once() {
+    let _bench = Bench::new();
+    let _down = TakeDown;
+    let stopped = StoppedUdev::new();
+    let dm = DeviceMapper::with_kernel(Arc::new(RealKernel), UdevPolicy::Cookie).unwrap();
+    let started = Instant::now();
+    zero(&dm, "v1").unwrap();
+    let first = started.elapsed();
+    assert!(first > Duration::from_secs(29) && !dm.waits_for_udev(), "{first:?}");
+    for _ in 0..5 {
+        dm.rename(&name("v1"), &name("v2")).unwrap();
+        assert!(fs::exists(dm.node_path(&name("v2"))).unwrap());
+        dm.remove(&name("v2")).unwrap();
+        zero(&dm, "v1").unwrap();
+        assert!(fs::exists(dm.node_path(&name("v1"))).unwrap());
+    }
+    assert!(started.elapsed() - first < Duration::from_secs(29));
+    dm.remove(&name("v1")).unwrap();
+    drop(stopped);
 }
 
 #[test]

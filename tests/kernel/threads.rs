@@ -13,7 +13,7 @@ use crate::bench::Bench;
 const THREADS: usize = 8;
 
 /// How much is done: a little in every run, all of it when `name` says how much.
-fn amount(name: &str, little: usize) -> usize {
+pub fn amount(name: &str, little: usize) -> usize {
     std::env::var(name).map_or(little, |value| value.parse().expect("a number"))
 }
 
