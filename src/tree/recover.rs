@@ -43,7 +43,7 @@ impl SnapshotTree {
     fn finish(&self, volumes: Option<&Volumes>) -> Result<()> {
         self.reap_closed()?;
         let present = volumes.map(|volumes| &volumes.present);
-        self.delete_abandoned(present)?;
+        self.delete_abandoned()?;
         self.make_base(present)?;
         self.check_base()?;
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {
@@ -205,7 +205,13 @@ impl SnapshotTree {
                 |id: &&SnapshotId| graph.snapshots.get(*id).is_some_and(|s| !volumes.contains(&s.thin_id));
             deleting.filter(gone).cloned().collect()
         });
-        deleted.into_iter().try_for_each(|id| self.store.append(&Record::Deleted { id }).map(drop))
+        deleted.into_iter().try_for_each(|id| self.store.append(&Record::Deleted { id }).map(drop))?;
+        // A volume that was never published, or a receive that was discarded.
+        let unmade: Vec<_> = self.store.read(|graph| {
+            let gone = graph.making.iter().map(|making| making.thin_id).filter(|id| !volumes.contains(id));
+            gone.collect()
+        });
+        unmade.into_iter().try_for_each(|thin_id| self.store.append(&Record::Unmade { thin_id }).map(drop))
     }
 
     /// Deletes volumes that nobody was told of, and keeps those in doubt.

@@ -96,7 +96,7 @@ impl SnapshotTree {
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
         let left = self.reap_closed();
-        let deleted = self.delete_abandoned(None);
+        let deleted = self.delete_abandoned();
         self.compact();
         left.and_then(|left| deleted.map(|()| left)).map_err(|error| self.closed_or(error))
     }

@@ -1,7 +1,5 @@
 //! Snapshots that are written before anybody sees them.
 
-use std::collections::BTreeSet;
-
 use uuid::Uuid;
 
 use super::graph::{FsState, Making, Receiving, Record, Snapshot};
@@ -207,12 +205,9 @@ impl SnapshotTree {
         self.store.commit(&Record::Unmade { thin_id })
     }
 
-    /// Deletes volumes that were neither published nor deleted; `volumes` are those of the pool, if they are known.
-    pub(super) fn delete_abandoned(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
+    /// Deletes volumes that were neither published nor deleted.
+    pub(super) fn delete_abandoned(&self) -> Result<()> {
         let delete = |thin_id| {
-            if volumes.is_some_and(|volumes| !volumes.contains(&thin_id)) {
-                return self.store.commit(&Record::Unmade { thin_id });
-            }
             let uuid = self.volume_uuid(thin_id)?;
             if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
                 self.patiently(&device.name, || self.pool.device_mapper().remove(&uuid))?;

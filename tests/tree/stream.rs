@@ -16,7 +16,7 @@ use dm_thin::units::Bytes;
 use dm_thin::{Error, Result};
 use uuid::Uuid;
 
-use crate::rig::{Rig, crash_everywhere_with};
+use crate::rig::{Rig, crash_everywhere, crash_everywhere_with};
 
 const BLOCK: u64 = 64 << 10;
 /// Of `one` and `two`: no whole number of blocks.
@@ -532,4 +532,20 @@ fn a_crash_in_a_receive_leaves_nothing_or_what_can_be_continued() {
             },
         );
     }
+}
+
+#[test]
+fn a_crash_in_discard_receive_leaves_what_can_be_received_again() {
+    let (_from_rig, from) = family();
+    let stream = send(&from, "one", None);
+    let half = &stream[..stream.len() / 2];
+    crash_everywhere(
+        |tree| drop(tree.receive(half, ReceiveOptions::new().resumable(true)).unwrap_err()),
+        |tree| tree.discard_receive(tree.partial_receives()[0].volume),
+        |rig, tree| {
+            assert_eq!(thins(rig, tree), 1 + tree.partial_receives().len());
+            receive(tree, &stream).unwrap();
+            assert_same(&from, tree, "one");
+        },
+    );
 }
