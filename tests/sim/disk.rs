@@ -121,11 +121,6 @@ impl Disk {
         }
         Self::with(contents, inner.rng.fork())
     }
-
-    /// Whether there is a tree.
-    pub fn has_state(&self) -> bool {
-        self.lock().contents.names.contains_key("state.json")
-    }
 }
 
 /// The disk as a process sees it.

@@ -8,6 +8,8 @@
 
 mod copies;
 mod disk;
+mod fixture;
+mod full;
 mod neighbour;
 mod numbers;
 mod operations;

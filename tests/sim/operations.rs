@@ -89,8 +89,7 @@ impl Owner {
 
     fn add(&mut self) {
         let (id, (origin, content)) = (self.name(), self.parent());
-        let change =
-            Change::Add(id.clone(), Snapshot { origin: origin.clone(), sealed: Sealed::No, content });
+        let change = Change::add(&id, &origin, Sealed::No, content);
         let options = if self.rng.one_in(6) {
             AddOptions::new().size(BASE_SIZE + BASE_SIZE)
         } else {
@@ -200,7 +199,7 @@ impl Owner {
         content[at].written(value);
         let content = copied(&content);
         let sealed = if seals { Sealed::Somehow } else { Sealed::No };
-        let change = Change::Add(id.clone(), Snapshot { origin: origin.clone(), sealed, content });
+        let change = Change::add(&id, &origin, sealed, content);
         let options = if alone { AddOptions::new().size(BASE_SIZE) } else { AddOptions::new() };
         let parent = if alone { None } else { Some(parent_of(&origin)) };
         let write = |tree: &SnapshotTree| {
@@ -299,8 +298,7 @@ impl Owner {
                 // Not here.
                 (Some(uuid), None) => Origin::Snapshot(uuid.to_string()),
             };
-            let snapshot = Snapshot { origin, sealed: Sealed::As(*uuid), content: copied(content) };
-            changes.push(Change::Add(rename(id), snapshot));
+            changes.push(Change::add(&rename(id), &origin, Sealed::As(*uuid), copied(content)));
         }
         let resumable = self.rng.one_in(2);
         self.change("receive", changes, |tree| {

@@ -1,52 +1,18 @@
 //! A receive, with each of its calls cut or failing.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, SendOptions, SnapshotTree, SnapshotWriter};
 use dm_thin::units::Bytes;
 use dm_thin::{Errno, Result};
-use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::owner::{Owner, Shared, Source, is_state_unknown};
-use crate::rng::Rng;
-use crate::simulation::memory;
+use crate::fixture::Fixture;
+use crate::owner::is_state_unknown;
 use crate::snapshots::{Origin, Sealed, Snapshot, empty};
 
 const SIZE: Bytes = Bytes::mib(2);
-
-/// A tree on a machine of its own.
-struct Fixture {
-    owner: Owner,
-    _directory: TempDir,
-}
-
-impl Fixture {
-    fn new(seed: u64) -> Self {
-        let directory = TempDir::new_in(memory()).unwrap();
-        let shared = Shared { numbers: Arc::default(), streams: Arc::default(), values: Arc::default() };
-        let (root, machine) = (directory.path().join("root"), Arc::new(ModelKernel::new()));
-        let mut owner = Owner::new(0, (shared, Rng::new(seed)), root, Source::Files, &machine);
-        owner.open().unwrap().unwrap();
-        Self { owner, _directory: directory }
-    }
-
-    fn tree(&self) -> &SnapshotTree {
-        self.owner.tree.as_ref().unwrap()
-    }
-
-    fn recover(&mut self, power: bool) {
-        if power {
-            let machine = Arc::new(self.owner.machine.power_cut());
-            self.owner.reboot(&machine);
-        } else {
-            self.owner.die();
-        }
-        self.owner.open_only().unwrap().unwrap();
-    }
-}
 
 /// Streams of `one`, whole, and of `two`, as its difference; and what is in both.
 struct Sent {
@@ -138,7 +104,7 @@ fn a_receive_is_whole_or_can_be_done_again_when_the_power_goes() {
                 break;
             }
             cuts += 1;
-            receiver.recover(call % 3 > 0);
+            receiver.recover(!call.is_multiple_of(3));
             sent.look(&mut receiver, resumable);
         }
         assert!(cuts > 20, "{cuts} calls");
@@ -211,7 +177,7 @@ fn the_power_goes_at_every_16_kib_of_a_receive() {
             receiver.tree().receive(stream, options).unwrap_err();
             assert!(receiver.owner.process.is_cut());
             cuts += 1;
-            receiver.recover(left / STEP % 3 > 0);
+            receiver.recover(!(left / STEP).is_multiple_of(3));
             if resumable {
                 // No more than a checkpoint's amount is sent again.
                 let received = left / (DATA + 100) * STEP;

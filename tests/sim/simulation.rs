@@ -291,7 +291,10 @@ impl Simulation {
         self.set_full(false);
         // Nobody interrupts any more.
         self.plan.cuts = false;
-        self.owners.iter().for_each(|owner| owner.lock().unwrap().process.heal());
+        for owner in &self.owners {
+            let mut owner = owner.lock().unwrap();
+            if owner.is_down() { owner.die() } else { owner.process.heal() }
+        }
         for index in 0..self.owners.len() {
             if self.owner(index).is_over {
                 self.owner(index).open_only().unwrap().unwrap();

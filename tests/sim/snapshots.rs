@@ -131,7 +131,7 @@ pub type Snapshots = BTreeMap<String, Snapshot>;
 /// What a call changes.
 #[derive(Debug, Clone)]
 pub enum Change {
-    Add(String, Snapshot),
+    Add(String, Box<Snapshot>),
     Remove(String),
     Rename(String, String),
     Seal(String),
@@ -139,11 +139,15 @@ pub enum Change {
 }
 
 impl Change {
+    pub fn add(id: &str, origin: &Origin, sealed: Sealed, content: Content) -> Self {
+        Self::Add(id.to_owned(), Box::new(Snapshot { origin: origin.clone(), sealed, content }))
+    }
+
     /// Whether it can be done.
     pub fn is_possible(&self, known: &Snapshots) -> bool {
         match self {
-            Self::Add(id, Snapshot { origin, .. }) => {
-                let parent_is_there = match origin {
+            Self::Add(id, snapshot) => {
+                let parent_is_there = match &snapshot.origin {
                     Origin::Snapshot(parent) => known.contains_key(parent),
                     Origin::Base | Origin::Removed => true,
                 };
@@ -161,7 +165,7 @@ impl Change {
     pub fn apply(&self, known: &mut Snapshots) {
         match self {
             Self::Add(id, snapshot) => {
-                known.insert(id.clone(), snapshot.clone());
+                known.insert(id.clone(), (**snapshot).clone());
             }
             Self::Remove(id) => {
                 known.remove(id);
