@@ -22,7 +22,7 @@ impl SnapshotTree {
     /// [`check`](Self::check), and heal what is safe to heal: nothing that holds data is touched.
     ///
     /// Remainders of snapshots that were never finished are deleted, suspended devices resumed, misnamed ones
-    /// renamed, devices whose access mode does not fit the snapshot activated again, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
+    /// renamed, devices whose access mode or table does not fit the snapshot activated again, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
     /// deactivated is taken note of. A volume that is missing, a broken pool, volumes of others, and mounts of
     /// others are left to whoever knows more.
     ///
@@ -70,10 +70,19 @@ impl SnapshotTree {
                     None => Ok(()),
                 })
             }
-            Finding::WrongDevice { id, problem: DeviceProblem::Mode { .. }, .. } => {
+            Finding::WrongDevice {
+                id,
+                problem: DeviceProblem::Mode { .. } | DeviceProblem::Table { .. },
+                ..
+            } => {
                 self.with_slot(id.as_str(), |slot, snapshot| {
                     let held = slot.held;
                     self.deactivate_slot(slot, id.as_str())?;
+                    let uuid = self.volume_uuid(snapshot.thin_id)?;
+                    // Left by an activation that failed, and could not be undone.
+                    if dm.find((&uuid).into())?.is_some_and(|left| !left.has_live_table()) {
+                        dm.remove(&uuid)?;
+                    }
                     if held {
                         self.activate_slot(slot, id.as_str(), snapshot)?;
                         slot.held = true;

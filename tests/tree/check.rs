@@ -79,6 +79,22 @@ fn a_check_costs_a_few_calls_and_no_space() {
 }
 
 #[test]
+fn a_device_that_an_activation_left_without_a_table_is_removed() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    // Made, though the caller is told that it was not: there is nothing to undo.
+    let device = name(&tree.activate("a").unwrap());
+    let uuid = dm(&rig).status((&device).into()).unwrap().uuid.unwrap();
+    tree.deactivate("a").unwrap();
+    dm(&rig).create(&device, Some(&uuid)).unwrap();
+    let (id, problem) = (tree.get("a").unwrap().id, DeviceProblem::Table { found: String::new() });
+    finds(&tree, &[Finding::WrongDevice { id, device, problem }], true);
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+}
+
+#[test]
 fn volumes() {
     let rig = Rig::new();
     let tree = rig.tree();
