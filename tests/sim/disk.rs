@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use dm_thin::Errno;
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::files::{StateDir, StateFile};
 
@@ -178,7 +179,7 @@ impl StateDir for Dir {
                 return Err(ErrorKind::NotFound.into());
             }
             if full {
-                return Err(ErrorKind::StorageFull.into());
+                return Err(Errno::ENOSPC.into());
             }
             contents.history.push(contents.names.clone());
             contents.inodes.push(Inode::default());
@@ -240,7 +241,7 @@ impl StateFile for Handle {
             let inode = &inner.contents.inodes[self.inode];
             if inner.full && offset + bytes.len() > inode.current.len().max(inode.room) {
                 half(&mut inner.contents, &mut inner.rng);
-                return Err(ErrorKind::StorageFull.into());
+                return Err(Errno::ENOSPC.into());
             }
             write(&mut inner.contents, bytes.len());
             Ok(())
@@ -250,7 +251,7 @@ impl StateFile for Handle {
     fn reserve(&self, len: u64) -> io::Result<()> {
         self.dir.call("reserve file", |contents, full| {
             if full {
-                return Err(ErrorKind::StorageFull.into());
+                return Err(Errno::ENOSPC.into());
             }
             contents.inodes[self.inode].room = usize::try_from(len).unwrap();
             Ok(())

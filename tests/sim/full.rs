@@ -7,7 +7,7 @@ use crate::fixture::Fixture;
 #[test]
 fn on_a_full_disk_everything_can_be_removed_and_nothing_added() {
     let mut fixture = Fixture::new(0);
-    let ids: Vec<_> = (0..500).map(|index| format!("a-name-of-some-length-{index}")).collect();
+    let ids: Vec<_> = (0..300).map(|index| format!("a-name-of-some-length-{index}")).collect();
     ids.iter().for_each(|id| fixture.tree().add(id, Parent::Base).unwrap());
     fixture.owner.set_full(true);
     // What room is left is for removals.

@@ -579,7 +579,6 @@ pub fn is_about_space(error: &Error) -> bool {
     match error {
         Error::Receive { source, .. } => is_about_space(source),
         Error::StateUnknown => true,
-        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => true,
         error => error.is_out_of_space(),
     }
 }
