@@ -11,6 +11,7 @@ use dm_thin::tree::{
     AddOptions, Filesystem, Options, Parent, ReceiveOptions, SendOptions, SnapshotTree, SnapshotWriter,
 };
 use dm_thin::units::Bytes;
+use dm_thin_streams::{LinbitReader, LinbitWriter, StreamReader, StreamWriter, copy};
 
 use crate::bench::Bench;
 use crate::rig::drop_caches;
@@ -41,6 +42,19 @@ fn transfer(from: &SnapshotTree, to: &SnapshotTree, id: &str, base: Option<&str>
     summary.size.0
 }
 
+/// The same through a stream of thin-send-recv.
+fn transfer_as_linbit(from: &SnapshotTree, to: &SnapshotTree, id: &str, base: Option<&str>) {
+    let mut sent = Vec::new();
+    from.send(id, base, &mut sent, SendOptions::new()).unwrap();
+    let mut foreign = LinbitWriter::new(Vec::new());
+    copy(&mut StreamReader::new(sent.as_slice()).unwrap(), &mut foreign).unwrap();
+    let foreign = foreign.into_inner();
+    let mut own = StreamWriter::new(Vec::new(), from.uuid()).unwrap();
+    copy(&mut LinbitReader::new(foreign.as_slice()).unwrap(), &mut own).unwrap();
+    let (own, _) = own.into_inner().unwrap();
+    to.receive(own.as_slice(), ReceiveOptions::new()).unwrap();
+}
+
 /// The active device, when what it contains is not in the page cache any more.
 fn device(tree: &SnapshotTree, id: &str) -> File {
     let path = tree.activate(id).unwrap();
@@ -63,6 +77,7 @@ fn assert_same(from: &SnapshotTree, to: &SnapshotTree, id: &str) {
     let mut pieces = [vec![0; 1 << 20], vec![0; 1 << 20]];
     for at in (0..infos[0].size.0).step_by(1 << 20) {
         for (device, piece) in devices.iter().zip(&mut pieces) {
+            piece.truncate((infos[0].size.0 - at) as usize);
             device.read_exact_at(piece, at).unwrap();
         }
         assert!(pieces[0] == pieces[1], "{id} differs in the MiB at {at}");
@@ -105,8 +120,8 @@ fn write_to_device(tree: &SnapshotTree, id: &str) -> std::io::Result<()> {
     written
 }
 
-#[test]
-fn ext4_travels_to_other_blocks_and_back() {
+/// An image to the pool with the other blocks, and its child back.
+fn there_and_back(transfer: impl Fn(&SnapshotTree, &SnapshotTree, &str, Option<&str>)) {
     let bench = Bench::new();
     let (from, to) = pair(&bench, Filesystem::Ext4);
     let target = bench.path().join("target");
@@ -124,6 +139,64 @@ fn ext4_travels_to_other_blocks_and_back() {
     from.unmount("child").unwrap();
     close_sound(&from);
     close_sound(&to);
+}
+
+#[test]
+fn ext4_travels_to_other_blocks_and_back() {
+    there_and_back(|from, to, id, base| {
+        transfer(from, to, id, base);
+    });
+}
+
+#[test]
+fn ext4_travels_as_thin_send_recv_streams_and_back() {
+    there_and_back(transfer_as_linbit);
+}
+
+#[test]
+fn holes_arrive_in_blocks_whose_size_is_no_power_of_two() {
+    let bench = Bench::new();
+    let from = tree(&bench, "from", Bytes::kib(64), Filesystem::None);
+    let to = tree(&bench, "to", Bytes::kib(192), Filesystem::None);
+    // The last block is cut in both pools.
+    let size = Bytes(Bytes::mib(4).0 + 20_480);
+    let writer = from.create("image", None, &AddOptions::new().size(size)).unwrap();
+    writer.write_at(Bytes(0), &pattern(1, size.0 as usize)).unwrap();
+    writer.commit_sealed().unwrap();
+    let writer = from.create("child", Some(Parent::Snapshot("image")), &AddOptions::new()).unwrap();
+    writer.zero(Bytes(100_000), Bytes(size.0 - 200_000)).unwrap();
+    writer.commit_sealed().unwrap();
+    for (id, base) in [("image", None), ("child", Some("image"))] {
+        transfer(&from, &to, id, base);
+        assert_same(&from, &to, id);
+    }
+    close_sound(&from);
+    close_sound(&to);
+}
+
+/// The kernel splits a discard of more than 1024 blocks, and one of more than 4 GiB.
+#[test]
+fn a_long_hole_leaves_no_block_that_is_not_cut() {
+    let bench = Bench::new();
+    let block = Bytes::kib(192);
+    let tree = tree(&bench, "tree", block, Filesystem::None);
+    let size = Bytes(Bytes::gib(6).0 + 20_480);
+    let writer = tree.create("image", None, &AddOptions::new().size(size)).unwrap();
+    let blocks = (0..size.0).step_by(40 << 20).map(|at| {
+        writer.write_at(Bytes(at), &pattern(at, 200_000)).unwrap();
+        2
+    });
+    let mapped = Bytes(block.0 * blocks.sum::<u64>());
+    writer.commit_sealed().unwrap();
+    assert_eq!(tree.snapshot_status("image").unwrap().mapped, mapped);
+    let writer = tree.create("child", Some(Parent::Snapshot("image")), &AddOptions::new()).unwrap();
+    writer.zero(Bytes(1000), Bytes(size.0 - 1000)).unwrap();
+    writer.commit_sealed().unwrap();
+    assert_eq!(tree.snapshot_status("child").unwrap().mapped, block);
+    let mut found = [1; 2000];
+    tree.open_snapshot("child").unwrap().read_at(Bytes(0), &mut found).unwrap();
+    assert!(found[..1000] == pattern(0, 1000) && found[1000..] == [0; 1000]);
+    close_sound(&tree);
 }
 
 #[test]
