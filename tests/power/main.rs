@@ -13,18 +13,35 @@ mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 /// What was acknowledged: snapshots, and the text in each; `?` where that was not acknowledged.
 type Known = BTreeMap<String, String>;
 
-/// Seconds that a life lasts at least, and how many more it may.
-const LEAST: u64 = 4;
-const RANGE: u64 = 18;
-/// So many snapshots are looked at in a second, before there is new work.
-const LOOKS: u64 = 4;
+/// The power is cut so many seconds, at most, after the guest's first line that begins so.
+const LONGEST: u64 = 20;
+
+struct Cut {
+    begin: &'static str,
+    delay: Duration,
+    /// The guest is killed when it is there.
+    file: PathBuf,
+}
+
+impl Cut {
+    fn new(number: u64, directory: &Path) -> Self {
+        // Looking, and removing what is old, take as long as they take; now and then that is cut.
+        let begin = if number % 4 == 3 { "boot" } else { "begin add" };
+        let delay = Duration::from_secs(RandomState::new().hash_one(number) % LONGEST);
+        Self { begin, delay, file: directory.join(format!("cut-{number}")) }
+    }
+}
 
 fn main() {
     let argument = std::env::args().nth(1);
@@ -44,9 +61,8 @@ fn main() {
     let mut counts = Counts::default();
     for cut in 0..=cuts {
         // After the last cut the guest only looks.
-        let looking = known.len() as u64 / LOOKS;
-        let seconds = (cut < cuts).then(|| LEAST + looking + RandomState::new().hash_one(cut) % RANGE);
-        boot(disk, seconds, &mut known, &mut doubt, &mut counts);
+        let end = (cut < cuts).then(|| Cut::new(cut, directory.path()));
+        boot(disk, end, &mut known, &mut doubt, &mut counts);
         println!("boot {cut}: {} snapshots known; so far {counts}", known.len());
     }
     assert!(counts.operations > 0, "no operation was acknowledged");
@@ -72,24 +88,32 @@ impl fmt::Display for Counts {
 }
 
 /// One life of the guest.
-fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known, counts: &mut Counts) {
+fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, counts: &mut Counts) {
     let mut run = Command::new("tests/vm/run");
     run.args(["--disk", disk]);
-    if let Some(seconds) = seconds {
-        run.args(["--power-cut-after", &seconds.to_string()]);
+    let works = cut.is_some();
+    if let Some(cut) = &cut {
+        run.arg("--power-cut-when").arg(&cut.file);
     }
     let text = |snapshots: &Known| {
         snapshots.iter().map(|(id, text)| format!("{id}={text}")).collect::<Vec<_>>().join(" ")
     };
     run.env("DM_THIN_KNOWN", text(known)).env("DM_THIN_DOUBT", text(doubt));
-    run.env("DM_THIN_WORK", if seconds.is_some() { "yes" } else { "no" });
+    run.env("DM_THIN_WORK", if works { "yes" } else { "no" });
     run.arg("--").arg(std::env::current_exe().unwrap()).arg("worker").stdout(Stdio::piped());
     let mut guest = run.spawn().unwrap();
     let mut resolved = false;
     for line in BufReader::new(guest.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
+        if let Some(Cut { delay, file, .. }) = cut.take_if(|cut| line.starts_with(cut.begin)) {
+            thread::spawn(move || {
+                thread::sleep(delay);
+                File::create(file).unwrap();
+            });
+        }
         match words[..] {
+            ["boot"] => {}
             // The tree was opened and checked: what was in doubt is settled.
             ["have", ref ids @ ..] => {
                 known.append(doubt);
@@ -123,5 +147,5 @@ fn boot(disk: &str, seconds: Option<u64>, known: &mut Known, doubt: &mut Known, 
     }
     let status = guest.wait().unwrap();
     assert!(status.success(), "the guest found a broken promise: {status}");
-    assert!(resolved || seconds.is_some(), "the guest did not get to look");
+    assert!(resolved || works, "the guest did not get to look");
 }

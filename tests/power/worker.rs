@@ -16,6 +16,7 @@ const ROOT: &str = "/var/lib/power";
 const THREADS: usize = 4;
 
 pub fn main() {
+    say("boot");
     let known = variable("DM_THIN_KNOWN");
     let doubt = variable("DM_THIN_DOUBT");
     let found = check(&known, &doubt);

@@ -121,18 +121,17 @@ start_qemu() {
 
 # Waits for the guest's end. Sets: hello, release, exit_status, guest_failed (init's words), ended (how it was ended here).
 watch() {
-	local begun started='' done_at='' now
+	local begun done_at='' now
 	hello='' release='' exit_status='' guest_failed='' ended=''
 	begun=$(now_ms)
 	while kill -0 "$qemu_pid" 2>/dev/null; do
 		read -r -t 0.1 -u "$tick" || true
 		now=$((${EPOCHREALTIME/[.,]/} / 1000))
 		read_status
-		[[ ! $release || $started ]] || started=$now
 		[[ ! $exit_status$guest_failed || $done_at ]] || done_at=$now
 		if [[ $1 = kvm && ! $hello ]] && ((now - begun > 20000)); then
 			ended=no-hello
-		elif [[ $cut && $started && ! $done_at ]] && ((now - started >= cut_ms)); then
+		elif [[ $cut && -e $cut && ! $done_at ]]; then
 			ended='cut'
 		elif [[ $done_at ]] && ((now - done_at > 30000)); then
 			ended=no-poweroff
@@ -183,7 +182,7 @@ run_guest() {
 		}
 		mv -nT "$disk.new.$$" "$disk"
 	fi
-	cut_ms=$(to_ms "${cut:-0}") timeout_ms=$(to_ms "${timeout:-0}")
+	timeout_ms=$(to_ms "${timeout:-0}")
 	exec {tick}<> <(:)
 
 	if [[ ! -e /dev/kvm ]]; then
@@ -214,7 +213,7 @@ run_guest() {
 	elif [[ $guest_failed ]]; then
 		reason=$guest_failed
 	elif [[ $ended = cut ]]; then
-		say "power cut after $cut s, as asked (Linux $release, $accel)"
+		say "power cut, as asked (Linux $release, $accel)"
 		exit 0
 	elif [[ $ended = timeout ]]; then
 		reason="timed out after $timeout s$([[ $release ]] || echo ", still booting")"
