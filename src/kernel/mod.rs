@@ -85,10 +85,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         Err(Errno::ENOSYS)
     }
 
-    /// The names in `/sys/block`, in no particular order.
+    /// The names in `/sys/class/block`, of disks and of partitions, in no particular order.
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno>;
 
-    /// A text below `/sys/block/<device>`, such as `dm/uuid`, without the newline at its end. ENOSYS unless
+    /// A text below `/sys/class/block/<device>`, such as `dm/uuid`, without the newline at its end. ENOSYS unless
     /// implemented: whoever asks has another way to know.
     fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
         let _ = (device, attribute);
@@ -200,10 +200,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     }
 }
 
-impl dyn Kernel {
+impl dyn Kernel + '_ {
     /// [`block_device_names`](Kernel::block_device_names), with an error for users.
     pub(crate) fn block_devices(&self) -> crate::Result<Vec<OsString>> {
-        self.block_device_names().map_err(|errno| crate::Error::io("list", "/sys/block")(errno.into()))
+        self.block_device_names().map_err(|errno| crate::Error::io("list", "/sys/class/block")(errno.into()))
     }
 }
 

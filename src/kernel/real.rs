@@ -75,11 +75,11 @@ impl Kernel for RealKernel {
     }
 
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
-        names_in("/sys/block")
+        names_in("/sys/class/block")
     }
 
     fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
-        let mut text = std::fs::read(format!("/sys/block/{device}/{attribute}")).map_err(errno)?;
+        let mut text = std::fs::read(format!("/sys/class/block/{device}/{attribute}")).map_err(errno)?;
         text.pop_if(|last| *last == b'\n');
         Ok(text)
     }

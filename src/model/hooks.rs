@@ -190,11 +190,22 @@ impl ModelKernel {
             return Err(Errno::EINVAL);
         }
         self.hook(|world| {
-            let file = match world.disks.get(&number) {
-                Some(disk) => Arc::clone(&disk.file),
-                None => store::memory()?,
+            let (file, serial) = match world.disks.get(&number) {
+                Some(disk) => (Arc::clone(&disk.file), disk.serial.clone()),
+                None => (store::memory()?, None),
             };
-            world.disks.insert(number, Disk { path: path.to_owned(), sectors: size.0, file });
+            world.disks.insert(number, Disk { path: path.to_owned(), sectors: size.0, file, serial });
+            Ok(())
+        })
+    }
+
+    /// Gives a plain disk a serial number, which it keeps under another path.
+    ///
+    /// # Errors
+    /// ENXIO if there is no such disk.
+    pub fn set_disk_serial(&self, number: DeviceNumber, serial: &str) -> Result<(), Errno> {
+        self.hook(|world| {
+            world.disks.get_mut(&number).ok_or(Errno::ENXIO)?.serial = Some(serial.to_owned());
             Ok(())
         })
     }

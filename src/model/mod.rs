@@ -422,11 +422,11 @@ impl Kernel for ModelKernel {
     }
 
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
-        self.call("readdir", "/sys/block", |world| Ok(world.block_device_names()))
+        self.call("readdir", "/sys/class/block", |world| Ok(world.block_device_names()))
     }
 
     fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
-        let subject = format!("/sys/block/{device}/{attribute}");
+        let subject = format!("/sys/class/block/{device}/{attribute}");
         self.call("read", subject, |world| world.block_attribute(device, attribute))
     }
 

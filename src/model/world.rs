@@ -74,6 +74,7 @@ pub(super) struct Disk {
     pub(super) sectors: u64,
     /// Its bytes, sparse and in memory.
     pub(super) file: Arc<File>,
+    pub(super) serial: Option<String>,
 }
 
 #[derive(Debug)]
@@ -391,10 +392,12 @@ impl World {
     /// What sysfs tells of a block device.
     pub(super) fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
         let number = self.disk_number(device).ok_or(Errno::ENOENT)?;
+        let serial = self.disks.get(&number).and_then(|disk| disk.serial.clone());
         let mapped = self.devices.get(&number.minor).filter(|_| number.major == DM_MAJOR);
         match (attribute, mapped) {
             ("dev", _) => Ok(number.to_string().into_bytes()),
             ("size", _) => Ok(self.sectors(number).ok_or(Errno::ENOENT)?.to_string().into_bytes()),
+            ("serial", None) => serial.map(String::into_bytes).ok_or(Errno::ENOENT),
             ("diskseq", Some(device)) => Ok(device.sequence.to_string().into_bytes()),
             ("dm/name", Some(device)) => Ok(device.name.clone()),
             ("dm/uuid", Some(device)) => Ok(device.uuid.clone()),

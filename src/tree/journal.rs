@@ -24,6 +24,7 @@ use super::Filesystem;
 use super::graph::{Graph, Record};
 use super::options::SIZE_MAX;
 use super::pool_source::{Adopted, PoolSource};
+use super::source::KnownDevices;
 use crate::thin::{PoolFeatures, check_block_size};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
@@ -66,6 +67,9 @@ pub(super) struct PoolRecord {
     /// The label of the device that it is on, if it is on one alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<Uuid>,
+    /// What its two devices are, if it is on two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<KnownDevices>,
 }
 
 /// What `state.json` holds.

@@ -64,21 +64,24 @@ impl SnapshotTree {
             }
         };
         let unmaking = options.clone();
-        let undo = |root: Root| {
-            source::unmake(&unmaking, &dm, &record);
+        let undo = |root: Root, error: &Error| {
+            // What somebody has put on a device since it was found blank stays.
+            if !matches!(error, Error::DeviceInUse { .. }) {
+                source::unmake(&unmaking, &dm, &record);
+            }
             root.clear(&*dir);
         };
         let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options, record.clone())) {
             Ok(store) => store,
             Err(error) => {
-                undo(root);
+                undo(root, &error);
                 return Err(error);
             }
         };
         Self::assemble(options, root, store, dm.clone()).map_err(|failed| {
             let (error, root) = *failed;
             // Not under a pool that could not be taken down.
-            root.into_iter().for_each(undo);
+            root.into_iter().for_each(|root| undo(root, &error));
             error
         })
     }

@@ -325,6 +325,7 @@ impl Options {
             source: self.pool_source.clone().unwrap_or_default(),
             adopted: None,
             label: None,
+            devices: None,
         }
     }
 

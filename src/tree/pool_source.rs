@@ -15,7 +15,8 @@ pub enum PoolSource {
     /// Two block devices, which the tree takes for itself. The first and last 4 MiB of both have to be zero, unless
     /// [`Options::force_device`](super::Options::force_device) is set.
     Devices {
-        /// For the data. A path that means the same device after a restart, as in `/dev/disk/by-id`.
+        /// For the data. Found again by its device-mapper uuid, WWID, serial number or PARTUUID, whatever its path is
+        /// then. One that has none of these needs a path that means it after a restart, too.
         data: PathBuf,
         /// For the metadata.
         metadata: PathBuf,
@@ -31,8 +32,8 @@ pub enum PoolSource {
     ///
     /// The tree shares it with whoever else uses it: it is not deactivated by
     /// [`close`](super::SnapshotTree::close), and thin devices that the tree does not know are reported by
-    /// [`check`](super::SnapshotTree::check), never deleted. Its transaction id is the tree's if it was 0 when the
-    /// pool was adopted, else it is left alone.
+    /// [`check`](super::SnapshotTree::check), never deleted. Its transaction id stays its owner's. A pool that a tree
+    /// made for itself is not adopted.
     Pool {
         /// Its name, without `/dev/mapper/`.
         name: String,

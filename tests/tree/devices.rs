@@ -1,11 +1,17 @@
 //! Devices with something on them, and devices that somebody else uses.
 
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::thread;
 
 use dm_thin::Error;
+use dm_thin::dm::targets::{Linear, Target};
+use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{Access, DeviceNumber, Kernel};
-use dm_thin::tree::{Options, Parent, PoolSource};
-use dm_thin::units::Bytes;
+use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::units::{Bytes, Sectors};
 
 use crate::rig::Rig;
 
@@ -28,7 +34,7 @@ fn two() -> PoolSource {
 
 /// Sizes are the devices'.
 fn options(rig: &Rig, source: PoolSource) -> Options {
-    let options = Options::new().kernel(rig.kernel.clone()).udev(dm_thin::dm::UdevPolicy::None);
+    let options = Options::new().kernel(rig.kernel.clone()).udev(UdevPolicy::None);
     let options = options.base_size(Bytes::mib(16)).filesystem(dm_thin::tree::Filesystem::None);
     options.pool_source(source)
 }
@@ -141,11 +147,170 @@ fn one_data_device_is_not_used_by_two_trees() {
     let second = rig.directory.path().join("second");
     for force in [false, true] {
         let options = options(&rig, source.clone()).force_device(force);
-        let error = dm_thin::tree::SnapshotTree::open(&second, options).unwrap_err();
+        let error = SnapshotTree::open(&second, options).unwrap_err();
         assert!(matches!(&error, Error::Open { path, .. } if path == Path::new(DATA)), "{error}");
         assert!(error.is_busy(), "{error}");
         assert!(!second.exists());
     }
     assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
+}
+
+const OTHER_DATA: &str = "/dev/vdd";
+const OTHER_METADATA: &str = "/dev/vde";
+
+/// The minor numbers of four disks with serial numbers, under these names.
+fn name_disks(rig: &Rig, names: [&str; 4]) {
+    for (name, minor) in names.into_iter().zip([16, 32, 48, 64]) {
+        let number = DeviceNumber { major: 254, minor };
+        rig.kernel.set_disk(Path::new(name), number, Bytes(SIZE).sectors()).unwrap();
+        rig.kernel.set_disk_serial(number, &format!("disk-{minor}")).unwrap();
+    }
+}
+
+#[test]
+fn devices_are_found_again_by_their_ids() {
+    let rig = Rig::new();
+    name_disks(&rig, [DATA, METADATA, OTHER_DATA, OTHER_METADATA]);
+    let trees = [rig.directory.path().join("a"), rig.directory.path().join("b")];
+    let others = PoolSource::Devices { data: OTHER_DATA.into(), metadata: OTHER_METADATA.into() };
+    let open = |root: &Path, source: PoolSource| SnapshotTree::open(root, options(&rig, source));
+    for (root, source) in trees.iter().zip([two(), others.clone()]) {
+        let tree = open(root, source).unwrap();
+        tree.add(root.file_name().unwrap().to_str().unwrap(), Parent::Base).unwrap();
+        tree.close().unwrap();
+    }
+    // The trees' names are exchanged, data and metadata are, and some are nobody's.
+    for names in [
+        [OTHER_DATA, OTHER_METADATA, DATA, METADATA],
+        [METADATA, DATA, OTHER_METADATA, OTHER_DATA],
+        ["/dev/sdb", "/dev/sdc", DATA, OTHER_DATA],
+    ] {
+        name_disks(&rig, names);
+        let opened: Vec<_> =
+            trees.iter().zip([two(), others.clone()]).map(|(root, source)| open(root, source)).collect();
+        for (tree, name) in opened.into_iter().zip(["a", "b"]) {
+            let tree = tree.unwrap();
+            assert!(tree.contains(name) && tree.list().len() == 1);
+            assert_eq!(tree.check().unwrap(), []);
+            tree.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn another_device_is_not_taken_for_the_trees() {
+    let rig = Rig::new();
+    name_disks(&rig, [DATA, METADATA, OTHER_DATA, OTHER_METADATA]);
+    rig.open(options(&rig, two())).unwrap().close().unwrap();
+    let refused = |reason: &str| {
+        let error = rig.open(options(&rig, two())).unwrap_err();
+        assert_eq!(error.to_string(), format!("{DATA}: {reason}"));
+        assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+    };
+    let data = DeviceNumber { major: 254, minor: 16 };
+    // Another disk is in its place.
+    rig.kernel.set_disk_serial(data, "new").unwrap();
+    refused("is another device than the pool's, which is not there");
+    // Copies of it are at other places.
+    for minor in [48, 64] {
+        rig.kernel.set_disk_serial(DeviceNumber { major: 254, minor }, "disk-16").unwrap();
+    }
+    refused("is not the pool's device, and several others have its ids; have it lead to the right one");
+    rig.kernel.set_disk_serial(data, "disk-16").unwrap();
+    rig.open(options(&rig, two())).unwrap().close().unwrap();
+}
+
+#[test]
+fn a_device_that_was_used_since_a_creation_was_interrupted_is_refused_untouched() {
+    for call in 1.. {
+        let mut rig = disks();
+        rig.kernel.unwind_at_cut(true);
+        rig.kernel.cut_after(call);
+        let opened = catch_unwind(AssertUnwindSafe(|| rig.open(options(&rig, two()))));
+        let survived = opened.is_ok();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(opened))));
+        rig.kernel = Arc::new(rig.kernel.power_cut());
+        let state = fs::read_to_string(rig.root().join("state.json")).unwrap_or_default();
+        if !state.contains("\"made\": false") {
+            if survived {
+                return;
+            }
+            continue;
+        }
+        // The administrator gave it up. Where the kernel has formatted, the model reads what it wrote.
+        let is_formatted = read(&rig, METADATA, 0, 8) != [0; 8];
+        let places: &[_] = if is_formatted {
+            &[(DATA, 1080)]
+        } else {
+            &[(DATA, 1080), (METADATA, 1080), (METADATA, SIZE - 4096)]
+        };
+        for &(device, at) in places {
+            let before = read(&rig, device, at, 2);
+            write(&rig, device, at, &[0x53, 0xef]);
+            let error = rig.open(options(&rig, two())).unwrap_err();
+            assert!(
+                matches!(&error, Error::DeviceInUse { device: found, .. } if found == Path::new(device)),
+                "{error}"
+            );
+            assert_eq!(read(&rig, device, at, 2), [0x53, 0xef], "call {call}");
+            write(&rig, device, at, &before);
+        }
+        let tree = rig.open(options(&rig, two()));
+        tree.unwrap_or_else(|error| panic!("call {call}: {error}")).close().unwrap();
+    }
+}
+
+#[test]
+fn a_labelled_device_is_not_shared_with_another_mapping() {
+    let rig = disks();
+    let labelled = || PoolSource::Device { path: DATA.into() };
+    rig.open(options(&rig, labelled())).unwrap().close().unwrap();
+    let dm = DeviceMapper::with_kernel(rig.kernel.clone(), UdevPolicy::None).unwrap();
+    let linear = Linear { device: DeviceNumber { major: 254, minor: 16 }, start: Sectors(0) };
+    let line = linear.over(Sectors(0), Sectors(8));
+    let name: DmName = "theirs".parse().unwrap();
+    dm.create_active(&name, &"THEIRS".parse().unwrap(), &[line], DmFlags::empty()).unwrap();
+    let error = rig.open(options(&rig, labelled())).unwrap_err();
+    assert!(error.is_busy() && error.to_string().contains(DATA), "{error}");
+    dm.remove(&name).unwrap();
+    let tree = rig.open(options(&rig, labelled())).unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn of_trees_that_are_opened_at_once_one_gets_the_data_device() {
+    let rig = Rig::new();
+    name_disks(&rig, [DATA, METADATA, OTHER_DATA, OTHER_METADATA]);
+    let other = PoolSource::Devices { data: DATA.into(), metadata: OTHER_METADATA.into() };
+    let roots = [(rig.directory.path().join("a"), two()), (rig.directory.path().join("b"), other)];
+    for (root, source) in &roots {
+        SnapshotTree::open(root, options(&rig, source.clone()).force_device(true)).unwrap().close().unwrap();
+    }
+    for round in 0..100 {
+        let begin = Barrier::new(2);
+        let opened: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = roots
+                .iter()
+                .map(|(root, source)| {
+                    let (rig, begin) = (&rig, &begin);
+                    scope.spawn(move || {
+                        begin.wait();
+                        SnapshotTree::open(root, options(rig, source.clone()))
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(opened.iter().filter(|tree| tree.is_ok()).count() <= 1, "round {round}: both have it");
+        for tree in opened {
+            match tree {
+                Ok(tree) => tree.close().unwrap(),
+                Err(error) => assert!(error.is_busy(), "round {round}: {error}"),
+            }
+        }
+    }
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }

@@ -9,6 +9,7 @@ use zerocopy::IntoBytes;
 use super::label::{COPIES, MAGIC};
 use crate::abi::block::BLKGETSIZE64;
 use crate::kernel::{Arg, DeviceFile, Kernel};
+use crate::thin::metadata::format::{BLOCK_SIZE, THIN_SUPERBLOCK_MAGIC};
 use crate::units::Bytes;
 use crate::{Error, Result};
 
@@ -30,11 +31,34 @@ pub(crate) fn size_of(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Re
 /// # Errors
 /// [`Error::DeviceInUse`] if they are not.
 pub(crate) fn check_blank(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Result<()> {
-    let (mut buffer, zeroes) = (vec![0; PIECE], vec![0; PIECE]);
+    let zeroes = vec![0; PIECE];
+    check_edges(kernel, file, path, |_, found| *found == zeroes[..found.len()])
+}
+
+/// The same, but the kernel may have formatted metadata there, or have begun to: each of its blocks tells its own number.
+pub(crate) fn check_unused_metadata(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Result<()> {
+    check_edges(kernel, file, path, |at, found| {
+        let blocks = (at..).step_by(BLOCK_SIZE).zip(found.chunks(BLOCK_SIZE));
+        blocks.into_iter().all(|(at, block)| {
+            let has_its_number = at.is_multiple_of(BLOCK_SIZE as u64)
+                && block.get(8..16) == Some(&(at / BLOCK_SIZE as u64).to_le_bytes());
+            let is_superblock = at > 0 || block.get(32..40) == Some(&THIN_SUPERBLOCK_MAGIC.to_le_bytes());
+            block.iter().all(|byte| *byte == 0) || has_its_number && is_superblock
+        })
+    })
+}
+
+fn check_edges(
+    kernel: &dyn Kernel,
+    file: &DeviceFile,
+    path: &Path,
+    is_free: impl Fn(u64, &[u8]) -> bool,
+) -> Result<()> {
+    let mut buffer = vec![0; PIECE];
     for (at, len) in pieces(size_of(kernel, file, path)?) {
         let found = &mut buffer[..len];
         read_exact(kernel, file, at, found).map_err(Error::io("read", path))?;
-        if *found != zeroes[..len] {
+        if !is_free(at, found) {
             return Err(Error::DeviceInUse { device: path.into(), found: describe(kernel, file, path) });
         }
     }

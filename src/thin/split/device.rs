@@ -98,8 +98,9 @@ impl SplitDevice {
     /// pool over them. Nothing is left if that fails.
     ///
     /// # Errors
-    /// EBUSY if a name is taken by something else.
+    /// EBUSY if a name is taken by something else, or somebody else (a mount, another mapping) has the device.
     pub fn activate(&self, name: &DmName) -> Result<PoolTable> {
+        let _locked = self.claim()?;
         let metadata = self.activate_part(name, Part::Metadata)?;
         let data = self.activate_part(name, Part::Data).inspect_err(|_| {
             // Best effort: return the original error.
@@ -107,6 +108,21 @@ impl SplitDevice {
         })?;
         let (block_size, features) = (self.known().block_size, PoolFeatures::default());
         Ok(PoolTable { metadata, data, block_size, low_water_mark: Blocks(0), features })
+    }
+
+    /// Checks that nobody uses the device, unless that is a part: tables alone would share it. Who does the same waits
+    /// until the returned lock is dropped.
+    fn claim(&self) -> Result<FileLock> {
+        let kernel = &**self.dm.kernel();
+        let locked = self.lock(&open(kernel, &self.path, Access::READ)?)?;
+        for part in Self::part_uuids(self.known().uuid)? {
+            if self.dm.find((&part).into())?.is_some() {
+                return Ok(locked);
+            }
+        }
+        let claimed = open(kernel, &self.path, Access::READ.exclusive())?;
+        self.check_number(&claimed)?;
+        Ok(locked)
     }
 
     fn activate_part(&self, name: &DmName, part: Part) -> Result<DeviceNumber> {
@@ -215,12 +231,16 @@ impl SplitDevice {
 
     /// Locks the device that is open, whichever of its nodes led to it.
     fn lock(&self, file: &DeviceFile) -> Result<FileLock> {
-        let found = file.number();
-        if found != self.number {
-            let (device, expected) = (self.path.display().to_string(), self.number);
-            return Err(Error::Replaced { device, expected, found });
-        }
+        self.check_number(file)?;
         self.dm.kernel().lock_device(file).map_err(|errno| Error::io("lock", &self.path)(errno.into()))
+    }
+
+    fn check_number(&self, file: &DeviceFile) -> Result<()> {
+        let (expected, found) = (self.number, file.number());
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::Replaced { device: self.path.display().to_string(), expected, found })
     }
 
     fn resize_active(&self, part: Part) -> Result<()> {

@@ -18,6 +18,7 @@ fn state() -> State {
         source: PoolSource::default(),
         adopted: None,
         label: None,
+        devices: None,
     };
     let (tree, filesystem, graph) = (Uuid::from_u128(7), Filesystem::Ext4, Graph::default());
     State {

@@ -1,6 +1,7 @@
 //! Where a tree's pool comes from: loop files, two devices, one labelled device, or a pool that is there already.
 
 mod adopted;
+mod device_ids;
 mod devices;
 mod labelled;
 mod loop_files;
@@ -15,7 +16,7 @@ use super::journal::PoolRecord;
 use super::pool_source::PoolSource;
 use super::root::Root;
 use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
+use crate::kernel::{Access, DeviceFile, DeviceNumber, FileLock, Kernel};
 use crate::loopdev::LoopDevice;
 use crate::thin::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
 use crate::thin::{PoolMode, PoolTable, SplitDevice, ThinPool, blank};
@@ -23,6 +24,7 @@ use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
 pub(super) use adopted::{adopted, check_block_size};
+pub(super) use devices::KnownDevices;
 pub(super) use loop_files::has_files;
 
 /// The pool of a new tree. Devices are blank, a pool that is there is one.
@@ -42,7 +44,7 @@ pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, root: &Root, pool:
     match &pool.source {
         PoolSource::LoopFiles => loop_files::make(options, root, pool),
         PoolSource::Device { path } => labelled::make(options, dm, path, pool),
-        PoolSource::Devices { data, metadata } => devices::make(options, data, metadata),
+        PoolSource::Devices { data, metadata } => devices::make(options, pool, data, metadata),
         PoolSource::Pool { .. } => Ok(()),
     }
 }
@@ -50,7 +52,7 @@ pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, root: &Root, pool:
 /// Undoes [`make`]: devices are blank again.
 pub(super) fn unmake(options: &Options, dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
     match &pool.source {
-        PoolSource::Devices { data, metadata } => devices::unmake(options, data, metadata),
+        PoolSource::Devices { data, metadata } => devices::unmake(options, pool, data, metadata),
         _ => labelled::unmake(dm, pool),
     }
 }
@@ -168,14 +170,29 @@ impl InactivePool {
 
     /// Activates the pool, which claims the devices in turn. Nothing stays behind if that fails.
     pub(super) fn activate(self, name: &DmName, uuid: &DmUuid) -> Result<ThinPool> {
+        let locked = self.lock()?;
         let Self { dm, table, size, metadata, data, loops, sub_devices } = self;
         let ClaimedDevice { file, origin, .. } = metadata;
         // A table cannot take a device that is claimed, not even from the same process.
         drop((file, data));
         let pool = ThinPool::create(dm, name, uuid, &table, size).map_err(no_pool(origin))?;
+        drop(locked);
         sub_devices.into_iter().for_each(labelled::SubDevices::keep);
         drop(loops);
         Ok(pool)
+    }
+
+    /// Between the end of the claims and the load of the table another manager could claim a device, let go of it, and
+    /// load a table of its own: tables share their devices. It has to wait here, and is refused, or refuses this one.
+    fn lock(&self) -> Result<[FileLock; 2]> {
+        let lock = |device: &ClaimedDevice| {
+            self.dm.kernel().lock_device(&device.file).map_err(Error::os("lock", &device.origin))
+        };
+        // In one order, whatever the devices are used for.
+        let is_first = self.metadata.number() < self.data.number();
+        let (first, second) =
+            if is_first { (&self.metadata, &self.data) } else { (&self.data, &self.metadata) };
+        Ok([lock(first)?, lock(second)?])
     }
 }
 
