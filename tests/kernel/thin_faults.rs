@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::thin::{Origin, PoolEvent, PoolFeatures, PoolMode, TransactionId, tools};
-use dm_thin::tree::{Parent, SnapshotTree};
+use dm_thin::tree::{Filesystem, Finding, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 use dm_thin::{Errno, Error};
 
@@ -264,4 +264,44 @@ fn a_tree_checks_its_metadata_before_it_activates_the_pool() {
     let tree = open(CheckPolicy::Required).unwrap();
     tree.remove("a").unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn a_tree_clears_needs_check_when_it_is_opened() {
+    let bench = Bench::new();
+    let data = Disk::new(&bench, &dm(), "data", Bytes::mib(64));
+    let metadata = Disk::new(&bench, &dm(), "metadata", Bytes::mib(16));
+    let open = || {
+        let devices = PoolSource::Devices { data: data.node(), metadata: metadata.node() };
+        let options = Options::new().pool_source(devices).base_size(Bytes::mib(16));
+        SnapshotTree::open(bench.root(), options.filesystem(Filesystem::None))
+    };
+    let mut tree = open().unwrap();
+    for (id, closes) in [("a", false), ("b", true)] {
+        tree.add(id, Parent::Base).unwrap();
+        metadata.fail_writes();
+        let error = tree.add("lost", Parent::Base).unwrap_err();
+        assert_eq!(mode_of(&error), PoolMode::ReadOnly);
+        metadata.heal();
+        // As long as somebody uses it the pool stays as it is: the tree opens for looking.
+        tree.activate(id).unwrap();
+        drop(tree);
+        tree = open().unwrap();
+        let needs_check = Finding::Pool { mode: PoolMode::ReadOnly, needs_check: true };
+        assert!(tree.check().unwrap().contains(&needs_check));
+        tree.deactivate(id).unwrap();
+        if closes {
+            tree.close().unwrap();
+        }
+        drop(tree);
+        let missing = without("thin_check", open).unwrap_err();
+        assert!(matches!(missing, Error::ToolMissing { program: "thin_check", .. }), "{missing}");
+        tree = open().unwrap();
+        assert!(tree.contains(id) && !tree.contains("lost"));
+        assert_eq!(tree.check().unwrap(), []);
+    }
+    tree.close().unwrap();
+    for disk in [data, metadata] {
+        disk.dm.remove(&disk.name).unwrap();
+    }
 }
