@@ -17,12 +17,14 @@ const CONFIG: &str = "devices { use_devicesfile=0 scan_lvs=0 } \
     activation { udev_sync=0 udev_rules=0 monitoring=0 thin_pool_autoextend_threshold=100 } \
     global { use_lvmpolld=0 thin_check_executable=\"\" } backup { backup=0 archive=0 }";
 
+const GROUP: &str = "lvm";
+
 fn lvm(arguments: &[&str]) -> Result<()> {
     run(Command::new("lvm").args(arguments).args(["-q", "-q", "--config", CONFIG]))
 }
 
 fn volume(id: u32) -> String {
-    format!("bench/copy{id}")
+    format!("lvm/copy{id}")
 }
 
 impl Contender for Lvm {
@@ -32,7 +34,7 @@ impl Contender for Lvm {
 
     fn prepare(&mut self, arena: &Arena, base: &Base) -> Result<()> {
         let backing = self.backing.insert(arena.device("lvm", STORE)?);
-        lvm(&["vgcreate", "bench", &backing.path.display().to_string()])?;
+        lvm(&["vgcreate", GROUP, &backing.path.display().to_string()])?;
         lvm(&[
             "lvcreate",
             "-Zy",
@@ -46,16 +48,16 @@ impl Contender for Lvm {
             "64k",
             "-n",
             "pool",
-            "bench",
+            GROUP,
         ])?;
         let size = format!("{}b", base.size);
-        lvm(&["lvcreate", "-Wn", "-V", &size, "-n", "base", "--thinpool", "bench/pool"])?;
-        base.fill(Path::new("/dev/bench/base"))?;
-        lvm(&["lvchange", "-an", "bench/base"])
+        lvm(&["lvcreate", "-Wn", "-V", &size, "-n", "base", "--thinpool", "lvm/pool"])?;
+        base.fill(Path::new("/dev/lvm/base"))?;
+        lvm(&["lvchange", "-an", "lvm/base"])
     }
 
     fn snapshot(&self, id: u32) -> Result<()> {
-        lvm(&["lvcreate", "-s", "-n", &format!("copy{id}"), "bench/base"])
+        lvm(&["lvcreate", "-s", "-n", &format!("copy{id}"), "lvm/base"])
     }
 
     fn activate(&self, id: u32) -> Result<Volume> {
@@ -72,7 +74,7 @@ impl Contender for Lvm {
     }
 
     fn finish(&mut self) -> Result<()> {
-        lvm(&["vgremove", "-f", "bench"])?;
+        lvm(&["vgremove", "-f", GROUP])?;
         self.backing.take().map_or(Ok(()), Backing::release)
     }
 }

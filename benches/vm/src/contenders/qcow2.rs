@@ -1,7 +1,10 @@
 //! qcow2 overlays on a raw image, as block devices through `qemu-nbd`.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::bare::{remove_file, sync_file};
 use super::files::Files;
@@ -50,6 +53,14 @@ impl Contender for Qcow2 {
 
     fn activate(&self, id: u32) -> Result<Volume> {
         run(Command::new("qemu-nbd").arg("-f").arg("qcow2").arg("-c").arg(device(id)).arg(self.path(id)?))?;
+        // qemu-nbd goes to the background before the kernel knows how large the device is.
+        let end = Instant::now() + Duration::from_secs(5);
+        while File::open(device(id))?.seek(SeekFrom::End(0))? == 0 {
+            if Instant::now() > end {
+                return Err("qemu-nbd connected nothing".into());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
         Volume::open(&device(id))
     }
 
