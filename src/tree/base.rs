@@ -15,8 +15,11 @@ pub(super) const BASE: &str = "base";
 
 impl SnapshotTree {
     pub(super) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
+        let shared = self.store.read_state(|state| state.pool.source.is_shared());
         match self.store.read(|graph| graph.base.clone()) {
             Some(base) if base.fs != FsState::Making => return Ok(()),
+            // It may have been deleted below, and be somebody else's since.
+            Some(_) if shared => {}
             Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
                 self.delete_id(half_made.thin_id)?;
             }

@@ -230,6 +230,26 @@ impl SnapshotTree {
         keep.try_for_each(|&thin_id| self.store.commit(&Record::Orphan { thin_id }))
     }
 
+    /// Deletes a volume that is not active and under a record, and records that.
+    ///
+    /// In a shared pool the id may be somebody else's as soon as the volume is deleted, and nobody can tell: so it is
+    /// deleted once, after it is recorded. What a crash or a failure leaves is reported as any volume that the tree does
+    /// not know.
+    pub(super) fn delete_recorded(&self, thin_id: ThinId, done: &Record) -> Result<()> {
+        if self.store.read_state(|state| state.pool.source.is_shared()) {
+            let mode = self.pool.status()?.mode();
+            if !mode.is_sound() {
+                let (pool, consequence) = (self.pool.name().to_string(), "nothing can be deleted");
+                return Err(Error::PoolMode { pool, mode, consequence });
+            }
+            self.store.commit(done)?;
+            return self.delete_id(thin_id);
+        }
+        self.delete_id(thin_id)?;
+        // Durable with the next change: until then an open records once more what is not there.
+        self.store.append(done).map(drop)
+    }
+
     /// Delete a thin device, or find that there is none.
     pub(super) fn delete_id(&self, id: ThinId) -> Result<()> {
         match self.pool.delete(id) {

@@ -180,9 +180,7 @@ impl SnapshotTree {
             // Only now: what is discarded must not be found in the state again.
             self.discard(id, snapshot)?;
         }
-        self.delete_id(snapshot.thin_id)?;
-        // Durable with the next change: until then an open deletes once more, what is not there.
-        self.store.append(&Record::Deleted { id: id.clone() }).map(drop)
+        self.delete_recorded(snapshot.thin_id, &Record::Deleted { id: id.clone() })
     }
 
     /// Whether blocks of a removed snapshot are given back to the device below.

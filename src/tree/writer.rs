@@ -201,8 +201,7 @@ impl SnapshotTree {
 
     /// Deletes a volume that is under a record, and not active.
     pub(super) fn unmake(&self, thin_id: ThinId) -> Result<()> {
-        self.delete_id(thin_id)?;
-        self.store.commit(&Record::Unmade { thin_id })
+        self.delete_recorded(thin_id, &Record::Unmade { thin_id })
     }
 
     /// Deletes volumes that were neither published nor deleted.

@@ -1,13 +1,15 @@
 //! Removing what somebody has open.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::kernel::{Access, DeviceFile, Kernel};
 use dm_thin::model::Mode;
-use dm_thin::tree::{Parent, Removal, RemoveOptions, SnapshotTree};
+use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, Removal, RemoveOptions, SendOptions, SnapshotTree};
+use dm_thin::units::Bytes;
+use dm_thin::{Error, Result};
 
 use crate::rig::{Rig, crash_everywhere};
 
@@ -219,4 +221,45 @@ fn an_old_kernel_cannot_defer() {
     assert_eq!(tree.reap().unwrap(), 0);
     tree.close().unwrap();
     assert!(rig.kernel.is_clean());
+}
+
+/// As soon as a volume is deleted, another user of the pool may get its id.
+#[test]
+fn a_crash_in_a_removal_deletes_nobody_elses_volume_of_a_shared_pool() {
+    let stream = {
+        let rig = Rig::new();
+        let tree = rig.tree();
+        tree.create("b", None, &AddOptions::new().size(Bytes::mib(1))).unwrap().commit_sealed().unwrap();
+        let mut stream = Vec::new();
+        tree.send("b", None, &mut stream, SendOptions::new()).unwrap();
+        stream
+    };
+    let remove = |tree: &SnapshotTree| tree.remove("a");
+    let discard = |tree: &SnapshotTree| tree.discard_receive(tree.partial_receives()[0].volume);
+    for work in [&remove as &dyn Fn(&SnapshotTree) -> Result<()>, &discard] {
+        for n in 1.. {
+            let rig = Rig::new();
+            let pool = rig.pool();
+            let tree = rig.open(rig.adopting("vg-pool")).unwrap();
+            tree.add("a", Parent::Base).unwrap();
+            let partial = ReceiveOptions::new().resumable(true);
+            tree.receive(&stream[..stream.len() - 10], partial).unwrap_err();
+            let before = pool.thin_ids().unwrap();
+            rig.kernel.unwind_at_cut(true);
+            rig.kernel.cut_after(n);
+            let run = catch_unwind(AssertUnwindSafe(|| work(&tree)));
+            drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
+            rig.kernel.heal();
+            let after = pool.thin_ids().unwrap();
+            let deleted: Vec<_> = before.iter().filter(|id| !after.contains(id)).collect();
+            deleted.iter().for_each(|id| pool.create_thin(**id).unwrap());
+            let tree = rig.open(rig.adopting("vg-pool")).unwrap();
+            tree.reap().unwrap();
+            let left = pool.thin_ids().unwrap();
+            assert!(deleted.iter().all(|id| left.contains(id)), "call {n}: {deleted:?} are gone");
+            if run.is_ok() {
+                break;
+            }
+        }
+    }
 }
