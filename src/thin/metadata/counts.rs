@@ -45,6 +45,38 @@ impl Counts {
     }
 }
 
+/// Which blocks of a range are referred to once, and which more often: two bits each.
+#[derive(Debug)]
+pub(super) struct Once {
+    first: u64,
+    bits: Vec<u8>,
+}
+
+impl Once {
+    /// For `len` blocks from `first` on.
+    pub(super) fn new(first: u64, len: u64) -> Self {
+        Self { first, bits: vec![0; usize::try_from(len.div_ceil(4)).unwrap_or(0)] }
+    }
+
+    /// Adds a reference, and returns whether it is the first one.
+    pub(super) fn add(&mut self, block: u64) -> bool {
+        let before = self.get(block);
+        if let Some(at) = place(block, self.first)
+            && before < 2
+            && let Some(byte) = self.bits.get_mut(at / 4)
+        {
+            *byte += 1 << (at % 4 * 2);
+        }
+        before == 0
+    }
+
+    /// How often a block is referred to, up to 2.
+    pub(super) fn get(&self, block: u64) -> u8 {
+        let Some(at) = place(block, self.first) else { return 0 };
+        self.bits.get(at / 4).map_or(0, |byte| byte >> (at % 4 * 2) & 3)
+    }
+}
+
 fn place(block: u64, first: u64) -> Option<usize> {
     usize::try_from(block.checked_sub(first)?).ok()
 }
@@ -52,6 +84,17 @@ fn place(block: u64, first: u64) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn once_is_told_from_more_often() {
+        let mut once = Once::new(10, 5);
+        assert_eq!((once.add(11), once.add(11), once.add(11), once.add(14)), (true, false, false, true));
+        let found: Vec<u8> = (8..20).map(|block| once.get(block)).collect();
+        assert_eq!(found, [0, 0, 0, 2, 0, 0, 1, 0, 0, 0, 0, 0]);
+        once.add(u64::MAX);
+        once.add(9);
+        assert_eq!((once.get(u64::MAX), once.get(9)), (0, 0));
+    }
 
     #[test]
     fn counts_are_exact_beyond_a_byte_and_limited_to_their_range() {

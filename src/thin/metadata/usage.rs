@@ -8,14 +8,14 @@
 use super::Metadata;
 use super::blocks::BATCH;
 use super::btree::{Subtree, expand, height, read_leaves};
-use super::counts::Counts;
+use super::counts::Once;
 use super::error::MetadataError;
 use super::format::ENTRIES_PER_BITMAP;
 use super::space_map::SpaceMapKind;
 use crate::thin::{ThinId, ThinUsage};
 use crate::units::Blocks;
 
-/// Data blocks that are counted at once, a byte each: 127 MiB, of which only what is in use takes memory.
+/// Data blocks that are counted at once, for a check a byte each: 127 MiB, of which only what is in use takes memory.
 pub(super) const WINDOW: u64 = 8192 * ENTRIES_PER_BITMAP;
 
 impl Metadata {
@@ -84,7 +84,7 @@ impl Metadata {
         let mut exclusive = vec![0; ids.len()];
         let mut first = 0;
         while first < self.data_blocks {
-            let mut named = Counts::new(first, WINDOW.min(self.data_blocks - first));
+            let mut named = Once::new(first, WINDOW.min(self.data_blocks - first));
             self.each_data_block(beside.iter().copied(), |_, data| {
                 named.add(data);
                 Ok(())
@@ -130,12 +130,12 @@ impl Metadata {
     }
 
     /// Counts the parents of all nodes of all mapping trees, and returns the leaves in the order of their blocks.
-    fn node_parents(&self) -> Result<(Counts, Vec<Subtree>), MetadataError> {
+    fn node_parents(&self) -> Result<(Once, Vec<Subtree>), MetadataError> {
         let reader = &self.reader;
-        let (mut nodes, mut leaves, mut limit) = (Counts::new(0, reader.len()), Vec::new(), 1 << 16);
+        let (mut nodes, mut leaves, mut limit) = (Once::new(0, reader.len()), Vec::new(), 1 << 16);
         for id in self.device_ids()? {
             let root = self.mapping_root(id)?;
-            if nodes.add(root) > 1 {
+            if !nodes.add(root) {
                 continue;
             }
             let mut stack = vec![(Subtree::root(root), height(reader, root)?)];
@@ -150,7 +150,7 @@ impl Metadata {
                 }
                 let node = reader.node(subtree.block)?;
                 for child in expand(reader, &subtree, &node, 0)?.into_iter().rev() {
-                    let new = nodes.add(child.block) == 1;
+                    let new = nodes.add(child.block);
                     if level == 1 {
                         leaves.push(child);
                     } else if new {
