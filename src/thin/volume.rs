@@ -15,7 +15,7 @@ use crate::dm::{
     TargetType,
 };
 use crate::error::IoctlError;
-use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Process};
 use crate::units::{Bytes, Sectors};
 use crate::{Error, Result};
 
@@ -129,7 +129,7 @@ impl ThinVolume {
     /// the pool holds back, as in a pool out of space. Other flags are ignored.
     pub fn suspend_with(&self, flags: DmFlags) -> Result<SuspendedVolume<'_>> {
         self.identity.suspend(&self.dm, flags)?;
-        Ok(SuspendedVolume { volume: self, resumed: false })
+        Ok(SuspendedVolume { volume: self, resumed: false, owner: Process::current() })
     }
 
     /// Give it another name; its node moves along. Who has it open notices nothing. Clones of this handle still mean
@@ -228,6 +228,7 @@ impl ThinVolume {
 pub struct SuspendedVolume<'a> {
     volume: &'a ThinVolume,
     resumed: bool,
+    owner: Process,
 }
 
 impl SuspendedVolume<'_> {
@@ -253,7 +254,8 @@ impl SuspendedVolume<'_> {
 
 impl Drop for SuspendedVolume<'_> {
     fn drop(&mut self) {
-        if !self.resumed {
+        // A child of fork leaves it to its parent, who relies on it.
+        if !self.resumed && self.owner.is_current() {
             // There is nobody to tell: `resume` is for those who want to know.
             let _ = self.volume.identity.resume(&self.volume.dm);
         }

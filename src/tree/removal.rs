@@ -15,6 +15,7 @@ use super::active::{Slot, busy, lock};
 use super::graph::{Record, Snapshot};
 use super::{SnapshotId, SnapshotTree};
 use crate::dm::Removal;
+use crate::kernel::Process;
 use crate::{Error, Result};
 
 /// How a snapshot is removed.
@@ -117,7 +118,7 @@ impl SnapshotTree {
                 let _ = tree.reap();
             }
         });
-        Reaper { stop: Some(stop), thread: Some(thread) }
+        Reaper { stop: Some(stop), thread: Some(thread), owner: Process::current() }
     }
 
     /// The part of [`reap`](Self::reap) that an open does, too.
@@ -209,12 +210,14 @@ impl SnapshotTree {
 pub struct Reaper {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    owner: Process,
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
+        // A child of fork does not have the thread.
+        if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
             let _ = thread.join();
         }
     }

@@ -402,6 +402,7 @@ impl SnapshotWriter<'_> {
     }
 
     fn file(&self) -> Result<&VolumeFile> {
+        self.tree.root.check_process()?;
         self.file.as_ref().ok_or(Error::Closed)
     }
 
@@ -421,7 +422,8 @@ pub(super) fn check_range(offset: Bytes, length: Bytes, size: Bytes) -> Result<(
 
 impl Drop for SnapshotWriter<'_> {
     fn drop(&mut self) {
-        if self.at_drop == AtDrop::Nothing {
+        if self.at_drop == AtDrop::Nothing || self.tree.root.check_process().is_err() {
+            // In a child of fork: its parent may have published it.
             return;
         }
         self.file = None;

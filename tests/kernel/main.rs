@@ -12,6 +12,7 @@ mod differential;
 mod dm;
 mod dying;
 mod filesystems;
+mod fork;
 mod full_disk;
 mod identity;
 mod large;
