@@ -10,6 +10,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::ModelKernel;
+use super::filesystem::Node;
 use super::world::World;
 use crate::kernel::{Directory, Entry, FileLock, FileStatus, Files, Links, RealKernel};
 use crate::units::Bytes;
@@ -26,25 +27,45 @@ impl ModelKernel {
         self.call(call, above.path().join(name).display(), act)
     }
 
-    /// A call that makes a name.
-    fn making<R>(
+    /// A call that makes a name, as `node` in a file system of the model.
+    fn making(
         &self,
         call: &'static str,
         above: &Directory,
         name: &OsStr,
-        make: impl FnOnce(&mut World) -> Result<R, Errno>,
-    ) -> Result<R, Errno> {
+        node: Node,
+        make: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         self.named(call, above, name, |world| {
-            let is_new = RealKernel.entry(above, name) == Err(Errno::ENOENT);
-            let made = make(world)?;
-            if is_new {
-                world.store.made(above, name)?;
+            if let Some(inside) = world.inside(above, Some(name)) {
+                return world.make_inside(&inside, node);
             }
-            Ok(made)
+            make()?;
+            world.store.made(above, name)
+        })
+    }
+
+    /// A call that removes a name.
+    fn removing(
+        &self,
+        call: &'static str,
+        above: &Directory,
+        name: &OsStr,
+        remove: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        self.named(call, above, name, |world| {
+            if world.mounted_on(&above.path().join(name)).is_some() {
+                return Err(Errno::EBUSY);
+            }
+            if let Some(inside) = world.inside(above, Some(name)) {
+                return world.remove_inside(&inside, call == "rmdir");
+            }
+            remove()?;
+            world.store.unmade(above, name);
+            Ok(())
         })
     }
 }
-
 fn file_name(file: &File) -> impl Display {
     use std::os::fd::AsRawFd;
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -59,58 +80,71 @@ impl Files for ModelKernel {
     }
 
     fn enter_directory(&self, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
-        self.named("opendir", above, name, |world| {
-            above.enter(name).map(|directory| world.mounted(directory))
+        self.named("opendir", above, name, |world| match world.inside(above, Some(name)) {
+            Some(inside) => world.enter_inside(above, &inside),
+            None => above.enter(name).map(|directory| world.mounted(directory)),
         })
     }
 
     fn make_directory(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
-        self.making("mkdir", above, name, |_| RealKernel.make_directory(above, name, mode))
+        let make = || RealKernel.make_directory(above, name, mode);
+        self.making("mkdir", above, name, Node::Directory, make)
     }
 
     fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        self.named("rmdir", above, name, |world| match world.mounted_on(&above.path().join(name)) {
-            Some(_) => Err(Errno::EBUSY),
-            None => {
-                RealKernel.remove_directory(above, name)?;
-                world.store.unmade(above, name);
-                Ok(())
-            }
-        })
+        self.removing("rmdir", above, name, || RealKernel.remove_directory(above, name))
     }
 
     fn entry(&self, above: &Directory, name: &OsStr) -> Result<Entry, Errno> {
-        self.named("lstat", above, name, |_| RealKernel.entry(above, name))
-    }
-
-    fn make_file(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
-        self.making("creat", above, name, |_| RealKernel.make_file(above, name, mode))
-    }
-
-    fn make_symlink(&self, above: &Directory, name: &OsStr, text: &Path) -> Result<(), Errno> {
-        self.making("symlink", above, name, |_| RealKernel.make_symlink(above, name, text))
-    }
-
-    fn remove_file(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
-        self.named("unlink", above, name, |world| {
-            RealKernel.remove_file(above, name)?;
-            world.store.unmade(above, name);
-            Ok(())
+        self.named("lstat", above, name, |world| match world.inside(above, Some(name)) {
+            Some(inside) => world.entry_inside(&inside),
+            None => RealKernel.entry(above, name),
         })
     }
 
+    fn make_file(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
+        let make = || RealKernel.make_file(above, name, mode);
+        self.making("creat", above, name, Node::File(Vec::new()), make)
+    }
+
+    fn make_symlink(&self, above: &Directory, name: &OsStr, text: &Path) -> Result<(), Errno> {
+        let make = || RealKernel.make_symlink(above, name, text);
+        self.making("symlink", above, name, Node::Symlink(text.to_owned()), make)
+    }
+
+    fn remove_file(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
+        self.removing("unlink", above, name, || RealKernel.remove_file(above, name))
+    }
+
+    /// Files of the host: what is in a file system of the model cannot be opened.
     fn open_file(&self, above: &Directory, name: &OsStr, create: bool) -> Result<File, Errno> {
-        self.making("open", above, name, |_| RealKernel.open_file(above, name, create))
+        self.named("open", above, name, |world| {
+            if world.inside(above, None).is_some() {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            let is_new = RealKernel.entry(above, name) == Err(Errno::ENOENT);
+            let file = RealKernel.open_file(above, name, create)?;
+            if is_new {
+                world.store.made(above, name)?;
+            }
+            Ok(file)
+        })
     }
 
     fn sync_directory(&self, directory: &Directory) -> Result<(), Errno> {
-        self.call("fsync", directory.path().display(), |world| world.store.sync_names(directory))
+        self.call("fsync", directory.path().display(), |world| match world.inside(directory, None) {
+            Some(inside) => world.write_back(inside.number),
+            None => world.store.sync_names(directory),
+        })
     }
 
     fn sync_filesystem(&self, directory: &Directory) -> Result<(), Errno> {
-        self.call("syncfs", directory.path().display(), |world| {
-            world.store.sync_all();
-            Ok(())
+        self.call("syncfs", directory.path().display(), |world| match world.inside(directory, None) {
+            Some(inside) => world.write_back(inside.number),
+            None => {
+                world.store.sync_all();
+                Ok(())
+            }
         })
     }
 

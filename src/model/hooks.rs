@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use uuid::Uuid;
 
 use super::io::Io;
 use super::pool::Mode;
@@ -16,7 +17,7 @@ use super::volume::Volume;
 use super::world::{Disk, World, dm_number, loop_number};
 use super::{ModelKernel, State};
 use crate::kernel::{DeviceNumber, ProcessName};
-use crate::units::Sectors;
+use crate::units::{Bytes, Sectors};
 
 impl World {
     fn named(&self, name: &str) -> Result<u32, Errno> {
@@ -179,6 +180,40 @@ impl ModelKernel {
             mount.ok_or(Errno::EINVAL)?.user = user;
             Ok(())
         })
+    }
+
+    /// Writes a file of a mounted file system, whole. It is on the device when the file system is synced, frozen or
+    /// unmounted.
+    ///
+    /// # Errors
+    /// ENOENT if nothing is mounted there, or the directory above it is not there; EROFS; ENOSPC.
+    pub fn write_file(&self, path: &Path, contents: &[u8]) -> Result<(), Errno> {
+        self.hook(|world| world.write_file(path, contents))
+    }
+
+    /// Reads a file of a mounted file system.
+    ///
+    /// # Errors
+    /// ENOENT, EISDIR; ELOOP for a symbolic link.
+    pub fn read_file(&self, path: &Path) -> Result<Vec<u8>, Errno> {
+        self.hook(|world| world.read_file(path))
+    }
+
+    /// The name, the UUID and the size of the file system on a device, as its superblock tells; none if there is none.
+    ///
+    /// # Errors
+    /// What keeps the device from being read.
+    pub fn filesystem(&self, device: &Path) -> Result<Option<(&'static str, Uuid, Bytes)>, Errno> {
+        self.hook(|world| {
+            let number = world.block_device(device)?;
+            let found = world.read_filesystem(number)?;
+            Ok(found.map(|found| (found.kind.name(), found.uuid, Bytes(found.size))))
+        })
+    }
+
+    /// A program is not installed from now on.
+    pub fn uninstall(&self, program: &str) {
+        self.hook(|world| world.uninstalled.insert(program.to_owned()));
     }
 
     /// Add a plain disk, or give one another size. Its synced bytes survive a power cut.

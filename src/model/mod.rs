@@ -18,26 +18,29 @@
 //! # Ok::<(), dm_thin::Error>(())
 //! ```
 //!
-//! A tree without root, in any directory. Programs such as `mkfs`, `thin_ls` and `thin_check` cannot open
-//! the model's devices: a tree on it has no file system, so that it cannot be mounted, and no
-//! [`usage`](crate::tree::SnapshotTree::usage).
+//! A tree without root, in any directory. The model's file systems are superblocks with a few files, that its own
+//! `mkfs.ext4`, `mkfs.xfs`, `resize2fs` and `xfs_growfs` make and grow. What is in one that is mounted is seen through
+//! the model alone ([`ModelKernel::read_file`], [`ModelKernel::write_file`]): the directory of the host stays as it is.
 //!
 //! ```
 //! use std::sync::Arc;
 //! use dm_thin::model::ModelKernel;
-//! use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
+//! use dm_thin::tree::{Options, Parent, SnapshotTree};
 //! # let directory = tempfile::tempdir().unwrap();
 //! # let directory = directory.path();
 //!
 //! let kernel = Arc::new(ModelKernel::new());
-//! let options = Options::new().filesystem(Filesystem::None).kernel(kernel.clone());
+//! let options = Options::new().kernel(kernel.clone());
 //! let tree = SnapshotTree::open(directory.join("tree"), options)?;
 //! tree.add("image", Parent::Base)?;
 //! tree.add("container", Parent::Snapshot("image"))?;
-//! tree.activate("container")?;
+//! let target = directory.join("target");
+//! tree.mount("container", &target)?;
+//! kernel.write_file(&target.join("hello"), b"world")?;
+//! tree.unmount("container")?;
 //! tree.close()?;
 //! assert!(kernel.is_clean(), "{:?}", kernel.leftovers());
-//! # Ok::<(), dm_thin::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! What differs from a real kernel: there is no page cache, so that a write fails at once, not when it is synced, but a
@@ -49,6 +52,7 @@
 mod block;
 mod faults;
 mod files;
+mod filesystem;
 mod handle;
 mod hooks;
 pub mod image;
@@ -60,6 +64,7 @@ mod metadata;
 mod mounts;
 mod pool;
 mod processes;
+mod programs;
 mod store;
 mod table;
 mod udev;
@@ -72,9 +77,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output};
+use std::process::Output;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -510,24 +514,12 @@ impl Kernel for ModelKernel {
         })
     }
 
-    /// Only thin_check is installed.
     fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {
-        self.call("which", program, |_| match program {
-            "thin_check" => Ok(Path::new("/usr/sbin").join(program)),
-            _ => Err(Errno::ENOENT),
-        })
+        self.call("which", program, |world| world.find_program(program))
     }
 
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
-        self.call("run", program, |world| match (program, arguments) {
-            ("thin_check", [options @ .., device]) => {
-                let clear = options.iter().any(|option| *option == "--clear-needs-check-flag");
-                let sound = world.thin_check(Path::new(device), clear)?;
-                let status = ExitStatus::from_raw(i32::from(!sound) << 8);
-                Ok(Output { status, stdout: Vec::new(), stderr: Vec::new() })
-            }
-            _ => Err(Errno::ENOENT),
-        })
+        self.call("run", program, |world| world.run_program(program, arguments))
     }
 
     fn files(&self) -> &dyn Files {

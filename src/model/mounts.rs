@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::table::Kind;
-use super::world::{DM_MAJOR, World};
+use super::filesystem::Kind;
+use super::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::kernel::{DeviceNumber, Directory, MountId, ProcessName};
 
@@ -40,6 +40,14 @@ impl Mount {
             options: String::new(),
             user: Some(ProcessName { pid: 1, command: "init".to_owned() }),
         }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id.into()
+    }
+
+    pub(super) fn flags(&self) -> MountFlags {
+        self.flags
     }
 }
 
@@ -77,9 +85,7 @@ impl World {
         if self.is_read_only(number) && !flags.contains(MountFlags::RDONLY) {
             return Err(Errno::EACCES);
         }
-        if number.major == DM_MAJOR && self.reads_fail(number.minor) {
-            return Err(Errno::EIO);
-        }
+        self.load_filesystem(number, Kind::named(filesystem)?, options)?;
         let mount = Mount {
             id: self.next_mount,
             number: Some(number),
@@ -95,16 +101,6 @@ impl World {
         Ok(())
     }
 
-    /// An error target, or a thin volume of a failed pool.
-    fn reads_fail(&self, minor: u32) -> bool {
-        let live = self.devices.get(&minor).and_then(|device| device.live.as_ref());
-        live.into_iter().flat_map(|table| &table.targets).any(|target| match &target.kind {
-            Kind::Error => true,
-            Kind::Thin { .. } => self.status_text(minor, &target.kind) == "Fail",
-            _ => false,
-        })
-    }
-
     pub(super) fn unmount(&mut self, target: &Path, flags: UnmountFlags) -> Result<(), Errno> {
         let target = directory(target)?;
         let top = self.mounts.iter().rposition(|mount| mount.target == target).ok_or(Errno::EINVAL)?;
@@ -117,6 +113,7 @@ impl World {
         } else {
             self.mounts.remove(top);
         }
+        self.drop_unmounted();
         self.released = true;
         Ok(())
     }
@@ -129,7 +126,7 @@ impl World {
     /// A directory of the host, in the mount that is on it or above it here.
     pub(super) fn mounted(&self, directory: Directory) -> Directory {
         let mount = directory.path().ancestors().find_map(|path| self.mounted_on(path));
-        let (id, number) = mount.map_or((1, None), |mount| (u64::from(mount.id), mount.number));
+        let (id, number) = mount.map_or((1, None), |mount| (mount.id(), mount.number));
         let device = number.unwrap_or(ROOT_DEVICE);
         directory.with_mount(MountId { id, unique: Some(id), device })
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::ModelOptions;
+use super::filesystem::FileSystem;
 use super::handle::{Handle, drop_closed};
 use super::loopdev::Loop;
 use super::metadata::Metadata;
@@ -93,6 +94,10 @@ pub(super) struct World {
     device_locks: BTreeMap<DeviceNumber, Arc<File>>,
     pub(super) mounts: Vec<Mount>,
     pub(super) next_mount: u32,
+    /// What is mounted, as it is in memory.
+    pub(super) filesystems: BTreeMap<DeviceNumber, FileSystem>,
+    /// Programs that a machine without them would not have.
+    pub(super) uninstalled: BTreeSet<String>,
     /// The next device's `diskseq`.
     pub(super) next_sequence: u64,
     pub(super) handles: Vec<Handle>,
@@ -123,6 +128,8 @@ impl World {
             device_locks: BTreeMap::new(),
             mounts: vec![Mount::root()],
             next_mount: 2,
+            filesystems: BTreeMap::new(),
+            uninstalled: BTreeSet::new(),
             next_sequence: 1,
             handles: Vec::new(),
             processes: vec![None],

@@ -52,6 +52,7 @@ mod tests {
         kernel.set_disk(node, device, Sectors(2048)).unwrap();
         // Neither here nor on the host.
         assert!(set_xfs_retries(&kernel, device, 3).unwrap_err().is_not_found());
+        kernel.run("mkfs.xfs", &[node.as_os_str()]).unwrap();
         kernel.mount(Some(node), directory.path(), Some("xfs"), MountFlags::empty(), "").unwrap();
         set_xfs_retries(&kernel, device, 3).unwrap();
         assert_eq!(kernel.log().last().unwrap().name, "attribute");

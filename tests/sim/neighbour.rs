@@ -94,6 +94,7 @@ impl Neighbour {
             let path = format!("/dev/his-{what}");
             machine.set_disk(Path::new(&path), disk(minor), Bytes::mib(size).sectors()).unwrap();
         }
+        machine.run("mkfs.ext4", &["/dev/his-mounted".as_ref()]).unwrap();
         let directory = directory.join("his");
         std::fs::create_dir_all(directory.join("mount")).unwrap();
         File::create(directory.join("image")).unwrap().set_len(1 << 20).unwrap();

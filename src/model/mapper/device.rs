@@ -173,6 +173,10 @@ pub(super) fn status(world: &mut World, packet: &mut Packet) -> Result<u32, Errn
 pub(super) fn suspend(world: &mut World, packet: &mut Packet) -> Result<u32, Errno> {
     let minor = find(world, packet)?;
     if packet.has(DmFlags::SUSPEND) {
+        let running = world.devices.get(&minor).is_some_and(|device| !device.suspended);
+        if running && !packet.has(DmFlags::SKIP_LOCKFS) {
+            world.write_back(dm_number(minor))?;
+        }
         world.suspend(minor)?;
     } else {
         packet.clear(DmFlags::INACTIVE_PRESENT);

@@ -320,6 +320,7 @@ fn an_exclusive_open_claims_the_device() {
     drop(claim);
     machine.dm.remove(&name("d")).unwrap();
     machine.dm.remove(&name("e")).unwrap();
+    machine.kernel.run("mkfs.ext4", &["/dev/loop1".as_ref()]).unwrap();
     mount().unwrap();
     assert_eq!(exclusive("/dev/loop1").unwrap_err(), Errno::EBUSY);
     exclusive("/dev/mapper/control").unwrap();

@@ -329,7 +329,9 @@ fn nodes() {
 #[test]
 fn mounts() {
     let machine = Machine::bare();
-    machine.activate("d", "zero", "", 800).unwrap();
+    let sda = DeviceNumber { major: 8, minor: 0 };
+    machine.kernel.set_disk(Path::new("/dev/sda"), sda, Sectors(800)).unwrap();
+    machine.activate("d", "linear", "8:0 0", 800).unwrap();
     let target = machine.directory.path().join("a b");
     std::fs::create_dir(&target).unwrap();
     let inner = target.join("inner");
@@ -340,6 +342,8 @@ fn mounts() {
     };
     assert_eq!(mount(Path::new("/dev/nothing"), &target), Err(Errno::ENOENT));
     assert_eq!(mount(&node, &target.join("missing")), Err(Errno::ENOENT));
+    assert_eq!(mount(&node, &target), Err(Errno::EINVAL), "it has no file system");
+    machine.kernel.run("mkfs.ext4", &[node.as_os_str()]).unwrap();
     let propagate = || machine.kernel.mount(None, &target, None, MountFlags::PRIVATE, "");
     assert_eq!(propagate(), Err(Errno::EINVAL));
     mount(&node, &target).unwrap();
