@@ -44,11 +44,14 @@ impl SnapshotTree {
         match finding {
             Finding::UnknownVolume { thin_id, own: true } => {
                 // Nobody gets that id meanwhile; and it is deleted only if nobody has it now.
-                let Some(_reservation) = self.store.reserve_id(*thin_id) else { return Ok(()) };
+                let Some(mut reservation) = self.store.reserve_id(*thin_id) else { return Ok(()) };
                 if self.read_volumes()?.leftovers.contains(thin_id) {
-                    return self.pool.delete(*thin_id);
+                    self.pool.delete(*thin_id)?;
+                } else {
+                    self.store.commit(&Record::Orphan { thin_id: *thin_id })?;
                 }
-                self.store.commit(&Record::Orphan { thin_id: *thin_id })
+                reservation.unresolved = false;
+                Ok(())
             }
             Finding::Orphan { thin_id } => {
                 self.delete_id(*thin_id)?;

@@ -205,7 +205,7 @@ impl SnapshotTree {
         }
     }
 
-    /// Take back what has no record. If that fails the id stays reserved, and the next open does it.
+    /// Take back what has no record. If that fails the id stays reserved, and a repair or the next open does it.
     pub(super) fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
         reservation.unresolved = self.delete_id(id).is_err();
     }

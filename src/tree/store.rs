@@ -85,6 +85,8 @@ struct Inner {
     is_new_window: bool,
     /// Ids handed out whose fate is not recorded yet.
     pending_ids: BTreeSet<ThinId>,
+    /// Those of them that no call has any more: the pool may have the volume.
+    unresolved_ids: BTreeSet<ThinId>,
     /// Names that are being added.
     pending_names: HashSet<SnapshotId>,
 }
@@ -158,6 +160,7 @@ impl Store {
             window_seq: state.journal.seq,
             is_new_window: false,
             pending_ids: BTreeSet::new(),
+            unresolved_ids: BTreeSet::new(),
             pending_names: HashSet::new(),
             state,
         };
@@ -261,13 +264,13 @@ impl Store {
         self.make_room(end, record, line.len() as u64)?;
         if let Err(error) = self.journal.write_at(end.len, &line) {
             // A part of the line may be there.
-            self.cut(end);
+            self.take_back(end, line.len());
             return Err(Error::io("write", path())(error));
         }
         let mut inner = self.lock();
         if let Err(reason) = inner.state.apply(record) {
             drop(inner);
-            self.cut(end);
+            self.take_back(end, line.len());
             return Err(Error::Corrupt { path: path(), line: None, reason: reason.into() });
         }
         if let Record::Reserve(window) = record {
@@ -278,8 +281,12 @@ impl Store {
         Ok(position.seq)
     }
 
-    /// Takes back what was written behind the end.
-    fn cut(&self, end: &mut JournalEnd) {
+    /// Takes back a line of so many bytes that was written behind the end.
+    fn take_back(&self, end: &mut JournalEnd, len: usize) {
+        // Cutting the file would give up the room for removals, too.
+        if self.journal.write_at(end.len, &vec![0; len]).is_ok() {
+            return;
+        }
         end.room = 0;
         if self.journal.set_len(end.len).is_err() {
             self.lock().failed = true;

@@ -149,12 +149,34 @@ fn devices() {
 }
 
 #[test]
+fn repair_deletes_what_a_failed_undo_left() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("first", Parent::Base).unwrap();
+    rig.kernel.clear_log();
+    tree.add("a", Parent::Base).unwrap();
+    let message = rig.kernel.log().iter().position(|call| call.name == "DM_TARGET_MSG").unwrap() as u64 + 1;
+    // The pool made it, and did not delete it.
+    rig.kernel.lose_answer_at(message, Errno::EIO);
+    rig.kernel.fail_at(message + 2, Errno::EIO);
+    tree.add("b", Parent::Base).unwrap_err();
+    let thin_id = tree.get("a").unwrap().thin_id.get() + 1;
+    let thin_id = ThinId::new(thin_id).unwrap();
+    tree.add("b", Parent::Base).unwrap();
+    finds(&tree, &[Finding::UnknownVolume { thin_id, own: true }], true);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean());
+}
+
+#[test]
 fn mounts() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
     let device = tree.activate("a").unwrap();
-    let target: PathBuf = rig.directory.path().canonicalize().unwrap();
+    let target: PathBuf = rig.directory.path().canonicalize().unwrap().join("target");
+    std::fs::create_dir(&target).unwrap();
+    rig.kernel.run("mkfs.ext4", &[device.as_os_str()]).unwrap();
     rig.kernel.mount(Some(&device), &target, Some("ext4"), MountFlags::empty(), "").unwrap();
     let id = tree.get("a").unwrap().id;
     finds(&tree, &[Finding::AlsoMounted { id: id.clone(), target: target.clone() }], false);

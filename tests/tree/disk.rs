@@ -30,6 +30,8 @@ struct Space {
     /// Bytes that are reserved for each file.
     reserved: Mutex<HashMap<String, u64>>,
     pause: Mutex<Option<Pause>>,
+    /// The next write does half of what it was asked for, and fails.
+    tears: AtomicBool,
 }
 
 /// The next write to a file of that name says that it has begun, and waits.
@@ -108,6 +110,10 @@ impl StateFile for DiskFile {
         if let Some(pause) = pause {
             pause.begun.send(()).unwrap();
             pause.go_on.recv().unwrap();
+        }
+        if self.space.tears.swap(false, Ordering::Relaxed) {
+            self.file.write_at(offset, &bytes[..bytes.len() / 2])?;
+            return Err(Errno::EIO.into());
         }
         self.file.write_at(offset, bytes)
     }
@@ -195,6 +201,28 @@ fn everything_can_be_removed_after_a_checkpoint_and_after_a_reopen() {
         tree.close().unwrap();
         assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
     }
+}
+
+#[test]
+fn a_failed_write_keeps_the_room_for_removals() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let open = |rig: &Rig| rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
+    let tree = open(&rig);
+    tree.add("a-name-of-some-length", Parent::Base).unwrap();
+    tree.add("b", Parent::Base).unwrap();
+    disk.space.tears.store(true, Ordering::Relaxed);
+    tree.remove("a-name-of-some-length").unwrap_err();
+    disk.space.full.store(true, Ordering::Relaxed);
+    // A shorter line in the place of the torn one.
+    tree.remove("b").unwrap();
+    drop(tree);
+    let tree = open(&rig);
+    assert_eq!((tree.list().len(), tree.check().unwrap()), (1, vec![]));
+    tree.remove("a-name-of-some-length").unwrap();
+    disk.space.full.store(false, Ordering::Relaxed);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(in crate::tree) struct Reservation<'a> {
     pub(in crate::tree) thin_id: ThinId,
     /// The number of the record that reserved the window of the id.
     pub(in crate::tree) window: u64,
-    /// The kernel may know the id, and no record does: only the next open can settle that.
+    /// The pool may have a volume of that id, and no record does: kept for a repair or the next open.
     pub(in crate::tree) unresolved: bool,
 }
 
@@ -63,11 +63,17 @@ impl Store {
         Ok(Reservation { store: self, name, thin_id, window: 0, unresolved: false })
     }
 
-    /// Take this thin id, if no record and no other call has it.
+    /// Take this thin id, if no record and no other call has it. Unresolved ids are taken as well, and stay unresolved.
+    ///
+    /// None as long as it is unknown what is recorded ([`Error::StateUnknown`]).
     pub(in crate::tree) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
         let mut inner = self.lock();
-        let free = !inner.state.graph.uses(thin_id) && inner.pending_ids.insert(thin_id);
-        free.then(|| Reservation { store: self, name: None, thin_id, window: 0, unresolved: false })
+        if inner.failed || inner.state.graph.uses(thin_id) {
+            return None;
+        }
+        let unresolved = inner.unresolved_ids.remove(&thin_id);
+        let free = unresolved || inner.pending_ids.insert(thin_id);
+        free.then(|| Reservation { store: self, name: None, thin_id, window: 0, unresolved })
     }
 
     /// Another id for a reservation whose id turned out to be taken by somebody else.
@@ -161,7 +167,9 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut inner = self.store.lock();
-        if !self.unresolved {
+        if self.unresolved {
+            inner.unresolved_ids.insert(self.thin_id);
+        } else {
             inner.pending_ids.remove(&self.thin_id);
         }
         if let Some(name) = &self.name {
