@@ -18,54 +18,14 @@
 //! # }
 //! ```
 
-mod active;
-mod base;
-mod base_check;
-mod changed;
-mod check;
-mod claim;
-mod contents;
-pub mod files;
-mod finding;
-mod fs;
-mod generation;
-mod graph;
-mod hold;
-mod holders;
-mod id;
-mod identity;
-mod init_layer;
-mod journal;
-mod labels;
-mod lineage;
-mod mount;
-mod open;
+mod live;
+mod ops;
 mod options;
-mod pool_source;
-mod prepare;
-mod reader;
-mod receive;
-mod receive_options;
-mod recognise;
-mod recover;
-mod removal;
-mod rename;
-mod render;
-mod repair;
-mod resize;
-mod root;
-mod seal;
-mod send;
-mod snapshot;
-mod source;
-mod status;
+mod pool;
+mod state;
 mod status_display;
 mod storage_opts;
-mod store;
 pub mod stream;
-mod usage;
-mod volume_file;
-mod writer;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -80,36 +40,37 @@ use crate::{Error, Result};
 
 pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
-pub use changed::{Bookmark, Changed, ChangedRange, Since};
-pub use finding::{DeviceProblem, Finding};
-pub use holders::Holder;
-pub(crate) use holders::Listed;
-pub use id::SnapshotId;
-pub use init_layer::InitLayer;
-pub use labels::Labels;
-pub use lineage::{Lineage, Place};
+pub use live::holders::Holder;
+pub(crate) use live::holders::Listed;
+pub use live::init_layer::InitLayer;
+pub use ops::add::{AddOptions, Parent};
+pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
+pub use ops::finding::{DeviceProblem, Finding};
+pub use ops::reader::SnapshotReader;
+pub use ops::receive::{PartialReceive, ReceiveReport};
+pub use ops::receive_options::ReceiveOptions;
+pub use ops::remove::{Reaper, RemoveOptions};
+pub use ops::repair::Repair;
+pub use ops::send::{Progress, SendOptions};
+pub use ops::status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
+pub use ops::usage::SnapshotUsage;
+pub use ops::writer::SnapshotWriter;
 pub use options::{Filesystem, Options};
-pub use pool_source::PoolSource;
-pub use reader::SnapshotReader;
-pub use receive::{PartialReceive, ReceiveReport};
-pub use receive_options::ReceiveOptions;
-pub use removal::{Reaper, RemoveOptions};
-pub use repair::Repair;
-pub use resize::PoolNews;
-pub use send::{Progress, SendOptions};
-pub use snapshot::{AddOptions, Parent};
-pub use status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
-pub use usage::SnapshotUsage;
-pub use writer::SnapshotWriter;
+pub use pool::pool_source::PoolSource;
+pub use pool::resize::PoolNews;
+pub use state::files;
+pub use state::id::SnapshotId;
+pub use state::labels::Labels;
+pub use state::lineage::{Lineage, Place};
 
-use active::SlotCell;
-use changed::OwnData;
-use claim::Claim;
-use generation::PoolGeneration;
-use hold::HoldNote;
-use mount::Mounts;
-use root::Root;
-use store::Store;
+use live::active::SlotCell;
+use live::mount::Mounts;
+use ops::changed::OwnData;
+use pool::claim::Claim;
+use pool::generation::PoolGeneration;
+use state::hold::HoldNote;
+use state::root::Root;
+use state::store::Store;
 
 /// A tree of snapshots. All methods can be called from any thread at any time.
 ///
@@ -223,7 +184,7 @@ impl SnapshotTree {
         self.patiently(self.pool.name(), || self.pool.deactivate())?;
         let record = self.store.read_state(|state| state.pool.clone());
         let dm = self.pool.device_mapper();
-        source::parts(&record)?.iter().try_for_each(|part| match dm.find(part.into())? {
+        pool::source::parts(&record)?.iter().try_for_each(|part| match dm.find(part.into())? {
             Some(status) => self.patiently(&status.name, || dm.remove(part)),
             None => Ok(()),
         })

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::files::StateDir;
-use super::journal::{PoolRecord, State};
-use super::{InitLayer, PoolSource};
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
 use crate::thin::tools::CheckPolicy;
 use crate::thin::{ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
+use crate::tree::state::files::StateDir;
+use crate::tree::state::journal::{PoolRecord, State};
+use crate::tree::{InitLayer, PoolSource};
 use crate::units::{Blocks, Bytes};
 use crate::{Error, Result};
 
@@ -30,7 +30,7 @@ pub enum Filesystem {
     None,
 }
 
-/// Options of a [`SnapshotTree`](super::SnapshotTree).
+/// Options of a [`SnapshotTree`](crate::tree::SnapshotTree).
 ///
 /// What is not set takes its default when the tree is made, and what the tree was made with when it is
 /// opened again. Of an existing tree, a value that it does not have is refused. Sizes are minima: an existing tree's
@@ -148,11 +148,11 @@ impl Options {
         take_over_pool: bool => take_over_pool;
         /// Open a tree whose state is older than its pool, as one restored from a backup is. Default false: refused.
         /// Nothing is deleted then: volumes that the state does not know are kept as orphans, which
-        /// [`check`](super::SnapshotTree::check) lists. What the state lists and the pool has no more is lost.
+        /// [`check`](crate::tree::SnapshotTree::check) lists. What the state lists and the pool has no more is lost.
         accept_older_state: bool => accept_older_state;
         /// Open a tree whose pool is older than its state, as one restored from a backup is. Default false: refused.
         /// Nothing is deleted then, as with [`accept_older_state`](Self::accept_older_state). Snapshots that the pool
-        /// does not have are lost, and [`check`](super::SnapshotTree::check) lists them.
+        /// does not have are lost, and [`check`](crate::tree::SnapshotTree::check) lists them.
         accept_older_pool: bool => accept_older_pool;
         /// Least size of the sparse data file. Default 100 GiB. An existing tree's pool becomes that large.
         data_size: Bytes => Some(data_size);
@@ -185,21 +185,21 @@ impl Options {
         direct_io: bool => direct_io;
         /// How long to wait for a busy device before giving up. Default 5 seconds.
         busy_timeout: Duration => busy_timeout;
-        /// Whether [`unmount`](super::SnapshotTree::unmount) leaves a device that is still open elsewhere to the
+        /// Whether [`unmount`](crate::tree::SnapshotTree::unmount) leaves a device that is still open elsewhere to the
         /// kernel, which removes it when it is closed. Default false: unmount waits, then fails.
         deferred_removal: bool => deferred_removal;
-        /// Whether [`remove`](super::SnapshotTree::remove) takes a snapshot that is still open elsewhere out of
+        /// Whether [`remove`](crate::tree::SnapshotTree::remove) takes a snapshot that is still open elsewhere out of
         /// the tree, to be deleted when it is closed. Default false: remove waits, then fails.
         deferred_deletion: bool => deferred_deletion;
         /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
         /// activation. Default: on loop files, unless the pool keeps discards to itself.
         blkdiscard: bool => Some(blkdiscard);
-        /// Whether the pool's metadata is checked by `thin_check` before [`open`](super::SnapshotTree::open) activates
+        /// Whether the pool's metadata is checked by `thin_check` before [`open`](crate::tree::SnapshotTree::open) activates
         /// the pool. Default never. A pool that is active already is taken as it is.
         check_metadata: CheckPolicy => check_metadata;
         /// When, by how much and how far the data file of a pool on loop files is made larger, and with the same
-        /// percentages the metadata file: never, if not set. It is done by [`open`](super::SnapshotTree::open), and by
-        /// whoever iterates over [`watch`](super::SnapshotTree::watch). No more is promised than the file system below
+        /// percentages the metadata file: never, if not set. It is done by [`open`](crate::tree::SnapshotTree::open), and by
+        /// whoever iterates over [`watch`](crate::tree::SnapshotTree::watch). No more is promised than the file system below
         /// has left.
         ///
         /// The threshold is the pool's low water mark then.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::status::{SpaceStatus, TreeStatus};
+use crate::tree::ops::status::{SpaceStatus, TreeStatus};
 use crate::units::Bytes;
 
 impl fmt::Display for TreeStatus {

@@ -1,9 +1,9 @@
 //! Options as text: the `dm.*` storage options of moby's devicemapper driver.
 
-use super::{Filesystem, Options, PoolSource};
 use crate::abi::mount::MountFlags;
 use crate::dm::DmName;
 use crate::thin::MinFree;
+use crate::tree::{Filesystem, Options, PoolSource};
 use crate::units::Bytes;
 use crate::{Error, Result};
 

@@ -1,0 +1,67 @@
+//! Whether the base is the one that was made: its file system carries the recorded UUID.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use crate::kernel::{Access, Kernel};
+use crate::thin::blank;
+use crate::tree::{Filesystem, SnapshotTree};
+use crate::{Error, Result};
+
+impl SnapshotTree {
+    /// Compare the base's file system with the state.
+    pub(in crate::tree) fn check_base(&self) -> Result<()> {
+        let base = self.store.read(|graph| graph.base.clone());
+        let Some(base) = base.filter(|base| base.filesystem != Filesystem::None) else { return Ok(()) };
+        self.with_base(&base, base.size, |volume| {
+            let found = read(&*self.options.kernel, base.filesystem, &volume.path())?;
+            if found == Some(base.filesystem_uuid) {
+                return Ok(());
+            }
+            let filesystem = base.filesystem.kernel_name().unwrap_or_default();
+            Err(Error::NoFilesystem { id: None, filesystem, found })
+        })
+    }
+}
+
+/// The UUID in the superblock on `device`, if there is such a file system.
+pub(in crate::tree) fn read(
+    kernel: &dyn Kernel,
+    filesystem: Filesystem,
+    device: &Path,
+) -> Result<Option<Uuid>> {
+    let mut bytes = [0; 2048];
+    let file = kernel.open(device, Access::READ);
+    let file = file.map_err(|errno| Error::Open { path: device.into(), errno })?;
+    blank::read_exact(kernel, &file, 0, &mut bytes).map_err(Error::io("read", device))?;
+    Ok(parse(filesystem, &bytes))
+}
+
+fn parse(filesystem: Filesystem, bytes: &[u8; 2048]) -> Option<Uuid> {
+    let (magic_at, magic, uuid_at): (usize, &[u8], usize) = match filesystem {
+        // struct ext4_super_block at 1024: s_magic 56, s_uuid 104; struct xfs_dsb at 0: sb_uuid 32.
+        Filesystem::Ext4 => (1024 + 56, &[0x53, 0xef], 1024 + 104),
+        Filesystem::Xfs => (0, b"XFSB", 32),
+        Filesystem::None => return None,
+    };
+    let is_there = bytes[magic_at..].starts_with(magic);
+    is_there.then(|| Uuid::from_slice(&bytes[uuid_at..uuid_at + 16]).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn superblocks() {
+        let mut bytes = [0; 2048];
+        bytes[..4].copy_from_slice(b"XFSB");
+        bytes[32..48].copy_from_slice(&[7; 16]);
+        assert_eq!(parse(Filesystem::Xfs, &bytes), Some(Uuid::from_bytes([7; 16])));
+        assert_eq!(parse(Filesystem::Ext4, &bytes), None);
+        bytes[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        bytes[1128..1144].copy_from_slice(&[9; 16]);
+        assert_eq!(parse(Filesystem::Ext4, &bytes), Some(Uuid::from_bytes([9; 16])));
+    }
+}

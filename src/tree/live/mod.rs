@@ -1,0 +1,10 @@
+//! What is active and mounted now, and what is done to file systems.
+
+pub(in crate::tree) mod active;
+pub(in crate::tree) mod base_check;
+pub(in crate::tree) mod fs;
+pub(in crate::tree) mod holders;
+pub(in crate::tree) mod init_layer;
+pub(in crate::tree) mod mount;
+pub(in crate::tree) mod prepare;
+pub(in crate::tree) mod volume_file;

@@ -1,0 +1,224 @@
+//! Adding snapshots.
+
+use nix::errno::Errno;
+
+use crate::thin::{Message, Origin, ThinId, ThinVolume};
+use crate::tree::ops::base::BASE;
+use crate::tree::options::check_size;
+use crate::tree::state::graph::{FsState, Record, Snapshot};
+use crate::tree::state::store::Reservation;
+use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
+use crate::units::Bytes;
+use crate::{Error, Result};
+
+/// What a snapshot is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Parent<'a> {
+    /// The base: an empty file system.
+    Base,
+    /// Another snapshot, which may be active and mounted meanwhile.
+    Snapshot(&'a str),
+}
+
+/// Options of one snapshot.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct AddOptions {
+    pub(in crate::tree) size: Option<Bytes>,
+    pub(in crate::tree) labels: Labels,
+}
+
+impl AddOptions {
+    /// All defaults: as large as the parent.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// At least as large as the parent; the file system is grown to it.
+    #[must_use]
+    pub fn size(mut self, size: Bytes) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Labels that it has from the start.
+    #[must_use]
+    pub fn labels(mut self, labels: Labels) -> Self {
+        self.labels = labels;
+        self
+    }
+}
+
+impl SnapshotTree {
+    /// Make a snapshot. It is durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
+    /// [`Error::PoolMode`] if the pool is full or broken, [`Error::LowSpace`] if less is free than
+    /// [`Options::min_free_data`](crate::tree::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of that id
+    /// is still open. Nothing is left of a snapshot that failed.
+    pub fn add(&self, id: &str, parent: Parent<'_>) -> Result<()> {
+        self.add_with(id, parent, &AddOptions::new())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// Also [`Error::InvalidOption`] for a size below the parent's.
+    pub fn add_with(&self, id: &str, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
+        self.check_open()?;
+        let name = SnapshotId::new(id)?;
+        self.free_id(&name)?;
+        let mut reservation = self.reserve(Some(name.clone()))?;
+        let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot, _| {
+            let record = Record::Add { id: name.clone(), snapshot: snapshot.clone() };
+            self.record(reservation, snapshot.thin_id, &record).map(|seq| (snapshot, seq))
+        })?;
+        // Unsynced, the record may be on disk: then the volume has to stay.
+        self.store.sync(seq).inspect_err(|_| reservation.unresolved = true)?;
+        drop(reservation);
+        self.compact();
+        if snapshot.fs == FsState::Growing {
+            return self.grow_now(id);
+        }
+        Ok(())
+    }
+
+    /// Makes the volume of a snapshot and runs `record` with it and its parent, while the parent can neither be renamed
+    /// nor removed.
+    pub(in crate::tree) fn snap<T>(
+        &self,
+        reservation: &mut Reservation<'_>,
+        parent: Parent<'_>,
+        options: &AddOptions,
+        record: impl FnOnce(&mut Reservation<'_>, Snapshot, Option<&Snapshot>) -> Result<T>,
+    ) -> Result<T> {
+        match parent {
+            Parent::Base => {
+                let base = self.store.read(|graph| graph.base.clone());
+                let base = base.ok_or(Error::Closed)?;
+                let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
+                let origin = Origin::Inactive(base.thin_id);
+                let made =
+                    self.create_volume(reservation, made, |thin_id| self.pool.create_snap(thin_id, &origin));
+                let made = made.map_err(|error| self.volume_gone(BASE, base.thin_id, error))?;
+                record(reservation, made, None)
+            }
+            Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
+                let parent_name = Some(SnapshotId::new(parent_id)?);
+                let made =
+                    self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
+                // Nobody writes to a sealed snapshot: its device can stay as it is.
+                let active = slot.volume.as_ref().filter(|_| parent.sealed.is_none());
+                let made = self.create_volume(reservation, made, |thin_id| match active {
+                    Some(volume) => self.snap_active(thin_id, volume),
+                    None => self.pool.create_snap(thin_id, &Origin::Inactive(parent.thin_id)),
+                });
+                let made = made.map_err(|error| self.volume_gone(parent_id, parent.thin_id, error))?;
+                record(reservation, made, Some(parent))
+            }),
+        }
+    }
+
+    /// Creates a snapshot of an active parent, which is suspended meanwhile. Between suspend and resume there is the
+    /// message and nothing else: whatever waits for the suspended device may be what a file of the root needs.
+    fn snap_active(&self, thin_id: ThinId, parent: &ThinVolume) -> Result<()> {
+        self.pool.check_suspend()?;
+        let renamed;
+        let suspended = match parent.suspend() {
+            Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(parent.id())? {
+                // Somebody renamed it.
+                Some(found) => {
+                    renamed = found;
+                    renamed.suspend()?
+                }
+                // Its deferred removal came about.
+                None => return self.pool.create_snap(thin_id, &Origin::Inactive(parent.id())),
+            },
+            suspended => suspended?,
+        };
+        let sent = self.pool.send(Message::CreateSnap { id: thin_id, origin: parent.id() });
+        // A parent that does not come back is worse than a snapshot that failed.
+        suspended.resume().inspect_err(|_| {
+            if sent.is_obeyed() {
+                // Best effort: return the error of the resume.
+                let _ = self.delete_id(thin_id);
+            }
+        })?;
+        self.pool.conclude(sent)
+    }
+
+    /// Record a volume that the pool has; if that fails the pool has it no more.
+    pub(in crate::tree) fn record(
+        &self,
+        reservation: &mut Reservation<'_>,
+        thin_id: ThinId,
+        record: &Record,
+    ) -> Result<u64> {
+        self.store.append(record).inspect_err(|_| self.undo(reservation, thin_id))
+    }
+
+    /// The record of a snapshot of such a parent.
+    fn derive(
+        &self,
+        parent: Option<SnapshotId>,
+        (parent_size, parent_fs): (Bytes, FsState),
+        options: &AddOptions,
+        thin_id: ThinId,
+    ) -> Result<Snapshot> {
+        let size = options.size.unwrap_or(parent_size);
+        check_size("snapshot size", size)?;
+        if size < parent_size {
+            let reason = "less than its parent's";
+            return Err(Error::InvalidOption { option: "snapshot size", value: size.to_string(), reason });
+        }
+        let grows = size > parent_size && self.filesystem != Filesystem::None;
+        let fs = if grows { FsState::Growing } else { parent_fs };
+        let labels = options.labels.clone();
+        Ok(Snapshot { labels, ..Snapshot::new(thin_id, parent, size, fs) })
+    }
+
+    /// Creates a volume in the pool. An id that somebody else has taken is passed over.
+    pub(in crate::tree) fn create_volume(
+        &self,
+        reservation: &mut Reservation<'_>,
+        mut snapshot: Snapshot,
+        create: impl Fn(ThinId) -> Result<()>,
+    ) -> Result<Snapshot> {
+        loop {
+            snapshot.thin_id = reservation.thin_id;
+            match create(snapshot.thin_id) {
+                Ok(()) => return Ok(snapshot),
+                Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                    self.reserve_another(reservation)?;
+                }
+                Err(error) => {
+                    // Whatever it was, there must not be a volume that nobody knows; but in a shared pool it may
+                    // be somebody else's.
+                    match self.store.read_state(|state| state.pool.source.is_shared()) {
+                        true => reservation.unresolved = true,
+                        false => self.undo(reservation, snapshot.thin_id),
+                    }
+                    return Err(self.closed_or(error));
+                }
+            }
+        }
+    }
+
+    /// Take back what has no record. If that fails the id stays reserved, and a repair or the next open does it.
+    pub(in crate::tree) fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
+        reservation.unresolved = self.delete_id(id).is_err();
+    }
+
+    /// Grow a new snapshot's file system; without that it is not what was asked for.
+    fn grow_now(&self, id: &str) -> Result<()> {
+        let grown = self.with_slot(id, |slot, snapshot| {
+            self.activate_slot(slot, id, snapshot)?;
+            self.deactivate_slot(slot, id)
+        });
+        if grown.is_err() {
+            let _ = self.remove(id);
+        }
+        grown
+    }
+}

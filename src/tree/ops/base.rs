@@ -1,0 +1,84 @@
+//! The base volume: made with its file system, and grown.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use crate::Result;
+use crate::thin::{ThinId, ThinVolume};
+use crate::tree::state::graph::{Base, FsState, Record};
+use crate::tree::{Filesystem, SnapshotTree};
+use crate::units::Bytes;
+
+/// The base's name among the volumes; no snapshot can have it.
+pub(in crate::tree) const BASE: &str = "base";
+
+impl SnapshotTree {
+    pub(in crate::tree) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
+        let shared = self.store.read_state(|state| state.pool.source.is_shared());
+        match self.store.read(|graph| graph.base.clone()) {
+            Some(base) if base.fs != FsState::Making => return Ok(()),
+            // It may have been deleted below, and be somebody else's since.
+            Some(_) if shared => {}
+            Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
+                self.delete_id(half_made.thin_id)?;
+            }
+            _ => {}
+        }
+        let mut reservation = self.reserve(None)?;
+        loop {
+            match self.pool.create_thin(reservation.thin_id) {
+                Err(error) if error.is_exists() => self.reserve_another(&mut reservation)?,
+                result => break result?,
+            }
+        }
+        let (size, filesystem) = (self.options.new_base_size(), self.filesystem);
+        let base = Base {
+            thin_id: reservation.thin_id,
+            size,
+            filesystem,
+            filesystem_uuid: Uuid::new_v4(),
+            fs: if filesystem == Filesystem::None { FsState::Ready } else { FsState::Making },
+        };
+        reservation.commit(&Record::Base(base.clone()))?;
+        drop(reservation);
+        if base.fs == FsState::Ready {
+            return Ok(());
+        }
+        let made = self.with_base(&base, size, |volume| {
+            let (kernel, uuid) = (&*self.options.kernel, base.filesystem_uuid);
+            filesystem.make(kernel, &volume.path(), uuid, &self.options.mkfs_args)
+        });
+        made.inspect_err(|_| {
+            // The state may go with this error, a shared pool stays.
+            let _ = self.delete_id(base.thin_id);
+        })?;
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+    }
+
+    pub(in crate::tree) fn grow_base(&self) -> Result<()> {
+        let Some(base) = self.store.read(|graph| graph.base.clone()) else { return Ok(()) };
+        let size = self.options.wanted_base_size().unwrap_or(base.size).max(base.size);
+        if size == base.size && base.fs == FsState::Ready {
+            return Ok(());
+        }
+        if self.filesystem != Filesystem::None {
+            self.store.commit(&Record::BaseFs { size, fs: FsState::Growing })?;
+            self.with_base(&base, size, |volume| self.grow(volume))?;
+        }
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+    }
+
+    /// Run `work` with the base active.
+    pub(in crate::tree) fn with_base(
+        &self,
+        base: &Base,
+        size: Bytes,
+        work: impl FnOnce(&ThinVolume) -> Result<()>,
+    ) -> Result<()> {
+        let volume = self.activate_volume(BASE, base.thin_id, size)?;
+        let worked = work(&volume);
+        let removed = self.remove_volume(&volume);
+        worked.and(removed)
+    }
+}

@@ -1,0 +1,205 @@
+//! Comparing the state with the pool, the kernel's tables, the mounts and the loop devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+
+use crate::dm::{DeviceStatus, DmFlags, TableKind};
+use crate::loopdev::LoopControl;
+use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
+use crate::tree::state::graph::Snapshot;
+use crate::tree::state::identity::{self, Relation};
+use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, live::mount};
+use crate::{Error, Result};
+
+impl SnapshotTree {
+    /// Compare the state with the system, and explain each difference. An empty list means that all is well.
+    ///
+    /// What other calls are doing meanwhile can look like a difference. While another program holds the pool's metadata
+    /// snapshot, which is a finding, the pool's volumes are not compared.
+    ///
+    /// # Errors
+    /// Only what keeps it from looking.
+    pub fn check(&self) -> Result<Vec<Finding>> {
+        self.check_open()?;
+        self.compare().map_err(|error| self.closed_or(error))
+    }
+
+    fn compare(&self) -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        self.check_pool(&mut findings)?;
+        match self.check_volumes(&mut findings) {
+            // Each is a finding already.
+            Err(Error::PoolMode { .. } | Error::MetadataSnapHeld { .. }) if !findings.is_empty() => {}
+            result => result?,
+        }
+        self.check_devices(&mut findings)?;
+        self.check_nodes(&mut findings)?;
+        self.check_files(&mut findings)?;
+        Ok(findings)
+    }
+
+    fn check_pool(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let usage = match self.pool.status()? {
+            PoolStatus::Usage(usage) => usage,
+            status => {
+                findings.push(Finding::Pool { mode: status.mode(), needs_check: false });
+                return Ok(());
+            }
+        };
+        let (mode, needs_check) = (usage.mode, usage.needs_check);
+        if mode != PoolMode::ReadWrite || needs_check {
+            findings.push(Finding::Pool { mode, needs_check });
+        }
+        if usage.held_metadata_root.is_some() && !self.hold.is_left() && self.pool.is_held_elsewhere()? {
+            findings.push(Finding::MetadataSnapHeld);
+        }
+        let pool = usage.transaction_id;
+        let (expected, belongs) = self.store.read_state(|state| {
+            let relation = identity::compare(state, pool, "");
+            let belongs =
+                state.pool.source.is_shared() || matches!(relation, Ok(Relation::Same | Relation::Behind));
+            (identity::transaction_id(state), belongs)
+        });
+        if !belongs {
+            findings.push(Finding::Generation { state: expected, pool });
+        }
+        Ok(())
+    }
+
+    fn check_volumes(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        self.store.read(|graph| {
+            findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
+        });
+        self.store.read(|graph| {
+            findings.extend(graph.orphans.iter().map(|&thin_id| Finding::Orphan { thin_id }));
+        });
+        let abandoned = self.store.abandoned();
+        findings.extend(abandoned.into_iter().map(|thin_id| Finding::Unfinished { thin_id }));
+        let there = self.volumes_in_pool()?;
+        let shared = self.store.read_state(|state| state.pool.source.is_shared());
+        self.store.read(|graph| {
+            let base = graph.base.iter().map(|base| (None, base.thin_id));
+            let snapshots = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            let listed = base.chain(snapshots.map(|(id, snapshot)| (Some(id.clone()), snapshot.thin_id)));
+            let missing = listed.filter(|(_, thin_id)| !there.contains(thin_id));
+            findings.extend(missing.map(|(id, thin_id)| Finding::MissingVolume { id, thin_id }));
+            let window: BTreeSet<ThinId> = graph.ids.ids().collect();
+            let unknown = there.iter().filter(|id| !graph.uses(**id));
+            findings.extend(unknown.map(|&thin_id| Finding::UnknownVolume {
+                thin_id,
+                own: !shared && window.contains(&thin_id),
+            }));
+        });
+        Ok(())
+    }
+
+    fn check_devices(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let mounts = mount::mounts(&*self.options.kernel)?;
+        let known: BTreeMap<ThinId, (SnapshotId, Snapshot)> = self.store.read(|graph| {
+            let all = graph.snapshots.iter();
+            all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
+        });
+        let mut active = BTreeMap::new();
+        for (status, thin_id) in self.active_devices()? {
+            match known.get(&thin_id) {
+                // Being written; or reported as unfinished.
+                None if self.store.read(|graph| graph.making(thin_id).is_some()) => {}
+                None => {
+                    findings.push(Finding::UnknownDevice { device: status.name, thin_id });
+                }
+                // Reported as deferred.
+                Some((_, snapshot)) if snapshot.deleting => {}
+                Some((id, snapshot)) => {
+                    self.check_device(id, snapshot, &status, findings)?;
+                    active.insert(id.clone(), status.number);
+                }
+            }
+        }
+        let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.view())).collect();
+        let mut own = vec![false; mounts.len()];
+        for (id, slot) in slots {
+            if slot.device.is_some() && !slot.leaving && !active.contains_key(&id) {
+                findings.push(Finding::DeviceGone { id: id.clone() });
+            }
+            if let Some((target, mount)) = slot.mounted {
+                match mounts.iter().position(|line| line.is(mount)) {
+                    Some(at) => own[at] = true,
+                    None => findings.push(Finding::NotMounted { id, target }),
+                }
+            }
+        }
+        for (id, number) in active {
+            let others = mounts.iter().zip(&own).filter(|(line, own)| line.device == number && !**own);
+            findings.extend(
+                others.map(|(line, _)| Finding::AlsoMounted { id: id.clone(), target: line.target.clone() }),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_device(
+        &self,
+        id: &SnapshotId,
+        snapshot: &Snapshot,
+        status: &DeviceStatus,
+        findings: &mut Vec<Finding>,
+    ) -> Result<()> {
+        let mut wrong = |problem| {
+            findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
+        };
+        if status.is_suspended() {
+            wrong(DeviceProblem::Suspended);
+        }
+        if status.name != self.volume_name(id.as_str())? {
+            wrong(DeviceProblem::Name);
+        }
+        let read_only = status.flags.contains(DmFlags::READONLY);
+        if read_only != snapshot.sealed.is_some() {
+            wrong(DeviceProblem::Mode { read_only });
+        }
+        let lines = self.pool.device_mapper().table((&status.name).into(), TableKind::Live)?;
+        let expected = ThinTable { pool: self.pool.number(), id: snapshot.thin_id, external_origin: None };
+        let right = matches!(&lines[..], [line]
+            if line.target_type.as_str() == "thin"
+                && line.length == snapshot.size.sectors()
+                && line.text.parse::<ThinTable>().is_ok_and(|table| table == expected));
+        if !right {
+            let found = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            wrong(DeviceProblem::Table { found });
+        }
+        Ok(())
+    }
+
+    fn check_nodes(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let stale = self.stale_nodes()?;
+        findings.extend(stale.into_iter().map(|name| Finding::StaleNode { name }));
+        Ok(())
+    }
+
+    fn check_files(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let record = self.store.read_state(|state| state.pool.clone());
+        if record.source != PoolSource::LoopFiles {
+            return Ok(());
+        }
+        let control = LoopControl::with_kernel(self.options.kernel.clone())?;
+        let (table, _) = self.pool.table()?;
+        let (data, metadata) = ((table.data, record.data_size), (table.metadata, record.metadata_size));
+        for (name, (number, recorded)) in [("data", data), ("metadata", metadata)] {
+            let path = self.root.pool_path().join(name);
+            let file = self.root.pool_file(name);
+            let device = file.as_ref().ok().map_or(Ok(None), |file| control.find(file))?;
+            let (Ok(file), Some(device)) = (file, device.filter(|device| device.number() == number)) else {
+                findings.push(Finding::NotBound { path });
+                continue;
+            };
+            let status = self.options.kernel.files().file_status(file.as_fd());
+            let size = status.map_err(Error::os("stat", &path))?.size;
+            // The device keeps its size until it is told.
+            let expected = device.size()?.max(recorded);
+            if size < expected {
+                findings.push(Finding::Truncated { path, size, expected });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! Opening a tree, or making it: everything, or nothing.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use uuid::Uuid;
+
+use crate::dm::DeviceMapper;
+use crate::thin::tools;
+use crate::thin::{PoolStatus, ThinPool};
+use crate::tree::live::mount::Mounts;
+use crate::tree::ops::recognise::{Found, Opening, Recognised, recognise};
+use crate::tree::pool::claim::Claim;
+use crate::tree::state::files::StateDir;
+use crate::tree::state::graph::{FsState, Graph};
+use crate::tree::state::hold::HoldNote;
+use crate::tree::state::identity;
+use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
+use crate::tree::state::root::Root;
+use crate::tree::state::store::Store;
+use crate::tree::{Options, SnapshotTree, pool::source, pool_uuid, volume_name};
+use crate::{Error, Result};
+
+impl SnapshotTree {
+    /// Open the tree at `root`, or make it if there is none.
+    ///
+    /// What a crash or a restart left is put right first: pool and loop devices are set up again, volumes
+    /// without a record are deleted, interrupted removals finished, a half-made base made anew, active and
+    /// mounted snapshots taken over.
+    ///
+    /// A pool that cannot commit (read-only, without metadata space, failed) is activated anew if nobody uses it, and
+    /// extended if [`Options::auto_extend`] allows it. If that does not help the tree opens all the same, for looking,
+    /// reading and removing: snapshots that are removed are gone for callers, and deleted by the first open that can.
+    ///
+    /// # Errors
+    /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
+    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::ForeignPool`],
+    /// [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] for
+    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
+    /// found, if [`Options::check_metadata`] asks for it, or the pool's `needs_check` flag does, and
+    /// [`Error::ToolMissing`] without it. After an error everything is as
+    /// it was before: nothing is attached, active or mounted, and no file is made.
+    pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
+        options.check()?;
+        let dm = Arc::new(DeviceMapper::with_kernel(options.kernel.clone(), options.udev)?);
+        let root = Root::open(&options.kernel, root.as_ref())?;
+        let dir: Arc<dyn StateDir> = match &options.state_dir {
+            Some(dir) => dir.clone(),
+            None => Arc::new(root.files()?),
+        };
+        if let Some(store) = Store::load(root.path.clone(), dir.clone())? {
+            store.read_state(|state| options.check_against(state))?;
+            return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
+        }
+        refuse_orphans(&options, &root, &*dir)?;
+        let record = options.check_new().and_then(|()| root.sync_name());
+        let record = match record.and_then(|()| source::new_record(&options, &dm)) {
+            Ok(record) => record,
+            Err(error) => {
+                root.clear(&*dir);
+                return Err(error);
+            }
+        };
+        let unmaking = options.clone();
+        let undo = |root: Root, error: &Error| {
+            // What somebody has put on a device since it was found blank stays.
+            if !matches!(error, Error::DeviceInUse { .. }) {
+                source::unmake(&unmaking, &dm, &record);
+            }
+            root.clear(&*dir);
+        };
+        let store = match Store::create(root.path.clone(), dir.clone(), new_state(&options, record.clone())) {
+            Ok(store) => store,
+            Err(error) => {
+                undo(root, &error);
+                return Err(error);
+            }
+        };
+        Self::assemble(options, root, store, dm.clone()).map_err(|failed| {
+            let (error, root) = *failed;
+            // Not under a pool that could not be taken down.
+            root.into_iter().for_each(|root| undo(root, &error));
+            error
+        })
+    }
+
+    /// An error comes with the root, unless something is active there.
+    fn assemble(
+        options: Options,
+        root: Root,
+        store: Store,
+        dm: Arc<DeviceMapper>,
+    ) -> Result<Self, Box<(Error, Option<Root>)>> {
+        let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
+        let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
+        let claimed = if ready { Ok(()) } else { filesystem.check_maker(&*options.kernel) }
+            .and_then(|()| Claim::take(&dm, &options, &root, tree));
+        let claim = match claimed {
+            Ok(claim) => claim,
+            Err(error) => return Err(Box::new((error, Some(root)))),
+        };
+        let opened = HoldNote::open(&root.path, &*store.dir()).and_then(|hold| {
+            let opening = Opening { options: &options, root: &root, store: &store, dm: &dm, hold: &hold };
+            let Recognised { pool, volumes, active } = recognise(&opening)?;
+            let opened = guard(activate(&opening, pool)?, &options, &store)?;
+            Ok((hold, opened, volumes, active))
+        });
+        let (hold, OpenedPool { pool, activated }, volumes, active) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Err(Box::new((error, Some(root)))),
+        };
+        let mounts = Mounts::load(store.dir());
+        let this = Self {
+            options,
+            root,
+            tree,
+            filesystem,
+            store,
+            hold,
+            pool,
+            generation: Mutex::default(),
+            slots: Mutex::new(HashMap::new()),
+            own_data: Mutex::default(),
+            mounts,
+            claim: Mutex::new(claim),
+            growing: Mutex::new(()),
+            closed: AtomicBool::new(false),
+        };
+        match this.agree(volumes.as_ref(), &active) {
+            Ok(()) => Ok(this),
+            Err(error) => {
+                let down = !activated || this.take_down().is_ok();
+                Err(Box::new((error, Some(this.root).filter(|_| down))))
+            }
+        }
+    }
+}
+
+fn new_state(options: &Options, pool: PoolRecord) -> State {
+    State {
+        format: FORMAT,
+        tree: Uuid::new_v4(),
+        nonce: identity::new_nonce(),
+        new_nonce: false,
+        generation: 0,
+        journal: Position::default(),
+        pool,
+        filesystem: options.new_filesystem(),
+        graph: Graph::default(),
+    }
+}
+
+/// A pool, or changes, without a state: something was lost, and nothing may be written over the rest.
+fn refuse_orphans(options: &Options, root: &Root, dir: &dyn StateDir) -> Result<()> {
+    let journal = dir.open("journal.jsonl", false).and_then(|file| file.size());
+    let path = if source::has_files(options, root) {
+        root.pool_path()
+    } else if journal.is_ok_and(|size| size > 0) {
+        root.path.join("journal.jsonl")
+    } else {
+        return Ok(());
+    };
+    Err(Error::BackingFile { path, reason: "is there, but state.json is not: it was lost or moved away" })
+}
+
+/// The tree's pool, active.
+struct OpenedPool {
+    pool: ThinPool,
+    /// This call activated it.
+    activated: bool,
+}
+
+/// Makes a recognised pool active.
+fn activate(opening: &Opening<'_>, found: Found) -> Result<OpenedPool> {
+    let Opening { options, root, store, dm, .. } = *opening;
+    let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
+    let name = volume_name(&options.name_prefix, root, "pool")?;
+    let inactive = match found {
+        Found::Active(pool) => {
+            if !record.made {
+                claim_pool(&pool, store)?;
+            }
+            return Ok(OpenedPool { pool, activated: false });
+        }
+        Found::Inactive { pool, needs_check: false } => pool,
+        Found::Inactive { pool, needs_check: true } => {
+            let clear = |metadata: &Path| tools::clear_needs_check_with(&*options.kernel, metadata);
+            pool.run_on_metadata(clear)?.0
+        }
+        Found::Unmade => {
+            source::make(options, dm, root, &record)?;
+            let pool = source::set_up(options, dm, root, &record, &name)?;
+            // A process that died here has left what the kernel formatted.
+            if let Some(superblock) = pool.superblock()? {
+                opening.check_time(superblock.transaction_id, &pool.origin())?;
+            }
+            pool
+        }
+    };
+    let pool = inactive.activate(&name, &pool_uuid(tree)?)?;
+    if !record.made
+        && let Err(error) = claim_pool(&pool, store)
+    {
+        // Best effort: return the original error.
+        let _ = source::deactivate(&pool, &record);
+        return Err(error);
+    }
+    Ok(OpenedPool { pool, activated: true })
+}
+
+/// Gives a new pool the tree's nonce, then says in the state that the pool is made.
+fn claim_pool(pool: &ThinPool, store: &Store) -> Result<()> {
+    let wanted = store.read_state(identity::transaction_id);
+    if let PoolStatus::Usage(usage) = pool.status()?
+        && usage.transaction_id != wanted
+    {
+        pool.set_transaction_id(usage.transaction_id, wanted)?;
+    }
+    store.set_made()
+}
+
+/// From here on the pool refuses to allocate when it has too little space.
+fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedPool> {
+    let OpenedPool { pool, activated } = opened;
+    let (dm, name) = (pool.device_mapper().clone(), *pool.name());
+    let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
+        if activated {
+            let record = store.read_state(|state| state.pool.clone());
+            // Best effort: return the original error.
+            let _ = ThinPool::open(dm, &name).and_then(|pool| source::deactivate(&pool, &record));
+        }
+    });
+    Ok(OpenedPool { pool: guarded?, activated })
+}

@@ -1,0 +1,224 @@
+//! Removing snapshots: at once, or as soon as nobody has them open.
+//!
+//! A removal is recorded before anything of the snapshot is touched. From then on callers see it no more,
+//! though its id stays taken until the pool has let go of the volume: whatever interrupts that, the next
+//! [`reap`](SnapshotTree::reap), and every open of the tree, goes on with it.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::dm::Removal;
+use crate::kernel::Process;
+use crate::tree::live::active::{Slot, busy, lock};
+use crate::tree::state::graph::{Record, Snapshot};
+use crate::tree::{SnapshotId, SnapshotTree};
+use crate::{Error, Result};
+
+/// How a snapshot is removed.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RemoveOptions {
+    deferred: Option<bool>,
+    busy_timeout: Option<Duration>,
+}
+
+impl RemoveOptions {
+    /// As the tree's options say.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// If the snapshot is still open somewhere, let it be deleted later. Default:
+    /// [`Options::deferred_deletion`](crate::tree::Options::deferred_deletion).
+    #[must_use]
+    pub fn deferred(mut self, deferred: bool) -> Self {
+        self.deferred = Some(deferred);
+        self
+    }
+
+    /// How long to wait for those who have it open. Default:
+    /// [`Options::busy_timeout`](crate::tree::Options::busy_timeout).
+    #[must_use]
+    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
+        self.busy_timeout = Some(timeout);
+        self
+    }
+}
+
+impl SnapshotTree {
+    /// Remove a snapshot: deactivate it and delete its volume. Snapshots made from it stay.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`]: nothing has changed. After any
+    /// other error the snapshot is gone for callers, and the next [`reap`](Self::reap) or open deletes it.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        self.remove_with(id, &RemoveOptions::new()).map(drop)
+    }
+
+    /// The same with options. [`Removal::Deferred`] says that it is gone for callers, but somebody has it open: its
+    /// space comes back, and its id is free, when [`reap`](Self::reap) finds it closed.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove); deferred, a snapshot that is open elsewhere is no error.
+    pub fn remove_with(&self, id: &str, options: &RemoveOptions) -> Result<Removal> {
+        let timeout = options.busy_timeout.unwrap_or(self.options.busy_timeout);
+        let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
+        let removal = self.with_slot(id, |slot, snapshot| {
+            let name = SnapshotId::new(id)?;
+            let deactivated = self.deactivate_slot_within(slot, id, timeout);
+            let busy = matches!(deactivated, Err(Error::Busy { .. }));
+            if !(busy && deferred) {
+                deactivated?;
+            }
+            self.store.commit(&Record::Deleting { id: name.clone() })?;
+            if !busy {
+                return self.delete_volume(&name, snapshot).map(|()| Removal::Removed);
+            }
+            if let Some(volume) = &slot.volume {
+                // So that it does not stay for ever if this process dies. Old kernels cannot; reaping does.
+                let _ = volume.deactivate_deferred();
+            }
+            *slot = Slot::default();
+            Ok(Removal::Deferred)
+        })?;
+        self.compact();
+        Ok(removal)
+    }
+
+    /// Delete what was removed while it was open, where it is closed by now. Nothing is waited for. The number of
+    /// those still open is returned.
+    ///
+    /// # Errors
+    /// The first failure; the others were tried all the same.
+    pub fn reap(&self) -> Result<usize> {
+        self.check_open()?;
+        let left = self.reap_closed();
+        let deleted = self.delete_abandoned();
+        self.compact();
+        left.and_then(|left| deleted.map(|()| left)).map_err(|error| self.closed_or(error))
+    }
+
+    /// How many removed snapshots wait for being closed.
+    pub fn deferred(&self) -> usize {
+        self.store.read(|graph| graph.deleting().len())
+    }
+
+    /// A thread that calls [`reap`](Self::reap) every `interval`, until the returned value or the last other
+    /// reference to the tree is dropped. Errors are met again by the next round.
+    pub fn reap_every(self: &Arc<Self>, interval: Duration) -> Reaper {
+        let (stop, stopped) = channel::<()>();
+        let tree: Weak<Self> = Arc::downgrade(self);
+        let thread = thread::spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
+                let Some(tree) = tree.upgrade() else { break };
+                let _ = tree.reap();
+            }
+        });
+        Reaper { stop: Some(stop), thread: Some(thread), owner: Process::current() }
+    }
+
+    /// The part of [`reap`](Self::reap) that an open does, too.
+    pub(in crate::tree) fn reap_closed(&self) -> Result<usize> {
+        let deleting: Vec<_> = self.store.read(|graph| graph.deleting().iter().cloned().collect());
+        let (mut left, mut first_error) = (0, Ok(()));
+        for id in deleting {
+            match self.finish_removal(&id) {
+                Err(error) if error.is_busy() => left += 1,
+                result => first_error = first_error.and(result),
+            }
+        }
+        first_error.map(|()| left)
+    }
+
+    /// The same as [`finish_removal`](Self::finish_removal), for who wants the id: an error tells who is in the way.
+    pub(in crate::tree) fn free_id(&self, id: &SnapshotId) -> Result<()> {
+        self.finish_removal(id).map_err(|error| self.with_holders(Some(id.as_str()), error))
+    }
+
+    /// Delete the volume of a removed snapshot, so that its id is free.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if somebody has it open.
+    pub(in crate::tree) fn finish_removal(&self, id: &SnapshotId) -> Result<()> {
+        if !self.store.read(|graph| graph.deleting().contains(id)) {
+            return Ok(());
+        }
+        let slot = self.slots().entry(id.clone()).or_default().clone();
+        let finished = {
+            let _slot = lock(&slot);
+            // Another call may have done it, while it had the slot.
+            let leftover = self.store.read(|graph| graph.snapshots.get(id).filter(|s| s.deleting).cloned());
+            leftover.map_or(Ok(()), |snapshot| {
+                self.remove_device(id, &snapshot).and_then(|()| self.delete_volume(id, &snapshot))
+            })
+        };
+        self.tidy(id, slot);
+        finished
+    }
+
+    /// Remove the device that a deferred removal, or a crash, left active.
+    fn remove_device(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
+        let dm = self.pool.device_mapper();
+        let uuid = self.volume_uuid(snapshot.thin_id)?;
+        let Some(status) = dm.find((&uuid).into())? else {
+            // The kernel has removed it when it was closed, and cannot remove the node.
+            return dm.remove_node(&self.volume_name(id.as_str())?);
+        };
+        match dm.remove(&uuid) {
+            Err(error) if error.errno() == Some(Errno::ENXIO) => dm.remove_node(&status.name),
+            Err(error) if error.is_busy() => Err(busy(&status.name, status.open_count)),
+            result => result,
+        }
+    }
+
+    /// Delete a volume that is not active, and whose removal is recorded.
+    fn delete_volume(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
+        if self.discards() {
+            // Only now: what is discarded must not be found in the state again.
+            self.discard(id, snapshot)?;
+        }
+        self.delete_recorded(snapshot.thin_id, &Record::Deleted { id: id.clone() })
+    }
+
+    /// Whether blocks of a removed snapshot are given back to the device below.
+    fn discards(&self) -> bool {
+        let default = |state: &crate::tree::state::journal::State| {
+            state.pool.source.is_default() && state.pool.features.discards == crate::thin::Discards::Passdown
+        };
+        self.options.blkdiscard.unwrap_or_else(|| self.store.read_state(default))
+    }
+
+    /// Give the blocks back. Failing to is no error: the pool has them again all the same.
+    fn discard(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
+        let discarded =
+            self.activate_volume(id.as_str(), snapshot.thin_id, snapshot.size).and_then(|volume| {
+                let _ = volume.discard_all();
+                self.remove_volume(&volume)
+            });
+        // Nothing of the device may be left.
+        discarded.or_else(|_| self.remove_device(id, snapshot))
+    }
+}
+
+/// A thread that deletes what was removed while it was open; dropping this ends it.
+#[derive(Debug)]
+#[must_use]
+pub struct Reaper {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    owner: Process,
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // A child of fork does not have the thread.
+        if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
+            let _ = thread.join();
+        }
+    }
+}

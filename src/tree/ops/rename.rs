@@ -1,0 +1,115 @@
+//! Another id for a snapshot.
+
+use crate::Result;
+use crate::tree::live::active::{Slot, lock};
+use crate::tree::state::graph::Record;
+use crate::tree::{SnapshotId, SnapshotTree};
+
+impl SnapshotTree {
+    /// Give a snapshot another id. It may be active and mounted: its device is renamed, its mount stays. Its
+    /// children follow. Durable when this returns.
+    ///
+    /// The device's uuid is bound to the thin id and does not change. So whichever of the two names a crash
+    /// leaves on the device, the next open gives it the recorded one.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot),
+    /// [`Error::InvalidName`](crate::Error::InvalidName),
+    /// [`Error::SnapshotExists`](crate::Error::SnapshotExists). After an error it has the id that it had.
+    pub fn rename(&self, id: &str, to: &str) -> Result<()> {
+        self.check_open()?;
+        let (from, to) = (SnapshotId::new(id)?, SnapshotId::new(to)?);
+        if from == to {
+            return self.get(id).map(drop);
+        }
+        self.free_id(&to)?;
+        // For the name: nobody else gets it meanwhile.
+        let reservation = self.store.reserve(Some(to.clone()))?;
+        let slot = |id: &SnapshotId| self.slots().entry(id.clone()).or_default().clone();
+        let (source, target) = (slot(&from), slot(&to));
+        let renamed = {
+            let (mut slot, mut renamed) = if from < to {
+                let slot = lock(&source);
+                (slot, lock(&target))
+            } else {
+                let renamed = lock(&target);
+                (lock(&source), renamed)
+            };
+            self.check_open().and_then(|()| self.get(id)).and_then(|_| {
+                self.rename_slot(&mut slot, &from, &to)?;
+                *renamed = std::mem::take(&mut *slot);
+                Ok(())
+            })
+        };
+        self.tidy(&from, source);
+        self.tidy(&to, target);
+        renamed?;
+        drop(reservation);
+        self.compact();
+        Ok(())
+    }
+
+    fn rename_slot(&self, slot: &mut Slot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
+        if slot.leaving {
+            // It may go at any moment, together with the name that it has.
+            self.deactivate_slot(slot, from.as_str())?;
+        }
+        if let Some(volume) = &mut slot.volume {
+            volume.rename(&self.volume_name(to.as_str())?)?;
+        }
+        let record = Record::Renamed { id: from.clone(), to: to.clone() };
+        self.store.commit(&record).inspect_err(|_| {
+            if let (Some(volume), Ok(old)) = (&mut slot.volume, self.volume_name(from.as_str())) {
+                // The next open does it if this fails.
+                let _ = volume.rename(&old);
+            }
+        })
+    }
+}
+
+#[cfg(all(test, feature = "model"))]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Error;
+    use crate::dm::UdevPolicy;
+    use crate::model::ModelKernel;
+    use crate::tree::{Filesystem, Options};
+
+    #[test]
+    fn renames_there_and_back_lock_in_one_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
+        let options = options.kernel(Arc::new(ModelKernel::new()));
+        let tree = SnapshotTree::open(directory.path().join("root"), options).unwrap();
+        let [a, b] = ["a", "b"].map(|id| SnapshotId::new(id).unwrap());
+        for _ in 0..50 {
+            let slot = tree.slots().entry(a.clone()).or_default().clone();
+            let busy = lock(&slot);
+            thread::scope(|scope| {
+                let rename = |users: usize, from: &'static str, to: &'static str| {
+                    let renaming = scope.spawn(|| tree.rename(from, to));
+                    while Arc::strong_count(&slot) < users {
+                        thread::yield_now();
+                    }
+                    // Time to come as far as it can: it waits for the slot of `a`, and should hold no other.
+                    thread::sleep(Duration::from_millis(1));
+                    renaming
+                };
+                // None of the names is there, so none keeps another call back.
+                let renames = [rename(3, "a", "b"), rename(4, "b", "a")];
+                // Who waits longest gets it.
+                drop(busy);
+                for renaming in renames {
+                    assert!(matches!(renaming.join().unwrap(), Err(Error::UnknownSnapshot { .. })));
+                }
+            });
+            tree.tidy(&a, slot);
+            assert!(tree.slots().get(&b).is_none());
+        }
+        tree.close().unwrap();
+    }
+}

@@ -1,0 +1,114 @@
+//! The tree as a picture: text for people, DOT for Graphviz.
+
+use std::fmt::Write;
+
+use crate::tree::SnapshotTree;
+use crate::tree::state::lineage::{Lineage, Place};
+
+impl SnapshotTree {
+    /// The tree as text: one snapshot a line, below what it was made from. A removed parent is named.
+    pub fn to_text(&self) -> String {
+        text(&self.walk())
+    }
+
+    /// The tree as a graph in Graphviz's language; `dot -Tsvg` draws it. Removed parents are dashed.
+    pub fn to_dot(&self) -> String {
+        dot(&self.walk())
+    }
+}
+
+fn text(places: &[Place]) -> String {
+    let mut text = String::from("base\n");
+    // Whether a place has a sibling below it, for each depth: looked up from the end.
+    let mut last = vec![true; places.len()];
+    let mut open: Vec<bool> = Vec::new();
+    for (place, last) in places.iter().zip(&mut last).rev() {
+        open.resize(place.depth + 1, false);
+        *last = !open[place.depth];
+        open[place.depth] = true;
+    }
+    let mut prefix = String::new();
+    let mut lengths: Vec<usize> = Vec::new();
+    for (place, last) in places.iter().zip(last) {
+        lengths.truncate(place.depth);
+        prefix.truncate(lengths.last().copied().unwrap_or(0));
+        let (branch, below) = if last { ("└── ", "    ") } else { ("├── ", "│   ") };
+        let _ = write!(text, "{prefix}{branch}{}", place.id);
+        if let Lineage::Removed(parent) = &place.parent {
+            let _ = write!(text, " (from {parent}, removed)");
+        }
+        text.push('\n');
+        prefix.push_str(below);
+        lengths.push(prefix.len());
+    }
+    text
+}
+
+fn dot(places: &[Place]) -> String {
+    // No character of an id has to be escaped within quotes; a blank keeps the others apart from them.
+    let mut text = String::from("digraph snapshots {\n  \" base\" [label=\"base\", shape=box];\n");
+    for Place { id, parent, .. } in places {
+        let _ = match parent {
+            Lineage::Base => writeln!(text, "  \" base\" -> \"{id}\";"),
+            Lineage::Snapshot(parent) => writeln!(text, "  \"{parent}\" -> \"{id}\";"),
+            Lineage::Removed(parent) => {
+                let node = format!("\" removed {id}\"");
+                writeln!(text, "  {node} [label=\"{parent}\", style=dashed];\n  {node} -> \"{id}\";")
+            }
+        };
+    }
+    text.push_str("}\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::SnapshotId;
+
+    fn places() -> Vec<Place> {
+        let id = |id: &str| SnapshotId::new(id).unwrap();
+        let of = |parent: &str| Lineage::Snapshot(id(parent));
+        [
+            ("a", Lineage::Base, 0),
+            ("a1", of("a"), 1),
+            ("a1x", of("a1"), 2),
+            ("a2", of("a"), 1),
+            ("b", Lineage::Removed(id("gone")), 0),
+            ("b1", of("b"), 1),
+        ]
+        .map(|(name, parent, depth)| Place { id: id(name), parent, depth })
+        .into()
+    }
+
+    #[test]
+    fn as_text() {
+        let expected = "\
+base
+├── a
+│   ├── a1
+│   │   └── a1x
+│   └── a2
+└── b (from gone, removed)
+    └── b1
+";
+        assert_eq!(text(&places()), expected);
+        assert_eq!(text(&[]), "base\n");
+    }
+
+    #[test]
+    fn as_dot() {
+        let expected = r#"digraph snapshots {
+  " base" [label="base", shape=box];
+  " base" -> "a";
+  "a" -> "a1";
+  "a1" -> "a1x";
+  "a" -> "a2";
+  " removed b" [label="gone", style=dashed];
+  " removed b" -> "b";
+  "b" -> "b1";
+}
+"#;
+        assert_eq!(dot(&places()), expected);
+    }
+}

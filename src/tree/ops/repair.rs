@@ -1,0 +1,116 @@
+//! Healing what a check found, where that is safe.
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::tree::live::active::Slot;
+use crate::tree::live::mount::Where;
+use crate::tree::state::graph::Record;
+use crate::tree::{DeviceProblem, Finding, SnapshotTree};
+
+/// What a repair did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Repair {
+    /// What was found before, and is not there any more.
+    pub healed: Vec<Finding>,
+    /// What is found after.
+    pub left: Vec<Finding>,
+}
+
+impl SnapshotTree {
+    /// [`check`](Self::check), and heal what is safe to heal: nothing that holds data is touched.
+    ///
+    /// Remainders of snapshots that were never finished are deleted, suspended devices resumed, misnamed ones
+    /// renamed, devices whose access mode or table does not fit the snapshot activated again, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
+    /// deactivated is taken note of. A volume that is missing, a broken pool, volumes of others, and mounts of
+    /// others are left to whoever knows more.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check). What cannot be healed is no error; it is left.
+    pub fn repair(&self) -> Result<Repair> {
+        let found = self.check()?;
+        for finding in &found {
+            // What did not work is found again.
+            let _ = self.heal(finding);
+        }
+        let left = self.check()?;
+        let healed = found.into_iter().filter(|finding| !left.contains(finding)).collect();
+        Ok(Repair { healed, left })
+    }
+
+    fn heal(&self, finding: &Finding) -> Result<()> {
+        let dm = self.pool.device_mapper();
+        match finding {
+            Finding::UnknownVolume { thin_id, own: true } => {
+                // Nobody gets that id meanwhile; and it is deleted only if nobody has it now.
+                let Some(mut reservation) = self.store.reserve_id(*thin_id) else { return Ok(()) };
+                if self.read_volumes()?.leftovers.contains(thin_id) {
+                    self.pool.delete(*thin_id)?;
+                } else {
+                    self.store.commit(&Record::Orphan { thin_id: *thin_id })?;
+                }
+                reservation.unresolved = false;
+                Ok(())
+            }
+            Finding::Orphan { thin_id } => {
+                self.delete_id(*thin_id)?;
+                self.store.commit(&Record::Unmade { thin_id: *thin_id })
+            }
+            Finding::Deferred { .. } | Finding::Unfinished { .. } => self.reap().map(drop),
+            Finding::UnknownDevice { thin_id, .. } => match self.store.reserve_id(*thin_id) {
+                Some(_reservation) => dm.remove(&self.volume_uuid(*thin_id)?),
+                None => Ok(()),
+            },
+            Finding::StaleNode { name } => dm.remove_node(name),
+            // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
+            Finding::WrongDevice { id, problem: DeviceProblem::Suspended, .. } => {
+                self.with_slot(id.as_str(), |_, snapshot| dm.resume(&self.volume_uuid(snapshot.thin_id)?))
+            }
+            Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
+                self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {
+                    Some(volume) => volume.rename(&self.volume_name(id.as_str())?),
+                    None => Ok(()),
+                })
+            }
+            Finding::WrongDevice {
+                id,
+                problem: DeviceProblem::Mode { .. } | DeviceProblem::Table { .. },
+                ..
+            } => {
+                self.with_slot(id.as_str(), |slot, snapshot| {
+                    let held = slot.held;
+                    self.deactivate_slot(slot, id.as_str())?;
+                    let uuid = self.volume_uuid(snapshot.thin_id)?;
+                    // Left by an activation that failed, and could not be undone.
+                    if dm.find((&uuid).into())?.is_some_and(|left| !left.has_live_table()) {
+                        dm.remove(&uuid)?;
+                    }
+                    if held {
+                        self.activate_slot(slot, id.as_str(), snapshot)?;
+                        slot.held = true;
+                    }
+                    Ok(())
+                })
+            }
+            Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {
+                if dm.find((&self.volume_uuid(snapshot.thin_id)?).into())?.is_none() {
+                    dm.remove_node(&self.volume_name(id.as_str())?)?;
+                    *slot = Slot::default();
+                }
+                Ok(())
+            }),
+            Finding::NotMounted { id, .. } => self.with_slot(id.as_str(), |slot, snapshot| {
+                if let Some(mounted) = &slot.mounted
+                    && self.where_is(mounted)? == Where::Gone
+                {
+                    self.forget_mounted(snapshot.thin_id, mounted);
+                    slot.mounted = None;
+                    slot.held = true;
+                }
+                Ok(())
+            }),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What a tree says of itself.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::dm::DmName;
+use crate::kernel::DeviceNumber;
+use crate::thin::tools::node;
+use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
+use crate::tree::state::graph::Snapshot;
+use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
+use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
+use crate::{Error, Result};
+
+/// A snapshot as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What it was made from.
+    pub parent: Lineage,
+    /// What callers noted about it.
+    pub labels: Labels,
+    /// Its size.
+    pub size: Bytes,
+    /// The identity of its content if it is sealed: the same in every tree that received it.
+    pub sealed: Option<Uuid>,
+    /// Its id in the pool.
+    pub thin_id: ThinId,
+    /// Its device, if it is active.
+    pub device: Option<PathBuf>,
+    /// Where it is mounted, if it is.
+    pub mounted: Option<PathBuf>,
+}
+
+/// How much of a snapshot is in the pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotStatus {
+    /// Its id in the pool.
+    pub thin_id: ThinId,
+    /// Its size.
+    pub size: Bytes,
+    /// The identity of its content if it is sealed.
+    pub sealed: Option<Uuid>,
+    /// What is mapped, shared with others or not.
+    pub mapped: Bytes,
+    /// The end of the last block that is mapped.
+    pub highest: Option<Bytes>,
+}
+
+/// One of a pool's two devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SpaceStatus {
+    /// Its node.
+    pub device: PathBuf,
+    /// The file below it, if it is a loop device of the tree's.
+    pub loop_file: Option<PathBuf>,
+    /// What the pool uses of it.
+    pub used: Bytes,
+    /// All that the pool has of it.
+    pub total: Bytes,
+    /// What can still be used: not more than the file system below a loop file has left.
+    pub available: Bytes,
+}
+
+/// The state of a tree and its pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TreeStatus {
+    /// The pool's device name.
+    pub pool_name: DmName,
+    /// Size of its data blocks.
+    pub block_size: Bytes,
+    /// The size of the base.
+    pub base_size: Bytes,
+    /// The file system of the base.
+    pub filesystem: Filesystem,
+    /// The data device; `None` if the pool has failed.
+    pub data: Option<SpaceStatus>,
+    /// The metadata device; `None` if the pool has failed.
+    pub metadata: Option<SpaceStatus>,
+    /// Data space that must be free before a snapshot is made.
+    pub min_free: Bytes,
+    /// Whether this crate waits for udev.
+    pub udev_sync: bool,
+    /// Whether unmount leaves devices that are open elsewhere to the kernel.
+    pub deferred_removal: bool,
+    /// Whether remove lets snapshots that are open elsewhere be deleted later.
+    pub deferred_deletion: bool,
+    /// How many removed snapshots wait for being closed.
+    pub deferred: usize,
+    /// How many snapshots there are.
+    pub snapshots: usize,
+    /// How many volumes may hold what no snapshot has: [`check`](SnapshotTree::check) lists them.
+    pub orphans: usize,
+    /// The pool's own numbers.
+    pub pool: PoolStatus,
+    /// Version of this crate and of the kernel's device mapper.
+    pub version: String,
+}
+
+impl SnapshotTree {
+    /// One snapshot.
+    pub fn get(&self, id: &str) -> Result<SnapshotInfo> {
+        self.check_open()?;
+        let known = self.store.read(|graph| {
+            graph
+                .snapshots
+                .get_key_value(id)
+                .filter(|(_, s)| !s.deleting)
+                .map(|(id, s)| (id.clone(), s.clone()))
+        });
+        let (id, snapshot) = known.ok_or_else(|| crate::tree::unknown(id))?;
+        Ok(self.info(id, snapshot))
+    }
+
+    /// All snapshots, by their ids.
+    pub fn list(&self) -> Vec<SnapshotInfo> {
+        let snapshots: Vec<_> = self.store.read(|graph| {
+            let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            visible.map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
+        });
+        snapshots.into_iter().map(|(id, snapshot)| self.info(id, snapshot)).collect()
+    }
+
+    /// The base's id in the pool.
+    pub fn base_id(&self) -> Option<ThinId> {
+        self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id))
+    }
+
+    fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
+        let slot = self.slots().get(&id).map(|slot| slot.view()).unwrap_or_default();
+        let device = slot.device.filter(|_| !slot.leaving).map(|(path, _)| path);
+        let mounted = slot.mounted.map(|(target, _)| target);
+        let parent = snapshot.lineage();
+        let Snapshot { thin_id, labels, size, sealed, .. } = snapshot;
+        SnapshotInfo { id, parent, labels, size, sealed, thin_id, device, mounted }
+    }
+
+    /// How much of a snapshot is mapped. One that is not active is activated for the question.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`]; [`Error::PoolMode`] if the pool has failed.
+    pub fn snapshot_status(&self, id: &str) -> Result<SnapshotStatus> {
+        self.with_slot(id, |slot, snapshot| {
+            if let Some(volume) = slot.volume.as_ref().filter(|_| slot.leaving) {
+                // Asking is no reason for it to stay.
+                match volume.status() {
+                    Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(slot)?,
+                    status => return self.mapped(snapshot, &status?),
+                }
+            }
+            let was_active = slot.volume.is_some();
+            self.activate_slot(slot, id, snapshot)?;
+            let status = slot.volume.as_ref().map_or(Err(Error::Closed), ThinVolume::status);
+            if !was_active {
+                self.deactivate_slot(slot, id)?;
+            }
+            self.mapped(snapshot, &status?)
+        })
+    }
+
+    fn mapped(&self, snapshot: &Snapshot, status: &ThinStatus) -> Result<SnapshotStatus> {
+        let Snapshot { thin_id, size, sealed, .. } = *snapshot;
+        match *status {
+            ThinStatus::Mapped { mapped, highest } => {
+                // The last sector that is mapped.
+                let highest = highest.map(|sector| sector.bytes() + SECTOR_SIZE);
+                Ok(SnapshotStatus { thin_id, size, sealed, mapped: mapped.bytes(), highest })
+            }
+            ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
+                let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
+                Err(Error::PoolMode { pool, mode: PoolMode::Fail, consequence })
+            }
+        }
+    }
+
+    /// What the file system of the pool's files has left.
+    fn free_below(&self) -> Option<Bytes> {
+        let pool = self.root.pool().ok()?;
+        self.options.kernel.files().free_space(pool.as_fd()).ok()
+    }
+
+    /// The tree and its pool, as the kernel sees it now.
+    pub fn status(&self) -> Result<TreeStatus> {
+        self.check_open()?;
+        let pool = self.pool.status().map_err(|error| self.closed_or(error))?;
+        let (table, _) = self.pool.table().map_err(|error| self.closed_or(error))?;
+        let record = self.store.read_state(|state| state.pool.clone());
+        let dm = self.pool.device_mapper();
+        let space = |name: &str, device: DeviceNumber, block: Sectors, used: Blocks, total: Blocks| {
+            let files = record.source == PoolSource::LoopFiles;
+            let loop_file = files.then(|| self.root.pool_path().join(name));
+            let (used, total) = (used.bytes(block), total.bytes(block));
+            let free = Bytes(total.0.saturating_sub(used.0));
+            let below = loop_file.as_ref().and_then(|_| self.free_below());
+            let available = below.map_or(free, |below| below.min(free));
+            SpaceStatus { device: node(&*self.options.kernel, device), loop_file, used, total, available }
+        };
+        let (data, metadata) = match &pool {
+            PoolStatus::Usage(usage) => (
+                Some(space("data", table.data, table.block_size, usage.used_data, usage.total_data)),
+                Some(space(
+                    "metadata",
+                    table.metadata,
+                    METADATA_BLOCK_SIZE.sectors(),
+                    usage.used_metadata,
+                    usage.total_metadata,
+                )),
+            ),
+            PoolStatus::Fail | PoolStatus::Error => (None, None),
+        };
+        Ok(self.store.read_state(|state| TreeStatus {
+            pool_name: *self.pool.name(),
+            block_size: state.pool.block_size,
+            base_size: state.graph.base.as_ref().map_or(Bytes(0), |base| base.size),
+            filesystem: state.filesystem,
+            min_free: match (self.options.min_free_data, &data) {
+                (MinFree::Bytes(bytes), _) => bytes,
+                (MinFree::Percent(percent), Some(data)) => Bytes(data.total.0 / 100 * u64::from(percent)),
+                (MinFree::Percent(_), None) => Bytes(0),
+            },
+            data,
+            metadata,
+            udev_sync: dm.waits_for_udev(),
+            deferred_removal: self.options.deferred_removal,
+            deferred_deletion: self.options.deferred_deletion,
+            deferred: state.graph.deleting().len(),
+            snapshots: state.graph.snapshots.len() - state.graph.deleting().len(),
+            orphans: state.graph.orphans.len(),
+            pool,
+            version: format!("{} (device mapper {})", env!("CARGO_PKG_VERSION"), dm.version()),
+        }))
+    }
+}

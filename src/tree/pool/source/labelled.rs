@@ -1,0 +1,109 @@
+//! A pool on one block device that is split behind a label.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{ClaimedDevice, InactivePool, table, whole_blocks};
+use crate::dm::{DeviceMapper, DmName};
+use crate::thin::{Part, PoolTable, SplitDevice, SplitOptions, tools};
+use crate::tree::Options;
+use crate::tree::pool::pool_source::PoolSource;
+use crate::tree::state::journal::PoolRecord;
+use crate::{Error, Result};
+
+/// The sub-devices of an inactive pool. Dropping it removes them.
+#[derive(Debug)]
+pub(super) struct SubDevices {
+    device: SplitDevice,
+    /// The pool has taken them.
+    kept: bool,
+}
+
+impl SubDevices {
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for SubDevices {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Best effort: the next open takes them as they are.
+            let _ = self.device.deactivate();
+        }
+    }
+}
+
+pub(super) fn new_record(
+    options: &Options,
+    dm: &Arc<DeviceMapper>,
+    mut record: PoolRecord,
+    path: &Path,
+) -> Result<PoolRecord> {
+    // Written when the state knows it: a label that no state knows would keep everybody out.
+    let label = SplitDevice::plan(dm, path, &split_options(options, &record))?;
+    record.data_size = label.size(Part::Data).bytes();
+    record.metadata_size = label.size(Part::Metadata).bytes();
+    record.low_water_mark = options.new_low_water_mark(record.data_size, record.block_size);
+    record.label = Some(label.uuid);
+    Ok(record)
+}
+
+pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, path: &Path, pool: &PoolRecord) -> Result<()> {
+    let Some(label) = pool.label else { return Ok(()) };
+    match labelled(dm, pool, label) {
+        Ok(device) => device.rewrite(),
+        Err(Error::NoLabel { .. }) => {
+            let (metadata, data) = (pool.metadata_size.sectors(), pool.data_size.sectors());
+            let split = split_options(options, pool).uuid(label).metadata(metadata).data(data);
+            SplitDevice::format(dm.clone(), path, &split).map(drop)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn split_options(options: &Options, pool: &PoolRecord) -> SplitOptions {
+    SplitOptions::new().block_size(pool.block_size.sectors()).force(options.force_device)
+}
+
+pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
+    if let (Some(label), PoolSource::Device { path }) = (pool.label, &pool.source)
+        && let Ok(device) = SplitDevice::open(dm.clone(), path)
+        && device.label().uuid == label
+    {
+        // Best effort: the error that undoes the tree is returned.
+        let _ = device.wipe();
+    }
+}
+
+pub(super) fn set_up(
+    options: &Options,
+    dm: &Arc<DeviceMapper>,
+    pool: &PoolRecord,
+    name: &DmName,
+) -> Result<InactivePool> {
+    let device = labelled(dm, pool, pool.label.unwrap_or_default())?;
+    let PoolTable { metadata, data, .. } = device.activate(name)?;
+    let size = whole_blocks(device.label().size(Part::Data).bytes(), pool.block_size);
+    let table = table(pool, metadata, data);
+    let sub_devices = Some(SubDevices { device, kept: false });
+    let claim = |number| {
+        let node = tools::node(&**dm.kernel(), number);
+        ClaimedDevice::claim(&*options.kernel, node.clone(), node)
+    };
+    let (metadata, data) = (claim(metadata)?, claim(data)?);
+    Ok(InactivePool { dm: dm.clone(), table, size, metadata, data, loops: Vec::new(), sub_devices })
+}
+
+/// The device with that label, at its path or elsewhere.
+fn labelled(dm: &Arc<DeviceMapper>, pool: &PoolRecord, label: Uuid) -> Result<SplitDevice> {
+    if let PoolSource::Device { path } = &pool.source
+        && let Ok(device) = SplitDevice::open(dm.clone(), path)
+        && device.label().uuid == label
+    {
+        return Ok(device);
+    }
+    SplitDevice::find(dm.clone(), label)
+}

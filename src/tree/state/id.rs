@@ -1,0 +1,89 @@
+//! Names of snapshots.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A snapshot's id: 1 to 72 letters, digits and `#+-.:=@_`, the characters that neither device mapper
+/// nor udev has to escape. `base`, `pool`, `pool-lock`, `pool-tmeta` and `pool-tdata` are taken.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotId(Arc<str>);
+
+impl SnapshotId {
+    /// The longest id. With the longest prefix and device numbers, it still fits into a device's name.
+    pub const MAX_LEN: usize = 72;
+
+    /// Check `id`. [`Error::InvalidName`] says what is wrong with it.
+    pub fn new(id: &str) -> Result<Self> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c);
+        let reason = match id {
+            "" => "empty",
+            "base" | "pool" | "pool-lock" | "pool-tmeta" | "pool-tdata" | "." | ".." => "reserved",
+            _ if id.len() > Self::MAX_LEN => "longer than 72 bytes",
+            _ if id.contains('/') => "contains a slash",
+            _ if !id.chars().all(allowed) => "contains something else than letters, digits and #+-.:=@_",
+            _ => return Ok(Self(id.into())),
+        };
+        Err(Error::InvalidName { what: "snapshot id", value: id.to_owned(), reason })
+    }
+
+    /// Sorts before every other, and is none itself.
+    pub(in crate::tree) fn first() -> Self {
+        Self("".into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for SnapshotId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SnapshotId {
+    type Error = Error;
+    fn try_from(id: String) -> Result<Self> {
+        Self::new(&id)
+    }
+}
+
+impl From<SnapshotId> for String {
+    fn from(id: SnapshotId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_ids_say_why() {
+        let reason = |id: &str| SnapshotId::new(id).unwrap_err().to_string();
+        assert_eq!(reason("a/b"), r#"snapshot id "a/b": contains a slash"#);
+        assert_eq!(reason(""), r#"snapshot id "": empty"#);
+        assert_eq!(reason("base"), r#"snapshot id "base": reserved"#);
+        assert!(reason(&"x".repeat(73)).ends_with("longer than 72 bytes"));
+        assert!(reason("a b").contains("something else"));
+    }
+
+    #[test]
+    fn dockers_ids_fit() {
+        assert!(SnapshotId::new(&format!("{}-init", "f".repeat(64))).is_ok());
+    }
+}

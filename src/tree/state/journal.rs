@@ -1,0 +1,306 @@
+//! The format of the state: a checkpoint, `state.json`, and the changes since, `journal.jsonl`. Pure.
+//!
+//! ```text
+//! state.json     {"checksum": "<crc32 of the text of state>", "state": { … }}
+//! journal.jsonl  {"seq":7,"synced":6,"crc":"<crc32>","record":{"op":"add", … }}
+//! ```
+//!
+//! A line's CRC covers the CRC of the line before it and all of its own fields. So lines cannot be
+//! exchanged, repeated or left out. The checkpoint holds the number and the CRC of the last line that it
+//! contains; lines up to it are passed over.
+//!
+//! When the power goes, lines that were not synced yet may be there, torn or missing, in any combination.
+//! Each line says up to which one the journal was synced when it was written, and the file `lock` holds
+//! the number of the last one that a caller was told of. A bad line that neither vouches for, and what
+//! follows it, was never acknowledged and is cut off. Any other bad line is corruption.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::thin::{PoolFeatures, check_block_size};
+use crate::tree::Filesystem;
+use crate::tree::options::SIZE_MAX;
+use crate::tree::pool::pool_source::{Adopted, PoolSource};
+use crate::tree::pool::source::KnownDevices;
+use crate::tree::state::graph::{Graph, Record};
+use crate::units::{Blocks, Bytes};
+use crate::{Error, Result};
+
+/// The format that this crate writes.
+pub(in crate::tree) const FORMAT: u32 = 1;
+
+/// A place in the journal: the last line that was taken in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::tree) struct Position {
+    /// Its number; the first line has 1.
+    pub seq: u64,
+    /// Its CRC.
+    pub crc: u32,
+}
+
+/// The pool as it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::tree) struct PoolRecord {
+    /// Size of the data file.
+    pub data_size: Bytes,
+    /// Size of the metadata file.
+    pub metadata_size: Bytes,
+    /// Size of a data block; can never change.
+    pub block_size: Bytes,
+    /// Free data blocks below which the kernel raises an event.
+    pub low_water_mark: Blocks,
+    /// Features of the pool's table.
+    pub features: PoolFeatures,
+    /// Whether the files were made. Until then there is nothing in them to be lost.
+    pub made: bool,
+    /// Where it comes from.
+    #[serde(default, skip_serializing_if = "PoolSource::is_default")]
+    pub source: PoolSource,
+    /// What it was, if it was not made for this tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+    /// The label of the device that it is on, if it is on one alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<Uuid>,
+    /// What its two devices are, if it is on two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<KnownDevices>,
+}
+
+/// What `state.json` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::tree) struct State {
+    /// Version of this format.
+    pub format: u32,
+    /// The tree's identity.
+    pub tree: Uuid,
+    /// Random bits of the tree that its pool carries; 0 in a tree that was last opened by a version without them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nonce: u32,
+    /// The pool may not have been told of the nonce yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_nonce: bool,
+    /// Rises at each open and close and with each window of thin ids, then in the pool's transaction id, too.
+    pub generation: u64,
+    /// How much of the journal is in here.
+    pub journal: Position,
+    /// The pool.
+    pub pool: PoolRecord,
+    /// The kind of file system of the base.
+    pub filesystem: Filesystem,
+    /// The tree.
+    pub graph: Graph,
+}
+
+impl State {
+    /// Takes a change in, or says why it cannot be.
+    pub(in crate::tree) fn apply(&mut self, record: &Record) -> Result<(), &'static str> {
+        match record {
+            Record::Generation { generation } if *generation <= self.generation => {
+                Err("a generation that does not rise")
+            }
+            Record::Generation { generation } => {
+                // Raised only when the pool has been told of all before.
+                (self.generation, self.new_nonce) = (*generation, false);
+                Ok(())
+            }
+            record => self.graph.apply(record),
+        }
+    }
+
+    /// Sizes that no pool and no volume has would be divided by, or added up, later.
+    fn check_sizes(&self) -> Result<()> {
+        let block_size = self.pool.block_size;
+        if !block_size.is_whole_sectors() {
+            let reason = "not a multiple of 512";
+            return Err(Error::InvalidOption { option: "block size", value: block_size.to_string(), reason });
+        }
+        check_block_size(block_size.sectors())?;
+        let pool = [("data size", self.pool.data_size), ("metadata size", self.pool.metadata_size)];
+        let base = self.graph.base.iter().map(|base| ("base size", base.size));
+        let snapshots = self.graph.snapshots.values().map(|snapshot| ("snapshot size", snapshot.size));
+        let mut sizes = pool.into_iter().chain(base).chain(snapshots);
+        match sizes.find(|(_, size)| size.0 == 0 || *size > SIZE_MAX) {
+            Some((option, size)) => {
+                let reason = "a size that no device has";
+                Err(Error::InvalidOption { option, value: size.to_string(), reason })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    checksum: Box<str>,
+    #[serde(borrow)]
+    state: &'a RawValue,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    seq: u64,
+    synced: u64,
+    crc: Box<str>,
+    #[serde(borrow)]
+    record: &'a RawValue,
+}
+
+/// The bytes of `state.json`.
+pub(in crate::tree) fn encode_state(state: &State) -> serde_json::Result<Vec<u8>> {
+    let text = serde_json::to_string_pretty(state)?;
+    let raw: &RawValue = serde_json::from_str(&text)?;
+    let checksum = hex(crc32fast::hash(text.as_bytes()));
+    let mut bytes = serde_json::to_vec_pretty(&Envelope { checksum, state: raw })?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Read `state.json`.
+pub(in crate::tree) fn decode_state(bytes: &[u8], path: &Path) -> Result<State> {
+    let corrupt = |reason: String| Error::Corrupt { path: path.into(), line: None, reason };
+    let in_json = |error: serde_json::Error| Error::Corrupt {
+        path: path.into(),
+        line: Some(error.line()),
+        reason: error.to_string(),
+    };
+    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(in_json)?;
+    let text = envelope.state.get();
+    if *envelope.checksum != *hex(crc32fast::hash(text.as_bytes())) {
+        return Err(corrupt("the checksum does not match".into()));
+    }
+    // Another format may have other fields: its number comes first.
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let Format { format } = serde_json::from_str(text).map_err(in_json)?;
+    if format != FORMAT {
+        return Err(corrupt(format!("format {format}; this version reads format {FORMAT}")));
+    }
+    let mut state: State = serde_json::from_str(text).map_err(in_json)?;
+    state.check_sizes().map_err(|error| corrupt(error.to_string()))?;
+    state.graph.index().map_err(|reason| corrupt(reason.into()))?;
+    Ok(state)
+}
+
+/// The line of a change that follows `last`, written when lines up to `synced` were durable; and its
+/// position.
+pub(in crate::tree) fn encode_line(
+    last: Position,
+    synced: u64,
+    record: &Record,
+) -> serde_json::Result<(Vec<u8>, Position)> {
+    let text = serde_json::to_string(record)?;
+    let raw: &RawValue = serde_json::from_str(&text)?;
+    let seq = last.seq + 1;
+    let crc = chain(last.crc, seq, synced, &text);
+    let mut bytes = serde_json::to_vec(&Line { seq, synced, crc: hex(crc), record: raw })?;
+    bytes.push(b'\n');
+    Ok((bytes, Position { seq, crc }))
+}
+
+/// What was read of the journal.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::tree) struct Replayed {
+    /// The last line taken in.
+    pub last: Position,
+    /// Bytes up to its end; 0 if everything is in the checkpoint.
+    pub len: u64,
+}
+
+/// Take the journal's changes into `state`.
+///
+/// What the power cut short is left out: lines from the first bad one on, if nobody was told that it is
+/// there. [`Error::Corrupt`] for any other bad line, and for a journal that ends before `acknowledged`.
+pub(in crate::tree) fn replay(
+    state: &mut State,
+    bytes: &[u8],
+    path: &Path,
+    acknowledged: u64,
+) -> Result<Replayed> {
+    let corrupt =
+        |line: usize, reason: String| Error::Corrupt { path: path.into(), line: Some(line), reason };
+    let mut last = state.journal;
+    let mut before = None;
+    let (mut at, mut number) = (0, 0);
+    while at < bytes.len() {
+        number += 1;
+        let end = bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |len| at + len);
+        let (position, record) = match parse(&bytes[at..end], before, last) {
+            Ok(line) => line,
+            Err(reason) if last.seq < acknowledged || is_vouched_for(&bytes[end..], last.seq + 1) => {
+                return Err(corrupt(number, reason));
+            }
+            Err(_) => break,
+        };
+        if position.seq == state.journal.seq && position != state.journal {
+            return Err(corrupt(number, "not the line that the checkpoint contains".into()));
+        }
+        if position.seq > state.journal.seq {
+            state.apply(&record).map_err(|reason| corrupt(number, reason.into()))?;
+            last = position;
+        }
+        before = Some(position);
+        at = bytes.len().min(end + 1);
+    }
+    if last.seq < acknowledged {
+        let reason = format!("ends with change {}, but change {acknowledged} was made", last.seq);
+        return Err(corrupt(number.max(1), reason));
+    }
+    // Of a journal that is all in the checkpoint, the last lines may be missing: what is written next
+    // could not follow them.
+    let len = if last == state.journal { 0 } else { at as u64 };
+    Ok(Replayed { last, len })
+}
+
+/// One line, checked against the one before it. The first one follows the checkpoint, or lies before
+/// its end, where it is passed over.
+fn parse(text: &[u8], before: Option<Position>, last: Position) -> Result<(Position, Record), String> {
+    let line: Line<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let crc = u32::from_str_radix(&line.crc, 16).map_err(|error| error.to_string())?;
+    if let Some(previous) = before.or((line.seq > last.seq).then_some(last)) {
+        if line.seq != previous.seq + 1 {
+            return Err(format!("change {} does not follow change {}", line.seq, previous.seq));
+        }
+        if crc != chain(previous.crc, line.seq, line.synced, line.record.get()) {
+            return Err("the checksum does not match".into());
+        }
+    }
+    let record = serde_json::from_str(line.record.get()).map_err(|error| error.to_string())?;
+    Ok((Position { seq: line.seq, crc }, record))
+}
+
+/// Whether one of the lines in `rest` was written when `seq` was durable.
+fn is_vouched_for(rest: &[u8], seq: u64) -> bool {
+    let mut lines = rest.split(|&byte| byte == b'\n');
+    lines.any(|text| serde_json::from_slice(text).is_ok_and(|line: Line<'_>| line.synced >= seq))
+}
+
+fn chain(previous: u32, seq: u64, synced: u64, record: &str) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&previous.to_le_bytes());
+    hasher.update(&seq.to_le_bytes());
+    hasher.update(&synced.to_le_bytes());
+    hasher.update(record.as_bytes());
+    hasher.finalize()
+}
+
+fn hex(crc: u32) -> Box<str> {
+    format!("{crc:08x}").into()
+}
+
+#[cfg(test)]
+mod tests;

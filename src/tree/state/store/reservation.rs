@@ -1,0 +1,179 @@
+//! Names and thin ids for what is being added.
+
+use uuid::Uuid;
+
+use super::{Inner, SnapshotId, Store};
+use crate::thin::ThinId;
+use crate::tree::state::graph::{IdWindow, Record};
+use crate::{Error, Result};
+
+/// Thin ids reserved at a time.
+const WINDOW: u32 = 64;
+
+/// A name and a thin id that nobody else gets, until this is dropped.
+#[derive(Debug)]
+pub(in crate::tree) struct Reservation<'a> {
+    store: &'a Store,
+    pub(in crate::tree) name: Option<SnapshotId>,
+    pub(in crate::tree) thin_id: ThinId,
+    /// The number of the record that reserved the window of the id.
+    pub(in crate::tree) window: u64,
+    /// The pool may have a volume of that id, and no record does: kept for a repair or the next open.
+    pub(in crate::tree) unresolved: bool,
+}
+
+impl Store {
+    /// Take a name and a thin id for a new snapshot (without a name: for the base).
+    ///
+    /// # Errors
+    /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
+    pub(in crate::tree) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
+        {
+            let mut inner = self.lock();
+            inner.check_name(name.as_ref())?;
+            inner.pending_names.extend(name.clone());
+        }
+        let (thin_id, window) = self.take_id().inspect_err(|_| {
+            if let Some(name) = &name {
+                self.lock().pending_names.remove(name);
+            }
+        })?;
+        let reservation = Reservation { store: self, name, thin_id, window, unresolved: false };
+        // The window is durable before an id of it is used, so that a crash leaves no id unknown.
+        self.sync(window)?;
+        Ok(reservation)
+    }
+
+    /// Take a name, and the volume of a receive that is to be continued.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotExists`]; [`Error::Receiving`] if another call has the volume.
+    pub(in crate::tree) fn reserve_making(
+        &self,
+        name: Option<SnapshotId>,
+        thin_id: ThinId,
+        volume: Uuid,
+    ) -> Result<Reservation<'_>> {
+        let mut inner = self.lock();
+        inner.check_name(name.as_ref())?;
+        if inner.state.graph.making(thin_id).is_none() || !inner.pending_ids.insert(thin_id) {
+            return Err(Error::Receiving { volume });
+        }
+        inner.pending_names.extend(name.clone());
+        Ok(Reservation { store: self, name, thin_id, window: 0, unresolved: false })
+    }
+
+    /// Take this thin id, if no record and no other call has it. Unresolved ids are taken as well, and stay unresolved.
+    ///
+    /// None as long as it is unknown what is recorded ([`Error::StateUnknown`]).
+    pub(in crate::tree) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
+        let mut inner = self.lock();
+        if inner.failed || inner.state.graph.uses(thin_id) {
+            return None;
+        }
+        let unresolved = inner.unresolved_ids.remove(&thin_id);
+        let free = unresolved || inner.pending_ids.insert(thin_id);
+        free.then(|| Reservation { store: self, name: None, thin_id, window: 0, unresolved })
+    }
+
+    /// Another id for a reservation whose id turned out to be taken by somebody else.
+    pub(in crate::tree) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
+        let (id, window) = self.take_id()?;
+        self.lock().pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
+        reservation.window = window;
+        self.sync(window)
+    }
+
+    /// An id, and the number of the record that reserved its window.
+    fn take_id(&self) -> Result<(ThinId, u64)> {
+        let mut end = None;
+        // Ends: some id is free, and the windows come round.
+        loop {
+            if let Some(taken) = self.lock().take_id()? {
+                return Ok(taken);
+            }
+            match &mut end {
+                // Whoever had the journal may have reserved a window.
+                None => end = Some(self.journal_end()),
+                Some(end) => {
+                    let window = self.lock().next_window();
+                    self.append_at(end, &Record::Reserve(window))?;
+                }
+            }
+        }
+    }
+
+    /// Begins a window of thin ids, unless that was done since the tree was opened: an id that was free in an earlier
+    /// life may have been another volume's then, and still be that in a backup. Durable with the next change.
+    pub(in crate::tree) fn begin_new_window(&self) -> Result<u64> {
+        let mut end = self.journal_end();
+        let (window, is_new) = {
+            let inner = self.lock();
+            (inner.next_window(), inner.is_new_window)
+        };
+        if !is_new {
+            self.append_at(&mut end, &Record::Reserve(window))?;
+        }
+        Ok(self.lock().window_seq)
+    }
+}
+
+/// Thin ids that there are.
+const IDS: u32 = ThinId::MAX.get() + 1;
+
+impl Inner {
+    /// An id of the window, if there is one left.
+    fn take_id(&mut self) -> Result<Option<(ThinId, u64)>> {
+        if self.state.graph.used_ids() + self.pending_ids.len() >= IDS as usize {
+            return Err(Error::NoFreeDeviceId);
+        }
+        while self.next_id < self.state.graph.ids.to {
+            let id = ThinId::new(self.next_id)?;
+            self.next_id += 1;
+            if !self.state.graph.uses(id) && self.pending_ids.insert(id) {
+                return Ok(Some((id, self.window_seq)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_window(&self) -> IdWindow {
+        let from = self.state.graph.ids.to % IDS;
+        let stragglers = self.pending_ids.iter().copied().collect();
+        IdWindow { from, to: IDS.min(from + WINDOW), stragglers }
+    }
+
+    fn check_name(&self, name: Option<&SnapshotId>) -> Result<()> {
+        let taken = |name: &&SnapshotId| {
+            self.state.graph.snapshots.contains_key(*name) || self.pending_names.contains(*name)
+        };
+        match name.filter(taken) {
+            Some(name) => Err(Error::SnapshotExists { id: name.to_string() }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Reservation<'_> {
+    /// Record what became of it, durably: it exists now.
+    ///
+    /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
+    pub(in crate::tree) fn commit(&mut self, record: &Record) -> Result<()> {
+        let seq = self.store.append(record)?;
+        self.store.sync(seq).inspect_err(|_| self.unresolved = true)
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.store.lock();
+        if self.unresolved {
+            inner.unresolved_ids.insert(self.thin_id);
+        } else {
+            inner.pending_ids.remove(&self.thin_id);
+        }
+        if let Some(name) = &self.name {
+            inner.pending_names.remove(name);
+        }
+    }
+}
