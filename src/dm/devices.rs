@@ -7,9 +7,9 @@ use nix::errno::Errno;
 use super::wire::{Command, DeviceStatus, EventNr, Geometry, ListedDevice, Payload, Request};
 use super::{Claim, DeviceMapper, DmFlags, DmId, DmName, DmUuid, Exclusive, TargetLine, TargetSpec, node};
 use crate::abi::dm::DM_MPATH_PROBE_PATHS;
-use crate::error::{IoctlError, is_permission};
+use crate::dm::{Error, Result};
+use crate::dm::{IoctlError, is_permission};
 use crate::kernel::{Access, Arg, DeviceNumber};
-use crate::{Error, Result};
 
 impl DeviceMapper {
     /// All devices, with their event numbers since interface 4.37 and their uuids since 4.45. Whatever

@@ -19,8 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{DeviceMapper, ListedDevice, UdevPolicy};
 use crate::abi::dm::DM_DEV_ARM_POLL;
+use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
-use crate::{Error, Result};
 
 /// What became of a device between two looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -12,7 +12,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{DeviceMapper, DmId, DmName, DmUuid};
-use crate::Result;
+use crate::dm::Result;
 use crate::kernel::DeviceNumber;
 
 /// What is known of the device that an operation is about.

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use crate::abi::dm::{DM_MAX_TYPE_NAME, DM_NAME_LEN, DM_UUID_LEN};
+use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
-use crate::{Error, Result};
 
 /// NUL-padded text in a fixed array, so that building a name allocates nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::DmName;
+use crate::dm::{Error, Result};
 use crate::kernel::{DeviceNumber, Kernel};
-use crate::{Error, Result};
 
 /// Where a device of that name is found.
 pub(super) fn path(name: &DmName) -> PathBuf {

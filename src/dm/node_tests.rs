@@ -8,10 +8,10 @@ use nix::errno::Errno;
 
 use super::targets::{Target, Zero};
 use super::*;
+use crate::dm::{Error, Result};
 use crate::kernel::{DeviceNumber, Kernel};
 use crate::model::ModelKernel;
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 fn name(text: &str) -> DmName {
     DmName::new(text).unwrap()

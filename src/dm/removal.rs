@@ -2,9 +2,9 @@
 
 use super::wire::{Command, ListedDevice, Request};
 use super::{Claim, DeviceMapper, DmFlags, DmId, DmName, Exclusive, node};
+use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// What became of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

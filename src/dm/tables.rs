@@ -5,9 +5,9 @@ use nix::errno::Errno;
 use super::control::{LARGEST, SMALL};
 use super::wire::{Command, DeviceStatus, EventNr, Payload, Request, Response, TargetVersion};
 use super::{DeviceMapper, DmFlags, DmId, Exclusive, TargetLine, TargetSpec, TargetType};
+use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// Which of a device's two tables is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -15,9 +15,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{TargetSpec, TargetType};
+use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// The parameters of a target, which its `Display` writes as the kernel reads them.
 pub trait Target: fmt::Display + Sync + Sized {

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use super::fake::{Fake, answer, put};
 use super::*;
-use crate::Error;
+use crate::dm::Error;
 use crate::units::Sectors;
 
 fn name(text: &str) -> DmName {

@@ -31,6 +31,7 @@ pub use self::real::RealKernel;
 pub use crate::abi::DeviceKind;
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
+pub(crate) use crate::error::{Error, Result};
 pub use crate::sys::{Arg, Semaphore};
 
 /// What this crate asks of the operating system below it.
@@ -202,8 +203,9 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
 impl dyn Kernel + '_ {
     /// [`block_device_names`](Kernel::block_device_names), with an error for users.
-    pub(crate) fn block_devices(&self) -> crate::Result<Vec<OsString>> {
-        self.block_device_names().map_err(|errno| crate::Error::io("list", "/sys/class/block")(errno.into()))
+    pub(crate) fn block_devices(&self) -> crate::kernel::Result<Vec<OsString>> {
+        self.block_device_names()
+            .map_err(|errno| crate::kernel::Error::io("list", "/sys/class/block")(errno.into()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use nix::sys::stat::{major, makedev, minor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::kernel::{Error, Result};
 
 /// A block device's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

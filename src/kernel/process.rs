@@ -1,6 +1,6 @@
 //! Which process this is: a child of fork has the memory and the descriptors of another one's tree.
 
-use crate::{Error, Result};
+use crate::kernel::{Error, Result};
 
 /// The process that made a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

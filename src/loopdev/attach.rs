@@ -24,10 +24,11 @@ use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
     LOOP_SET_STATUS64, loop_config, loop_info64,
 };
-use crate::error::is_permission;
 use crate::kernel::{Access, Arg};
+use crate::loopdev::is_permission;
+use crate::loopdev::{Error, Result};
+use crate::sys;
 use crate::units::Bytes;
-use crate::{Error, Result, sys};
 
 /// Races lost before giving up. With as many rivals at once, one of them wins each round.
 const TRIES: u32 = 64;

@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use super::LoopDevice;
 use crate::abi::Ioctl;
 use crate::abi::loopdev::{LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE};
-use crate::error::{IoctlError, is_permission};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, loop_index};
-use crate::{Error, Result};
+use crate::loopdev::{Error, Result};
+use crate::loopdev::{IoctlError, is_permission};
 
 const PATH: &str = "/dev/loop-control";
 const LOOP_MAJOR: u32 = 7;

@@ -20,8 +20,8 @@ use crate::abi::loopdev::{
     loop_info64,
 };
 use crate::kernel::{Arg, DeviceFile, DeviceNumber, Kernel};
+use crate::loopdev::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// LOOP_SET_STATUS64 says EAGAIN on kernels 5.0 to 5.7 while the page cache is dirty.
 const STATUS_TRIES: u32 = 64;

@@ -8,6 +8,7 @@ mod device;
 #[cfg(all(test, feature = "model"))]
 mod tests;
 
+pub(crate) use crate::error::{Error, IoctlError, Result, is_permission};
 pub use attach::AttachOptions;
 pub use control::{LoopControl, LoopIndex};
 pub use device::{LoopDevice, LoopStatus};

@@ -8,9 +8,9 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::*;
+use crate::loopdev::{Error, Result};
 use crate::model::ModelKernel;
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// What is said of a refusal, to compare.
 fn told(result: Result<()>) -> std::result::Result<(), Option<Errno>> {

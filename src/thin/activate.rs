@@ -8,8 +8,8 @@ use super::identity::Identity;
 use super::{ThinId, ThinPool, ThinTable, ThinVolume};
 use crate::dm::{DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
+use crate::thin::{Error, Result};
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// How a volume is activated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

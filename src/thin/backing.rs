@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::kernel::{DeviceNumber, FileStatus, Files};
 use crate::loopdev::{LoopControl, LoopDevice};
+use crate::thin::{Error, Result};
 use crate::units::{Bytes, Sectors};
-use crate::{Error, Result};
 
 /// A pool's data or metadata device that may be made larger.
 pub trait Backing: fmt::Debug + Send + Sync {

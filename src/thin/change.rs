@@ -4,8 +4,8 @@ use super::guard::{Watch, count_reload};
 use super::reload::reload;
 use super::{Discards, NoSpace, PoolFeatures, PoolMode, PoolStatus, PoolTable, ThinPool};
 use crate::dm::{DmFlags, TargetSpec, TargetType};
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
-use crate::{Error, Result};
 
 impl ThinPool {
     /// Take over the data device's new size, while volumes are in use. The caller has made the device

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
 use super::{PoolStatus, ThinId, ThinPool, tools};
+use crate::thin::{Error, Result};
 use crate::units::Blocks;
-use crate::{Error, Result};
 
 /// What a thin device has of its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

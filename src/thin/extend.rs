@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{Backing, METADATA_BLOCK_SIZE, METADATA_MAX, PoolStatus, ThinPool};
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Bytes, Sectors};
-use crate::{Error, Result};
 
 /// When, by how much and how far a device is extended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -25,8 +25,8 @@ use serde::Serialize;
 use super::extend::percent_of;
 use super::{Backing, METADATA_BLOCK_SIZE, NoSpace, PoolMode, PoolStatus, PoolTable, PoolUsage, ThinPool};
 use crate::dm::EventNr;
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Bytes, Sectors};
-use crate::{Error, Result};
 
 /// How much must stay free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -12,8 +12,8 @@ use crate::dm::targets::{Target, Zero};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, UdevPolicy};
 use crate::kernel::{DeviceNumber, Kernel};
 use crate::model::ModelKernel;
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Bytes, Sectors};
-use crate::{Error, Result};
 
 const SIZE: Sectors = Bytes::mib(1).sectors();
 

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 
 use crate::dm::{Claim, DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Exclusive, Removal};
 use crate::kernel::DeviceNumber;
-use crate::{Error, Result};
+use crate::thin::{Error, Result};
 
 /// A device, as it was when its handle was made.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +132,7 @@ impl Identity {
         if held.suspensions(self.key()) == 0 {
             return Ok(());
         }
-        Err(Error::Ioctl(Box::new(crate::error::IoctlError {
+        Err(Error::Ioctl(Box::new(crate::dm::IoctlError {
             ioctl: crate::abi::dm::DM_TABLE_LOAD.name(),
             device: self.name.to_string(),
             detail: Some("suspended for a snapshot".to_owned()),

@@ -13,8 +13,8 @@ use crate::dm::{
     TargetType,
 };
 use crate::kernel::DeviceNumber;
+use crate::thin::{Error, Result};
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// What a snapshot is taken of.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Another table for a device that is in use.
 
-use crate::Result;
 use crate::dm::{DeviceMapper, DmFlags, DmId, Exclusive, TableKind, TargetSpec};
+use crate::thin::Result;
 
 /// Load a table and put it to use; the device goes on with the old one if that fails.
 ///

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::table::malformed;
 use super::{Discards, NoSpace, TransactionId};
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
-use crate::{Error, Result};
 
 /// The mode that a pool is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

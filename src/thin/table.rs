@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, ThinId};
 use crate::kernel::{DeviceNumber, Kernel};
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
-use crate::{Error, Result};
 
 /// What a pool does with discards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use super::TransactionId;
 use super::metadata::{DeviceBlocks, MetadataError, Superblock};
 use crate::kernel::{DeviceNumber, Kernel, RealKernel};
+use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
-use crate::{Error, Result};
 
 const PACKAGE: &str = "thin-provisioning-tools";
 

@@ -14,10 +14,10 @@ use crate::dm::{
     DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Removal, TableKind, TargetLine, TargetSpec,
     TargetType,
 };
-use crate::error::IoctlError;
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Process};
+use crate::thin::IoctlError;
+use crate::thin::{Error, Result};
 use crate::units::{Bytes, Sectors};
-use crate::{Error, Result};
 
 /// A thin device that is active: a block device. Dropping it changes nothing; see
 /// [`deactivate`](Self::deactivate).

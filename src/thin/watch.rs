@@ -20,8 +20,8 @@ use serde::Serialize;
 use super::{PoolMode, PoolStatus, ThinPool};
 use crate::dm::{DeviceMapper, DmUuid, EventNr, UdevPolicy};
 use crate::kernel::DeviceNumber;
+use crate::thin::{Error, Result};
 use crate::units::Blocks;
-use crate::{Error, Result};
 
 /// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
 /// ended and begun again.

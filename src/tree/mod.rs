@@ -36,9 +36,9 @@ use uuid::Uuid;
 
 use crate::dm::{DmName, DmUuid};
 use crate::thin::{ThinId, ThinPool};
-use crate::{Error, Result};
 
 pub use crate::dm::Removal;
+pub(crate) use crate::error::{Error, MountError, Result, RootProblem, StateAge};
 pub use crate::thin::metadata::ChangeKind;
 pub use live::holders::Holder;
 pub(crate) use live::holders::Listed;

@@ -12,9 +12,9 @@ use crate::thin::tools::CheckPolicy;
 use crate::thin::{ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
 use crate::tree::state::files::StateDir;
 use crate::tree::state::journal::{PoolRecord, State};
+use crate::tree::{Error, Result};
 use crate::tree::{InitLayer, PoolSource};
 use crate::units::{Blocks, Bytes};
-use crate::{Error, Result};
 
 /// The file system that the base is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

@@ -3,9 +3,9 @@
 use crate::abi::mount::MountFlags;
 use crate::dm::DmName;
 use crate::thin::MinFree;
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, PoolSource};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 impl Options {
     /// Options from `key=value` texts, with the keys and defaults of Docker's `--storage-opt`.

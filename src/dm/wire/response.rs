@@ -13,9 +13,9 @@ use crate::abi::dm::{
     dm_target_deps, dm_target_spec, dm_target_versions,
 };
 use crate::dm::{DmName, DmUuid, TargetLine, TargetType};
+use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// The version of device mapper's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

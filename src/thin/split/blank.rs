@@ -10,8 +10,8 @@ use super::label::{COPIES, MAGIC};
 use crate::abi::block::BLKGETSIZE64;
 use crate::kernel::{Arg, DeviceFile, Kernel};
 use crate::thin::metadata::format::{BLOCK_SIZE, THIN_SUPERBLOCK_MAGIC};
+use crate::thin::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// How much of a device's beginning and of its end has to be zero.
 const EDGE: u64 = Bytes::mib(4).0;

@@ -11,9 +11,9 @@ use super::{SplitOptions, blank};
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
 use crate::kernel::{Access, DeviceFile, DeviceNumber, FileLock, Kernel};
+use crate::thin::{Error, Result};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
 use crate::units::{Blocks, Sectors};
-use crate::{Error, Result};
 
 /// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
 #[derive(Debug)]

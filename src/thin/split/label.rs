@@ -11,8 +11,8 @@
 use uuid::Uuid;
 
 use crate::thin::check_block_size;
+use crate::thin::{Error, Result};
 use crate::units::{Bytes, Sectors};
-use crate::{Error, Result};
 
 /// Bytes of a label.
 pub(super) const SIZE: usize = 4096;

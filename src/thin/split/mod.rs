@@ -13,8 +13,8 @@ pub use label::{Label, Part, Segment};
 pub use options::SplitOptions;
 
 use super::{Backing, Below};
-use crate::Result;
 use crate::kernel::DeviceNumber;
+use crate::thin::Result;
 use crate::units::Sectors;
 
 /// One part of a split device that is active, for a policy that extends it from what is free there.

@@ -11,8 +11,8 @@ use super::device::SplitDevice;
 use super::label::RESERVED;
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, TableKind};
 use crate::kernel::DeviceNumber;
+use crate::thin::{Error, Result};
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 impl SplitDevice {
     /// The device with a certain label, among all of the system. What cannot be read is passed over.

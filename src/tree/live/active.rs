@@ -19,9 +19,9 @@ use crate::thin::{ActivateOptions, PoolMode, ThinId, ThinVolume};
 use crate::tree::live::mount::{Mounted, Where};
 use crate::tree::ops::base::BASE;
 use crate::tree::state::graph::{FsState, Record, Snapshot};
+use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree, live::base_check, live::holders, unknown};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// The state of a snapshot in the kernel.
 #[derive(Debug, Default)]

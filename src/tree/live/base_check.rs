@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::kernel::{Access, Kernel};
 use crate::thin::blank;
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotTree};
-use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Compare the base's file system with the state.

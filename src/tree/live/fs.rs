@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::kernel::Kernel;
 use crate::tree::Filesystem;
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 impl Filesystem {
     /// The kernel's name of it.

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::dm::DmName;
 use crate::kernel::{DeviceNumber, Directory, Kernel, ProcessName};
+use crate::tree::{Error, Result};
 use crate::tree::{SnapshotTree, live::mount};
-use crate::{Error, Result};
 
 /// Somebody who keeps a device or a file system busy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 
 use crate::kernel::{Directory, Entry, Files};
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 /// Files, directories and symbolic links that must exist in every snapshot.
 ///

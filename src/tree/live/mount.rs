@@ -10,12 +10,12 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::error::MountError;
 use crate::kernel::{DeviceNumber, Directory, Kernel, Links, MountId};
 use crate::thin::{ThinId, ThinVolume};
+use crate::tree::MountError;
 use crate::tree::state::files::{StateDir, read_at_most};
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, SnapshotTree};
-use crate::{Error, Result};
 
 /// Mounts `device` on the directory at `at`, which an error calls `target`.
 fn mount(

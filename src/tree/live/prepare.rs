@@ -2,8 +2,8 @@
 
 use crate::kernel::{DeviceNumber, Directory, Kernel};
 use crate::tree::state::graph::{Record, Snapshot};
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId, SnapshotTree};
-use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Make a mounted snapshot ready. `root` is its directory.

@@ -11,7 +11,7 @@ use crate::abi::block::BLKDISCARD;
 use crate::kernel::{Access, Arg, DeviceFile, Kernel};
 use crate::thin::ThinVolume;
 use crate::tree::SnapshotTree;
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 /// An open thin volume.
 #[derive(Debug)]

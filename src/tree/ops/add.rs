@@ -7,9 +7,9 @@ use crate::tree::ops::base::BASE;
 use crate::tree::options::check_size;
 use crate::tree::state::graph::{FsState, Record, Snapshot};
 use crate::tree::state::store::Reservation;
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// What a snapshot is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use crate::Result;
 use crate::thin::{ThinId, ThinVolume};
+use crate::tree::Result;
 use crate::tree::state::graph::{Base, FsState, Record};
 use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;

@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::thin::ThinId;
 use crate::thin::metadata::{Change, ChangeKind};
 use crate::tree::state::graph::Record;
+use crate::tree::{Error, Result};
 use crate::tree::{Lineage, SnapshotId, SnapshotTree, unknown};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// Ranges that one metadata snapshot is held for.
 const BATCH: usize = 16_384;

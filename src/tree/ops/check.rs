@@ -9,7 +9,7 @@ use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
 use crate::tree::state::graph::Snapshot;
 use crate::tree::state::identity::{self, Relation};
 use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, live::mount};
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 impl SnapshotTree {
     /// Compare the state with the system, and explain each difference. An empty list means that all is well.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::Result;
 use crate::thin::ThinId;
 use crate::thin::metadata::Metadata;
+use crate::tree::Result;
 use crate::tree::SnapshotTree;
 
 impl SnapshotTree {

@@ -20,8 +20,8 @@ use crate::tree::state::identity;
 use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
+use crate::tree::{Error, Result};
 use crate::tree::{Options, SnapshotTree, pool::source, pool_uuid, volume_name};
-use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Open the tree at `root`, or make it if there is none.

@@ -8,9 +8,9 @@ use crate::thin::ThinId;
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::ops::changed::Volume;
 use crate::tree::ops::writer::check_range;
+use crate::tree::{Error, Result};
 use crate::tree::{Labels, SnapshotTree};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// Size of [`AlignedBlock`].
 pub(in crate::tree) const BLOCK: usize = 4096;

@@ -11,8 +11,8 @@ use crate::tree::stream::{Decoder, Event, StreamError, StreamSummary, VolumeHead
 use crate::tree::{
     AddOptions, Labels, Parent, Progress, ReceiveOptions, SnapshotId, SnapshotTree, SnapshotWriter,
 };
+use crate::tree::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// What was received.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! How a stream is received.
 
-use crate::Result;
+use crate::tree::Result;
 use crate::tree::SnapshotId;
 use crate::tree::ops::send::{Observer, Progress};
 use crate::units::Bytes;

@@ -62,8 +62,8 @@ use crate::tree::state::identity::{self, Relation, Volumes};
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
+use crate::tree::{Error, Result, StateAge};
 use crate::tree::{Options, pool_uuid, volume_name};
-use crate::{Error, Result, StateAge};
 
 /// A tree that is being opened: what it says of itself.
 pub(in crate::tree) struct Opening<'a> {

@@ -13,8 +13,8 @@ use crate::tree::live::active::{Slot, SlotCell};
 use crate::tree::live::mount::Mounted;
 use crate::tree::state::graph::{FsState, Record};
 use crate::tree::state::identity::{self, Volumes};
+use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree, unpublished_name, volume_name};
-use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.

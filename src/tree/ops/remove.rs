@@ -15,8 +15,8 @@ use crate::dm::Removal;
 use crate::kernel::Process;
 use crate::tree::live::active::{Slot, busy, lock};
 use crate::tree::state::graph::{Record, Snapshot};
+use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
-use crate::{Error, Result};
 
 /// How a snapshot is removed.
 #[derive(Debug, Clone, Default)]

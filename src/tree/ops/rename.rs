@@ -1,6 +1,6 @@
 //! Another id for a snapshot.
 
-use crate::Result;
+use crate::tree::Result;
 use crate::tree::live::active::{Slot, lock};
 use crate::tree::state::graph::Record;
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -13,9 +13,9 @@ impl SnapshotTree {
     /// leaves on the device, the next open gives it the recorded one.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot),
-    /// [`Error::InvalidName`](crate::Error::InvalidName),
-    /// [`Error::SnapshotExists`](crate::Error::SnapshotExists). After an error it has the id that it had.
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot),
+    /// [`Error::InvalidName`](crate::tree::Error::InvalidName),
+    /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists). After an error it has the id that it had.
     pub fn rename(&self, id: &str, to: &str) -> Result<()> {
         self.check_open()?;
         let (from, to) = (SnapshotId::new(id)?, SnapshotId::new(to)?);
@@ -74,9 +74,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::Error;
     use crate::dm::UdevPolicy;
     use crate::model::ModelKernel;
+    use crate::tree::Error;
     use crate::tree::{Filesystem, Options};
 
     #[test]

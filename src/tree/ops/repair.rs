@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::Result;
+use crate::tree::Result;
 use crate::tree::live::active::Slot;
 use crate::tree::live::mount::Where;
 use crate::tree::state::graph::Record;

@@ -5,8 +5,8 @@ use uuid::Uuid;
 use crate::kernel::Access;
 use crate::tree::live::active::check_unmounted;
 use crate::tree::state::graph::Record;
+use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
-use crate::{Error, Result};
 
 impl SnapshotTree {
     /// Seals a snapshot: its content is final, and the returned UUID identifies it, in this tree and in each tree that

@@ -13,8 +13,8 @@ use crate::tree::ops::changed::Compared;
 use crate::tree::ops::reader::BLOCK;
 use crate::tree::stream::{Encoder, StreamFilesystem, StreamHeader, StreamSummary, VolumeHeader};
 use crate::tree::{ChangedRange, Lineage, Place, SnapshotId, SnapshotReader, SnapshotTree};
+use crate::tree::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;

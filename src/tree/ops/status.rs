@@ -12,9 +12,9 @@ use crate::kernel::DeviceNumber;
 use crate::thin::tools::node;
 use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
 use crate::tree::state::graph::Snapshot;
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
-use crate::{Error, Result};
 
 /// A snapshot as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -9,8 +9,8 @@ use crate::tree::options::check_size;
 use crate::tree::state::graph::{FsState, Making, Receiving, Record, Snapshot};
 use crate::tree::state::store::Reservation;
 use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree, unpublished_name};
+use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
-use crate::{Error, Result};
 
 /// Zeroes are written, and looked for, in such pieces.
 const PIECE: usize = 64 << 10;

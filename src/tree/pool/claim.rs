@@ -16,9 +16,9 @@ use crate::kernel::{Access, DeviceFile, Process};
 use crate::tree::live::active::{Deadline, busy};
 use crate::tree::live::holders::{self, Holder};
 use crate::tree::state::root::Root;
+use crate::tree::{Error, Result};
 use crate::tree::{Options, volume_name};
 use crate::units::Sectors;
-use crate::{Error, Result};
 
 /// What the device is called among a root's; no snapshot can have that id.
 const LOCK: &str = "pool-lock";

@@ -2,8 +2,8 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use crate::Result;
 use crate::thin::{PoolStatus, TransactionId};
+use crate::tree::Result;
 use crate::tree::state::store::Reservation;
 use crate::tree::{SnapshotId, SnapshotTree, state::identity};
 
@@ -78,7 +78,7 @@ impl SnapshotTree {
     /// Takes a name and a thin id for a new volume. The generation was raised since the window of the id was reserved.
     ///
     /// # Errors
-    /// [`Error::SnapshotExists`](crate::Error::SnapshotExists), [`Error::NoFreeDeviceId`](crate::Error::NoFreeDeviceId).
+    /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists), [`Error::NoFreeDeviceId`](crate::tree::Error::NoFreeDeviceId).
     pub(in crate::tree) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
         let reservation = self.store.reserve(name)?;
         self.raise_for_window(&reservation)?;

@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::loopdev::LoopControl;
 use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX, PoolEvent};
 use crate::tree::options::check_size;
+use crate::tree::{Error, Result};
 use crate::tree::{PoolSource, SnapshotTree, pool::source};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// Something that happened to a tree's pool, and what was done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::thin::metadata::Metadata;
 use crate::thin::{PoolStatus, ThinPool};
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 const NAME: &str = "metadata-snapshot";
 const HELD: &[u8] = b"held\n";

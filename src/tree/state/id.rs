@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 /// A snapshot's id: 1 to 72 letters, digits and `#+-.:=@_`, the characters that neither device mapper
 /// nor udev has to escape. `base`, `pool`, `pool-lock`, `pool-tmeta` and `pool-tdata` are taken.

@@ -8,8 +8,8 @@ use crate::thin::metadata::{Metadata, ThinDevice};
 use crate::thin::{ThinId, TransactionId};
 use crate::tree::state::graph::Graph;
 use crate::tree::state::journal::State;
+use crate::tree::{Error, Result};
 use crate::units::Blocks;
-use crate::{Error, Result};
 
 /// The nonce of a new tree; never 0.
 pub(in crate::tree) fn new_nonce() -> u32 {

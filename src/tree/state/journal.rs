@@ -26,8 +26,8 @@ use crate::tree::options::SIZE_MAX;
 use crate::tree::pool::pool_source::{Adopted, PoolSource};
 use crate::tree::pool::source::KnownDevices;
 use crate::tree::state::graph::{Graph, Record};
+use crate::tree::{Error, Result};
 use crate::units::{Blocks, Bytes};
-use crate::{Error, Result};
 
 /// The format that this crate writes.
 pub(in crate::tree) const FORMAT: u32 = 1;

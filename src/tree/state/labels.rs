@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::tree::state::graph::Record;
+use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
-use crate::{Error, Result};
 
 /// A snapshot's labels: at most 32 pairs of a key (1 to 64 letters, digits and `-._/:`) and a value (at most
 /// 256 bytes, no control characters), in the order of their keys.

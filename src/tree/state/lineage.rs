@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::Result;
+use crate::tree::Result;
 use crate::tree::state::graph::{Graph, Snapshot};
 use crate::tree::{SnapshotId, SnapshotTree};
 
@@ -83,7 +83,7 @@ impl SnapshotTree {
     /// What a snapshot was made from.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::Error::UnknownSnapshot); so for all of these.
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot); so for all of these.
     pub fn parent(&self, id: &str) -> Result<Lineage> {
         self.lineage(id, |graph, id| graph.parent(id.as_str()))
             .and_then(|p| p.ok_or_else(|| crate::tree::unknown(id)))

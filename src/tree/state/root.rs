@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use crate::kernel::{DeviceNumber, Directory, Entry, FileLock, Files, Kernel, Links};
 use crate::tree::live::holders;
 use crate::tree::state::files::{RealDir, StateDir};
-use crate::{Error, Result, RootProblem};
+use crate::tree::{Error, Result, RootProblem};
 
 const POOL: &str = "pool";
 

@@ -18,8 +18,8 @@ use crate::tree::SnapshotId;
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
 use crate::tree::state::graph::{Graph, Record};
 use crate::tree::state::journal::{self, State};
+use crate::tree::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 pub(in crate::tree) use reservation::Reservation;
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use proptest::prelude::*;
 
 use super::super::*;
-use crate::Error;
+use crate::dm::Error;
 use crate::dm::{DmName, DmUuid, TargetLine, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
@@ -115,7 +115,7 @@ fn ten_thousand_devices() {
     assert_eq!(devices[9_999].uuid.unwrap().to_str(), Some("DMTHIN-9999"));
 }
 
-fn targets(count: u32, payload: &[u8]) -> crate::Result<Vec<crate::dm::TargetLine>> {
+fn targets(count: u32, payload: &[u8]) -> crate::dm::Result<Vec<crate::dm::TargetLine>> {
     Response::decode(&answer(47, count, 0, payload)).unwrap().targets()
 }
 

@@ -8,7 +8,7 @@ use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinPool};
 use crate::tree::Options;
 use crate::tree::pool::pool_source::Adopted;
 use crate::tree::state::journal::PoolRecord;
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 pub(super) fn new_record(
     options: &Options,

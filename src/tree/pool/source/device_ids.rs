@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{DeviceNumber, Kernel};
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 /// The ids of a device that outlast restarts, by their kinds: `dm-uuid`, `wwid`, `serial`, `partuuid`. Many a device has
 /// none of them.

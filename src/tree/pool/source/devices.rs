@@ -13,8 +13,8 @@ use crate::thin::blank;
 use crate::thin::metadata::{DeviceBlocks, Metadata};
 use crate::tree::Options;
 use crate::tree::state::journal::PoolRecord;
+use crate::tree::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// What the two devices are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::thin::{Part, PoolTable, SplitDevice, SplitOptions, tools};
 use crate::tree::Options;
 use crate::tree::pool::pool_source::PoolSource;
 use crate::tree::state::journal::PoolRecord;
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 /// The sub-devices of an inactive pool. Dropping it removes them.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};
 use crate::tree::Options;
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::state::root::Root;
+use crate::tree::{Error, Result};
 use crate::units::Bytes;
-use crate::{Error, Result};
 
 /// Makes the files.
 pub(super) fn make(options: &Options, root: &Root, pool: &PoolRecord) -> Result<()> {

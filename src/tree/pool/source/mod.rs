@@ -20,8 +20,8 @@ use crate::tree::Options;
 use crate::tree::pool::pool_source::PoolSource;
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::state::root::Root;
+use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
-use crate::{Error, Result};
 
 pub(in crate::tree) use adopted::{adopted, check_block_size};
 pub(in crate::tree) use devices::KnownDevices;

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{Inner, SnapshotId, Store};
 use crate::thin::ThinId;
 use crate::tree::state::graph::{IdWindow, Record};
-use crate::{Error, Result};
+use crate::tree::{Error, Result};
 
 /// Thin ids reserved at a time.
 const WINDOW: u32 = 64;
