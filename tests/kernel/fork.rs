@@ -58,7 +58,7 @@ fn a_child_writes_and_removes_nothing() {
     let writer = tree.create("written", Some(Parent::Base), &AddOptions::new()).unwrap();
     writer.write_at(Bytes(0), b"kept").unwrap();
     let (mut in_child, mut of_child) = (None, Some(writer));
-    // Both have the writer; the parent publishes it before the child drops it.
+    // Both have the writer; the child drops it before the parent publishes it.
     let child = Child::new(|| {
         in_child = of_child.take();
         let refused = |result: dm_thin::Result<()>| {
@@ -73,10 +73,10 @@ fn a_child_writes_and_removes_nothing() {
         refused(in_child.as_ref().unwrap().write_at(Bytes(0), b"lost"));
         drop(in_child.take());
     });
-    let uuid = of_child.take().unwrap().commit_sealed().unwrap();
     let journal = fs::read(bench.root().join("journal.jsonl")).unwrap();
     child.run();
     assert_eq!(fs::read(bench.root().join("journal.jsonl")).unwrap(), journal);
+    let uuid = of_child.take().unwrap().commit_sealed().unwrap();
     assert_eq!(tree.check().unwrap(), []);
     assert_eq!(tree.get("a").unwrap().device, Some(device));
     let mut found = [0; 4];

@@ -166,7 +166,7 @@ fn a_mount_in_a_full_pool_is_out_of_space() {
     assert_eq!(
         error.to_string(),
         format!(
-            "pool {pool} is out of data space: a file system on it cannot be mounted; remove snapshots or grow the pool"
+            "pool {pool} is out_of_data_space: a file system on it cannot be mounted; remove snapshots or grow the pool"
         )
     );
     assert!(matches!(error, Error::PoolMode { mode: PoolMode::OutOfDataSpace, .. }));
