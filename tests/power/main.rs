@@ -24,10 +24,40 @@ use std::time::Duration;
 /// What was acknowledged: snapshots, and the text in each; `?` where that was not acknowledged.
 type Known = BTreeMap<String, String>;
 
-/// The power is cut so many seconds, at most, after the guest's first line that begins so.
-const LONGEST: u64 = 20;
+/// What the guest does until the power is cut, the line after which that happens, and within how many milliseconds.
+const KINDS: [(Work, &str, u64); 8] = [
+    (Work::Threads, "begin add", 20_000),
+    (Work::Threads, "begin grow", 4_000),
+    (Work::Open, "begin first open", 2_500),
+    // Checking what is there, and removing old snapshots.
+    (Work::Threads, "boot", 20_000),
+    (Work::Open, "begin open", 1_500),
+    (Work::Threads, "begin add", 20_000),
+    (Work::Open, "begin close", 1_500),
+    (Work::Threads, "begin grow", 20_000),
+];
+
+/// What the guest does after its check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Nothing,
+    /// Threads add, mount, write, remove, receive and grow.
+    Threads,
+    /// A tree is opened, changed and closed, again and again, and new trees are made.
+    Open,
+}
+
+impl Work {
+    const ALL: [(&'static str, Self); 3] =
+        [("nothing", Self::Nothing), ("threads", Self::Threads), ("open", Self::Open)];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, work)| *work == self).unwrap().0
+    }
+}
 
 struct Cut {
+    work: Work,
     begin: &'static str,
     delay: Duration,
     /// The guest is killed when it is there.
@@ -36,10 +66,9 @@ struct Cut {
 
 impl Cut {
     fn new(number: u64, directory: &Path) -> Self {
-        // Looking, and removing what is old, take as long as they take; now and then that is cut.
-        let begin = if number % 4 == 3 { "boot" } else { "begin add" };
-        let delay = Duration::from_secs(RandomState::new().hash_one(number) % LONGEST);
-        Self { begin, delay, file: directory.join(format!("cut-{number}")) }
+        let (work, begin, longest) = KINDS[usize::try_from(number).unwrap() % KINDS.len()];
+        let delay = Duration::from_millis(RandomState::new().hash_one(number) % longest);
+        Self { work, begin, delay, file: directory.join(format!("cut-{number}")) }
     }
 }
 
@@ -73,17 +102,33 @@ fn main() {
 struct Counts {
     /// Acknowledged.
     operations: u64,
+    /// How many cuts came in which call, and how often it was acknowledged before.
+    calls: BTreeMap<String, (u64, u64)>,
+    /// The pool's acknowledged size, in MiB.
+    pool_size: u64,
     /// Begun, and not acknowledged.
     receives_cut: u64,
     /// After the cut.
     receives_continued: u64,
 }
 
+impl Counts {
+    fn begin(&mut self, call: &str) {
+        self.calls.entry(call.to_owned()).or_default().0 += 1;
+    }
+
+    fn end(&mut self, call: &str) {
+        let (cut, done) = self.calls.get_mut(call).unwrap();
+        (*cut, *done) = (*cut - 1, *done + 1);
+    }
+}
+
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, receives_cut, receives_continued } = self;
+        let Self { operations, receives_cut, receives_continued, .. } = self;
         write!(f, "{operations} operations acknowledged, ")?;
-        write!(f, "{receives_cut} receives cut, {receives_continued} of them continued")
+        write!(f, "{receives_cut} receives cut, {receives_continued} of them continued")?;
+        self.calls.iter().try_for_each(|(call, (cut, done))| write!(f, ", {call}: {done} done, {cut} cut"))
     }
 }
 
@@ -91,6 +136,7 @@ impl fmt::Display for Counts {
 fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, counts: &mut Counts) {
     let mut run = Command::new("tests/vm/run");
     run.args(["--disk", disk]);
+    let work = cut.as_ref().map_or(Work::Nothing, |cut| cut.work);
     let works = cut.is_some();
     if let Some(cut) = &cut {
         run.arg("--power-cut-when").arg(&cut.file);
@@ -99,7 +145,7 @@ fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, 
         snapshots.iter().map(|(id, text)| format!("{id}={text}")).collect::<Vec<_>>().join(" ")
     };
     run.env("DM_THIN_KNOWN", text(known)).env("DM_THIN_DOUBT", text(doubt));
-    run.env("DM_THIN_WORK", if works { "yes" } else { "no" });
+    run.env("DM_THIN_WORK", work.name()).env("DM_THIN_POOL_SIZE", counts.pool_size.to_string());
     run.arg("--").arg(std::env::current_exe().unwrap()).arg("worker").stdout(Stdio::piped());
     let mut guest = run.spawn().unwrap();
     let mut resolved = false;
@@ -120,6 +166,13 @@ fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, 
                 known.retain(|id, _| ids.contains(&id.as_str()));
                 resolved = true;
             }
+            ["begin", "grow", _] => counts.begin("grow_pool"),
+            ["grown", size] => {
+                counts.pool_size = size.parse().unwrap();
+                counts.end("grow_pool");
+            }
+            ["begin", call @ ("open" | "close" | "first"), ..] => counts.begin(call),
+            ["end", call] => counts.end(call),
             ["begin", "add", id] => {
                 doubt.insert(id.to_owned(), "?".to_owned());
                 counts.receives_cut += u64::from(receiver::is_received(id));

@@ -6,14 +6,19 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
-use dm_thin::tree::{Options, Parent, SnapshotTree};
+use dm_thin::tree::{AddOptions, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
-use crate::receiver;
+use crate::{Work, receiver};
 
 const ROOT: &str = "/var/lib/power";
+/// Trees that were being made.
+const FIRST: &str = "/var/lib/first";
 const THREADS: usize = 4;
+/// The pool is not grown beyond that.
+const LARGEST: u64 = 4 << 10;
 
 pub fn main() {
     say("boot");
@@ -21,8 +26,11 @@ pub fn main() {
     let doubt = variable("DM_THIN_DOUBT");
     let found = check(&known, &doubt);
     say(&format!("have {}", found.into_iter().collect::<Vec<_>>().join(" ")));
-    if std::env::var("DM_THIN_WORK").is_ok_and(|work| work == "yes") {
-        work();
+    let work = std::env::var("DM_THIN_WORK").unwrap();
+    match Work::ALL.iter().find(|(name, _)| *name == work).unwrap().1 {
+        Work::Nothing => {}
+        Work::Threads => work_in_threads(),
+        Work::Open => open_and_close(),
     }
 }
 
@@ -39,16 +47,40 @@ pub fn say(line: &str) {
     out.flush().unwrap();
 }
 
-fn open() -> SnapshotTree {
+fn open(root: impl AsRef<Path>) -> SnapshotTree {
     let options =
         Options::new().data_size(Bytes::gib(2)).metadata_size(Bytes::mib(16)).base_size(Bytes::mib(32));
-    SnapshotTree::open(ROOT, options).unwrap()
+    SnapshotTree::open(root, options).unwrap()
+}
+
+/// This life of the guest.
+fn life() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()[..8].to_owned()
+}
+
+/// A tree whose first open was cut is empty, and whole.
+fn check_first() {
+    for root in fs::read_dir(FIRST).into_iter().flatten() {
+        let root = root.unwrap().path();
+        let tree = open(&root);
+        assert!(tree.list().is_empty());
+        assert_eq!(tree.check().unwrap(), []);
+        tree.add("a", Parent::Base).unwrap();
+        tree.remove("a").unwrap();
+        tree.close().unwrap();
+        drop(tree);
+        fs::remove_dir_all(root).unwrap();
+    }
 }
 
 /// Acknowledged is there, with its text or all of its stream; nothing is there that nobody asked for; file
 /// systems, metadata and ids are sound.
 fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> BTreeSet<String> {
-    let tree = open();
+    check_first();
+    let tree = open(ROOT);
+    let size: u64 = std::env::var("DM_THIN_POOL_SIZE").unwrap().parse().unwrap();
+    let found = tree.status().unwrap().data.unwrap().total;
+    assert!(found >= Bytes::mib(size), "the pool was grown to {size} MiB, and is {found:#}");
     receiver::resume(&tree, doubt);
     let found: BTreeSet<String> = tree.list().iter().map(|info| info.id.to_string()).collect();
     for id in known.keys() {
@@ -91,11 +123,53 @@ fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> 
     found
 }
 
+/// Opens and closes the tree, and makes new ones, until the power goes.
+fn open_and_close() {
+    let life = life();
+    for round in 0.. {
+        say("begin open");
+        let tree = open(ROOT);
+        say("end open");
+        let id = format!("{life}-opened-{round}");
+        say(&format!("begin add {id}"));
+        tree.add(&id, Parent::Base).unwrap();
+        say(&format!("added {id} ?"));
+        tree.activate(&id).unwrap();
+        say("begin close");
+        tree.close().unwrap();
+        drop(tree);
+        say("end close");
+        let root = Path::new(FIRST).join(format!("{life}-{round}"));
+        fs::create_dir_all(FIRST).unwrap();
+        say("begin first open");
+        drop(open(&root));
+        say("end first");
+        check_first();
+        let tree = open(ROOT);
+        say(&format!("begin remove {id}"));
+        tree.remove(&id).unwrap();
+        say(&format!("removed {id}"));
+        tree.close().unwrap();
+    }
+}
+
+/// Grows the pool in steps, until the power goes.
+fn grow(tree: &SnapshotTree) {
+    let mut size = tree.status().unwrap().data.unwrap().total.0 >> 20;
+    while size < LARGEST {
+        size += 16;
+        thread::sleep(Duration::from_millis(500));
+        say(&format!("begin grow {size}"));
+        tree.grow_pool(Bytes::mib(size)).unwrap();
+        say(&format!("grown {size}"));
+    }
+}
+
 /// Add, mount, write, snapshot, remove: until the power goes.
-fn work() {
-    let tree = open();
+fn work_in_threads() {
+    let tree = open(ROOT);
     // Names of this life of the guest.
-    let life = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()[..8].to_owned();
+    let life = life();
     // Few enough for the next look to get through them quickly.
     for snapshot in tree.list().into_iter().skip(THREADS) {
         say(&format!("begin remove {}", snapshot.id));
@@ -104,6 +178,7 @@ fn work() {
     }
     thread::scope(|scope| {
         scope.spawn(|| receiver::work(&tree, &life));
+        scope.spawn(|| grow(&tree));
         for thread in 0..THREADS {
             let (tree, life) = (&tree, &life);
             scope.spawn(move || {
@@ -121,7 +196,9 @@ fn work() {
                     drop(file);
                     say(&format!("added {one} {one}"));
                     say(&format!("begin add {two}"));
-                    tree.add(&two, Parent::Snapshot(&one)).unwrap();
+                    // Every third one's file system is grown.
+                    let size = Bytes::mib(if round % 3 == 0 { 48 } else { 32 });
+                    tree.add_with(&two, Parent::Snapshot(&one), &AddOptions::new().size(size)).unwrap();
                     say(&format!("added {two} {one}"));
                     tree.unmount(&one).unwrap();
                     if round % 2 == 0 {
