@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::identity::Identity;
 use super::{ThinId, ThinPool, ThinTable, ThinVolume};
-use crate::dm::{DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
+use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::thin::{Error, Result};
 use crate::units::Sectors;
@@ -57,7 +57,8 @@ impl ThinPool {
     /// The same with options.
     ///
     /// # Errors
-    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool.
+    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool. A pool that stays
+    /// suspended for 10 seconds is EINVAL.
     pub fn activate_with(
         &self,
         name: &DmName,
@@ -73,7 +74,8 @@ impl ThinPool {
         let flags = if options.read_only { DmFlags::READONLY } else { DmFlags::empty() };
         // The number in the table may be another pool's by now. From the load on the pool that has it stays.
         let is_ours = || self.identity.check_number(&self.dm);
-        let status = self.dm.create_active_if(name, uuid, &[line], flags, is_ours)?;
+        let create = || self.dm.create_active_if(name, uuid, &[line], flags, is_ours);
+        let status = while_pool_is_suspended(&self.dm, &self.identity, create)?;
         Ok(self.volume(&status, id))
     }
 
@@ -175,5 +177,32 @@ impl ThinPool {
     fn not_the_volume(&self, name: &DmName, volume: &ThinVolume) -> Error {
         let found = format!("thin {} {}", self.number(), volume.id);
         Error::WrongTarget { device: name.to_string(), found, expected: "thin" }
+    }
+}
+
+/// How long a pool that is suspended is waited for.
+const SUSPENDED: Duration = Duration::from_secs(10);
+
+/// Loads the table of a thin volume, again and again while its pool is suspended, as it is while its own table is
+/// replaced: the kernel answers EINVAL then (`thin_ctr`).
+pub(super) fn while_pool_is_suspended<T>(
+    dm: &DeviceMapper,
+    pool: &Identity,
+    mut load: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let end = Instant::now() + SUSPENDED;
+    let mut was_suspended = true;
+    loop {
+        let error = match load() {
+            Err(error) if error.errno() == Some(Errno::EINVAL) => error,
+            result => return result,
+        };
+        // It may have been resumed since: another refusal after this is for another reason.
+        let is_suspended = pool.id(dm).and_then(|id| dm.status(id)).is_ok_and(|status| status.is_suspended());
+        if !(is_suspended || was_suspended) || Instant::now() >= end {
+            return Err(error);
+        }
+        was_suspended = is_suspended;
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

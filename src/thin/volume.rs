@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
+use super::activate::while_pool_is_suspended;
 use super::identity::Identity;
 use super::reload::reload;
 use super::{PoolTable, ThinId, ThinStatus, ThinTable, check_block_size};
@@ -112,7 +113,9 @@ impl ThinVolume {
         let flags = self.device_status()?.flags & DmFlags::READONLY;
         let line =
             TargetSpec { start: Sectors(0), length: size, target_type: TargetType::THIN, parameters: &table };
-        let reloaded = reload(&self.dm, &held, self.address()?, &[line], flags);
+        let id = self.address()?;
+        let reloaded =
+            while_pool_is_suspended(&self.dm, &self.pool, || reload(&self.dm, &held, id, &[line], flags));
         reloaded.map_err(|error| self.identity.named(error))
     }
 

@@ -1,9 +1,10 @@
 //! What is active is told by what it is, whatever others do to names and nodes.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use dm_thin::dm::{DeviceMapper, DmName, UdevPolicy};
+use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::model::Mode;
 use dm_thin::tree::{AddOptions, Finding, Parent, Removal, RemoveOptions};
@@ -155,4 +156,29 @@ fn reaping_goes_on_after_a_failure() {
     assert_eq!(tree.reap().unwrap(), 0);
     assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
+}
+
+/// Whoever grows a pool suspends it; the kernel refuses to load a volume's table meanwhile.
+#[test]
+fn a_volume_is_activated_while_the_table_of_its_pool_is_replaced() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let other = Arc::new(rig.kernel.process());
+    let other = DeviceMapper::with_kernel(other, UdevPolicy::None).unwrap();
+    let pool = *tree.pool().name();
+    for calls in 1..40 {
+        other.suspend((&pool).into(), DmFlags::empty()).unwrap();
+        let (resumer, resumed) = (Arc::new(rig.kernel.process()), pool);
+        rig.kernel.at_call(calls, move || {
+            DeviceMapper::with_kernel(resumer, UdevPolicy::None).unwrap().resume(&resumed).unwrap();
+        });
+        tree.activate("a").unwrap();
+        rig.kernel.heal();
+        // If it came before.
+        other.resume(&pool).unwrap();
+        tree.deactivate("a").unwrap();
+    }
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
