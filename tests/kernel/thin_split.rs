@@ -180,7 +180,7 @@ fn one_good_copy_of_the_label_is_enough() {
     let error = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "/dev/mapper/dm-thin-data carries a dm-thin label; it is taken only by force"
+        "/dev/mapper/dm-thin-data contains a dm-thin label; set force_device to overwrite it"
     );
 }
 

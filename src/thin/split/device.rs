@@ -18,9 +18,9 @@ use crate::units::{Blocks, Sectors};
 /// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
 #[derive(Debug)]
 pub struct SplitDevice {
-    dm: Arc<DeviceMapper>,
+    pub(super) dm: Arc<DeviceMapper>,
     path: PathBuf,
-    number: DeviceNumber,
+    pub(super) number: DeviceNumber,
     label: Mutex<Label>,
 }
 

@@ -1,5 +1,6 @@
 //! A labelled device, found again among all of the system, without waiting for devices that stand still.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::device::SplitDevice;
-use super::label::RESERVED;
+use super::label::{Part, RESERVED};
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, TableKind};
 use crate::kernel::DeviceNumber;
 use crate::thin::{Error, Result};
@@ -19,7 +20,8 @@ impl SplitDevice {
     ///
     /// Read are devices that are large enough, and neither volumes nor pools of this crate's trees: what is on those
     /// is not this machine's. Mapped devices that are suspended, or stand on one that is, are passed over: a read
-    /// of them would wait until they are resumed. A read that takes longer than 30 seconds for another reason is given
+    /// of them would wait until they are resumed. So are devices that another one stands on, as multipath and RAID do on
+    /// their parts: the label is that one's. A read that takes longer than 30 seconds for another reason is given
     /// up, and left to a thread of its own.
     ///
     /// # Errors
@@ -36,11 +38,26 @@ impl SplitDevice {
             let shared = dm.clone();
             if let Some(Ok(device)) = within(PATIENCE, move || Self::open(shared, path))
                 && device.label().uuid == uuid
+                && !device.is_part_of_another()
             {
                 return Ok(device);
             }
         }
         Err(Error::NoLabel { device: format!("any block device, uuid {uuid}").into() })
+    }
+}
+
+impl SplitDevice {
+    /// Whether a device stands on it that the label does not describe.
+    fn is_part_of_another(&self) -> bool {
+        let kernel = &**self.dm.kernel();
+        let parts = [Part::Metadata, Part::Data].map(|part| self.active_number(part).ok());
+        let number = |name: &OsStr| {
+            let text = kernel.block_attribute(name.to_str()?, "dev").ok()?;
+            std::str::from_utf8(&text).ok()?.trim().parse::<DeviceNumber>().ok()
+        };
+        let holders = kernel.device_holders(self.number).unwrap_or_default();
+        holders.iter().any(|name| number(name).is_none_or(|holder| !parts.contains(&Some(holder))))
     }
 }
 
