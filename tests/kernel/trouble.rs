@@ -65,7 +65,8 @@ fn mkfs_missing() {
         let bind = dm_thin::abi::mount::MountFlags::from_bits_retain(4096);
         RealKernel.mount(Some(Path::new("/dev/null")), path, None, bind, "").unwrap();
     }
-    let error = SnapshotTree::open(bench.root(), small().filesystem(Filesystem::Xfs));
+    let error =
+        SnapshotTree::open(bench.root(), small().base_size(Bytes::mib(512)).filesystem(Filesystem::Xfs));
     for path in &programs {
         RealKernel.unmount(path, Default::default()).unwrap();
     }
@@ -80,7 +81,7 @@ fn mkfs_fails() {
     let error = open(&bench, small().mkfs_args(vec!["--no-such-argument".into()]));
     assert!(matches!(error, Error::Mkfs { .. }), "{error}");
     let said = error.to_string();
-    assert!(said.ends_with("exit status: 1: mkfs.ext4: unrecognized option '--no-such-argument'"), "{said}");
+    assert!(said.ends_with("mkfs.ext4: invalid option -- '-'"), "{said}");
     assert!(!bench.root().exists());
 }
 
