@@ -1,6 +1,7 @@
 //! Devices with something on them, and devices that somebody else uses.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -196,6 +197,44 @@ fn devices_are_found_again_by_their_ids() {
             tree.close().unwrap();
         }
     }
+}
+
+#[test]
+fn a_copied_root_does_not_get_the_devices_of_the_one_it_was_copied_from() {
+    let rig = disks();
+    let tree = rig.open(options(&rig, two())).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let copy = rig.directory.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o700)).unwrap();
+    for file in fs::read_dir(rig.root()).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    tree.add("b", Parent::Base).unwrap();
+    let pool = tree.pool().name().to_string();
+    let before = rig.kernel.thin_devices(&pool).unwrap();
+    let refused = || {
+        let error = SnapshotTree::open(&copy, options(&rig, two())).unwrap_err();
+        assert_eq!(rig.kernel.thin_devices(&pool).unwrap(), before);
+        error
+    };
+    let error = refused();
+    assert!(matches!(error, Error::OtherRoot { .. }), "{error}");
+    // Its manager was killed.
+    drop(tree);
+    let error = refused();
+    assert!(matches!(error, Error::OtherRoot { .. }), "{error}");
+    let tree = rig.open(options(&rig, two())).unwrap();
+    assert!(tree.contains("b"));
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    drop(tree);
+    // The copy is older than the pool by now.
+    let error = SnapshotTree::open(&copy, options(&rig, two())).unwrap_err();
+    assert!(matches!(error, Error::StateOlderThanPool { .. }), "{error}");
+    let tree = rig.open(options(&rig, two())).unwrap();
+    assert_eq!(tree.list().len(), 2);
+    tree.close().unwrap();
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dm_thin::kernel::{Access, DeviceNumber, Kernel};
+use dm_thin::loopdev::{AttachOptions, LoopControl};
 use dm_thin::thin::{Origin, ThinId, TransactionId};
 use dm_thin::tree::{AddOptions, Filesystem, Finding, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Bytes, Sectors};
@@ -393,5 +394,40 @@ fn another_trees_devices_are_refused_untouched() {
         let tree = SnapshotTree::open(root, options(devices.clone())).unwrap();
         assert_eq!((names(&tree).len(), tree.check().unwrap()), (5, vec![]));
         tree.close().unwrap();
+    }
+}
+
+/// The kernel would find other metadata behind such a device, or none, and format it.
+#[test]
+fn a_loop_device_that_somebody_put_on_a_file_of_the_pool_is_not_taken_over() {
+    for name in ["metadata", "data"] {
+        let rig = Rig::new();
+        let tree = rig.tree();
+        tree.add("a", Parent::Base).unwrap();
+        tree.close().unwrap();
+        drop(tree);
+        let path = rig.root().join("pool").join(name);
+        let before = fs::read(&path).unwrap();
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let control = LoopControl::with_kernel(rig.kernel.clone()).unwrap();
+        let whole = AttachOptions::new();
+        for options in [whole.offset(Bytes::mib(1)), whole.size_limit(Bytes::mib(1)), whole.read_only(true)] {
+            let device = control.attach(&file, &path, &options).unwrap();
+            let bound = device.status().unwrap();
+            let error = rig.open(rig.options()).unwrap_err();
+            assert!(matches!(&error, Error::BackingFile { path: found, .. } if *found == path), "{error}");
+            assert_eq!(device.status().unwrap(), bound, "left alone");
+            device.detach().unwrap();
+            assert!(fs::read(&path).unwrap() == before, "{name}: written to");
+            assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+        }
+        // One that shows all of the file is as good as one of its own.
+        let device = control.attach(&file, &path, &whole).unwrap();
+        let tree = rig.tree();
+        assert!(tree.contains("a"));
+        assert_eq!(tree.check().unwrap(), []);
+        tree.close().unwrap();
+        drop(tree);
+        device.detach().unwrap();
     }
 }
