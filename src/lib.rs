@@ -5,6 +5,8 @@
 //! the kernel's interfaces, one method for each command. [`abi`] has their bytes, and [`kernel`] is the seam
 //! between this crate and the kernel, where tests put another one.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}

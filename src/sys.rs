@@ -38,6 +38,7 @@ pub(crate) struct Device {
 
 impl Device {
     /// ENOTBLK if what is open is nothing for this crate.
+    #[allow(clippy::disallowed_methods)]
     pub(crate) fn new(fd: OwnedFd) -> Result<Self, Errno> {
         let stat = fstat(&fd)?;
         let number = stat.st_rdev;

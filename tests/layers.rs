@@ -1,7 +1,5 @@
 //! Which module may use which: nothing on the ground reaches up.
 
-#![allow(clippy::disallowed_methods)] // reads the sources
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

@@ -67,6 +67,7 @@ impl Handle {
     /// DEV_ARM_POLL: only later events count.
     pub(super) fn arm(&mut self, file: &DeviceFile) {
         if self.signalled {
+            // Empty already, it is as quiet as it is to be.
             let _ = nix::unistd::read(file, &mut [0]);
             self.signalled = false;
         }

@@ -49,6 +49,8 @@
 //! writing its blocks; the targets are error, linear, thin, thin-pool and zero; a request that would wait for ever is
 //! answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK, a write to a full pool ENOSPC.
 
+#![allow(clippy::disallowed_methods)] // files below loop devices, and the directories that are mounted on, are the host's
+
 mod block;
 mod faults;
 mod files;
@@ -265,6 +267,7 @@ impl ModelKernel {
                     }
                     argument => argument,
                 };
+                // The caller hears of the fault alone.
                 let _ = self.carry_out(state, file, request, &mut argument);
                 match lost {
                     Verdict::LoseAnswer(errno) => Err(errno),

@@ -180,6 +180,7 @@ fn escape(path: &Path) -> String {
         for char in chunk.valid().chars() {
             match char {
                 ' ' | '\t' | '\n' | '\\' => {
+                    // As above.
                     let _ = write!(text, "\\{:03o}", u32::from(char));
                 }
                 char => text.push(char),

@@ -190,6 +190,7 @@ impl SnapshotTree {
                 }
                 Err(error) => {
                     if !slot.held {
+                        // Left active it does no harm; the first error counts.
                         let _ = self.deactivate_slot(slot, id);
                     }
                     Err(error)
@@ -296,6 +297,7 @@ impl SnapshotTree {
                 self.store.commit(&Record::Fs { id, fs: FsState::Ready })
             })
         {
+            // Best effort: return the original error. The next activation finds the device by its uuid.
             let _ = self.remove_volume(&volume);
             return Err(error);
         }

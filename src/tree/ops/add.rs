@@ -217,6 +217,7 @@ impl SnapshotTree {
             self.deactivate_slot(slot, id)
         });
         if grown.is_err() {
+            // Best effort: return the original error. What stays is listed, and grows when it is activated.
             let _ = self.remove(id);
         }
         grown

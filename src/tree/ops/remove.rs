@@ -115,6 +115,7 @@ impl SnapshotTree {
         let thread = thread::spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
                 let Some(tree) = tree.upgrade() else { break };
+                // The next round meets the same error.
                 let _ = tree.reap();
             }
         });
@@ -192,10 +193,11 @@ impl SnapshotTree {
         self.options.blkdiscard.unwrap_or_else(|| self.store.read_state(default))
     }
 
-    /// Give the blocks back. Failing to is no error: the pool has them again all the same.
+    /// Gives the blocks back. Failing to is no error.
     fn discard(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
         let discarded =
             self.activate_volume(id.as_str(), snapshot.thin_id, snapshot.size).and_then(|volume| {
+                // The pool has the blocks again all the same: they are not given back to what is below it.
                 let _ = volume.discard_all();
                 self.remove_volume(&volume)
             });
@@ -218,6 +220,7 @@ impl Drop for Reaper {
         drop(self.stop.take());
         // A child of fork does not have the thread.
         if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
+            // Its panic was told where it happened.
             let _ = thread.join();
         }
     }

@@ -33,6 +33,7 @@ fn text(places: &[Place]) -> String {
         lengths.truncate(place.depth);
         prefix.truncate(lengths.last().copied().unwrap_or(0));
         let (branch, below) = if last { ("└── ", "    ") } else { ("├── ", "│   ") };
+        // Writing to a String cannot fail.
         let _ = write!(text, "{prefix}{branch}{}", place.id);
         if let Lineage::Removed(parent) = &place.parent {
             let _ = write!(text, " (from {parent}, removed)");
@@ -48,6 +49,7 @@ fn dot(places: &[Place]) -> String {
     // No character of an id has to be escaped within quotes; a blank keeps the others apart from them.
     let mut text = String::from("digraph snapshots {\n  \" base\" [label=\"base\", shape=box];\n");
     for Place { id, parent, .. } in places {
+        // As above.
         let _ = match parent {
             Lineage::Base => writeln!(text, "  \" base\" -> \"{id}\";"),
             Lineage::Snapshot(parent) => writeln!(text, "  \"{parent}\" -> \"{id}\";"),

@@ -427,9 +427,9 @@ impl Drop for SnapshotWriter<'_> {
             return;
         }
         self.file = None;
-        // What fails here, reap() and the next open do.
         let removed = self.tree.remove_volume(&self.volume);
         if removed.is_ok() && self.at_drop == AtDrop::Delete {
+            // What fails here, reap() and the next open do.
             let _ = self.tree.unmake(self.snapshot.thin_id);
         }
     }

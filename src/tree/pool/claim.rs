@@ -57,10 +57,10 @@ impl Claim {
                     dm.find((&uuid).into())?.map(|status| (status, status.has_live_table()))
                 }
                 Err(error) => {
-                    // Best effort: return the original error. Of this root's devices no other manager makes one.
                     if let Ok(Some(left)) = dm.find((&uuid).into())
                         && left.name == name
                     {
+                        // Best effort: return the original error. Of this root's devices no other manager makes one.
                         let _ = dm.remove(&uuid);
                     }
                     return Err(error);
