@@ -100,6 +100,7 @@ pub enum Error {
     },
 
     /// The kernel has no loop devices.
+    // The path is for people.
     #[error("no loop devices: neither /dev/loop-control nor /sys/block/loop*; load the module loop")]
     NoLoopDevices,
 

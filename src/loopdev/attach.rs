@@ -6,7 +6,7 @@
 //!    opened, is left out from then on: LOOP_CTL_GET_FREE would say it again. Wait a little, at random, and begin
 //!    again, a bounded number of times.
 
-use std::fs::File;
+use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! `/dev/loop-control`, and what stands in for it where there is none.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;

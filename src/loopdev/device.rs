@@ -1,7 +1,7 @@
 //! One loop device.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};

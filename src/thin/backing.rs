@@ -1,7 +1,7 @@
 //! What a pool's devices stand on, as far as that can be made larger.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 

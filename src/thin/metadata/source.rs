@@ -1,7 +1,7 @@
 //! Where metadata blocks come from: a file, a block device, a device of the model.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;

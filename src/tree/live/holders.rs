@@ -126,6 +126,7 @@ pub(in crate::tree) fn of_device(kernel: &dyn Kernel, number: DeviceNumber) -> V
 pub(in crate::tree) fn of_mount(kernel: &dyn Kernel, number: DeviceNumber, target: &Path) -> Vec<Holder> {
     let mut holders = of_device(kernel, number);
     holders.retain(|holder| matches!(holder, Holder::Files(_)));
+    // A number, for which no kernel is asked.
     let pid = std::process::id();
     let process =
         ProcessName { pid, command: kernel.process_info(pid).map(|info| info.command).unwrap_or_default() };

@@ -426,6 +426,7 @@ impl MountLine {
 
 /// Where each device is mounted in this mount namespace, in the order of the mounts.
 pub(in crate::tree) fn mounts(kernel: &dyn Kernel) -> Result<Vec<MountLine>> {
+    // What errors call it; the kernel in use reads it.
     let io = |errno: Errno| Error::io("read", "/proc/self/mountinfo")(errno.into());
     let table = kernel.mount_table().map_err(io)?;
     Ok(parse_table(&table))

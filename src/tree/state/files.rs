@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods)] // the real one of `StateDir`, which is a seam of its own
 
 use std::fmt;
-use std::fs::File;
+use std::fs::File; // see above
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;

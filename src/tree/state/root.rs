@@ -1,7 +1,7 @@
 //! The directory of a tree: checked, private, and one manager's at a time.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
