@@ -24,6 +24,7 @@ mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod rig;
+mod sectors;
 mod send;
 #[path = "../support/sequences/mod.rs"]
 mod sequences;
