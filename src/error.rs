@@ -7,56 +7,12 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use crate::dm::{DmVersion, TargetType};
-use crate::kernel::{DeviceNumber, ProcessName};
+use crate::kernel::{Condition, DeviceNumber, IoctlError, MountError, Process, ProcessName, predicates};
 use crate::tree::{Holder, Listed};
-use crate::units::Bytes;
+use crate::units::{Bytes, NOT_A_SIZE, ParseBytesError};
 
 /// The result of almost everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// An ioctl that the kernel refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct IoctlError {
-    /// The kernel's name of the ioctl.
-    pub ioctl: &'static str,
-    /// The device or file that it was about.
-    pub device: String,
-    /// What was asked in particular: the message, the table line.
-    pub detail: Option<String>,
-    /// The kernel's answer.
-    pub errno: Errno,
-}
-
-impl fmt::Display for IoctlError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {}", self.ioctl, self.device)?;
-        if let Some(detail) = &self.detail {
-            write!(f, " ({detail})")?;
-        }
-        write!(f, ": {}", self.errno)
-    }
-}
-
-impl std::error::Error for IoctlError {}
-
-/// A mount or unmount that the kernel refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MountError {
-    /// The whole call: what on what, the file system, the flags.
-    pub call: String,
-    /// The kernel's answer.
-    pub errno: Errno,
-}
-
-impl fmt::Display for MountError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.call, self.errno.desc())
-    }
-}
-
-impl std::error::Error for MountError {}
 
 /// Any failure of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -728,6 +684,12 @@ impl fmt::Display for RootProblem {
     }
 }
 
+impl From<ParseBytesError> for Error {
+    fn from(error: ParseBytesError) -> Self {
+        Self::InvalidOption { option: "size", value: error.text, reason: NOT_A_SIZE }
+    }
+}
+
 impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
@@ -757,6 +719,11 @@ impl Error {
         self
     }
 
+    /// An error in a child of the process.
+    pub(crate) fn check_process(owner: Process) -> Result<()> {
+        if owner.is_current() { Ok(()) } else { Err(Self::Forked { pid: owner.id() }) }
+    }
+
     /// The kernel's errno, where there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -774,36 +741,22 @@ impl Error {
         }
     }
 
-    /// Somebody holds it: EBUSY.
-    pub fn is_busy(&self) -> bool {
-        matches!(self, Self::Busy { .. } | Self::Mounted { .. } | Self::Covered { .. })
-            || self.errno() == Some(Errno::EBUSY)
-    }
-
-    /// It is not there: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::UnknownSnapshot { .. } | Self::Replaced { .. })
-            || matches!(self.errno(), Some(Errno::ENXIO | Errno::ENODATA | Errno::ENODEV | Errno::ENOENT))
-    }
-
-    /// It is there already: EEXIST.
-    pub fn is_exists(&self) -> bool {
-        matches!(self, Self::SnapshotExists { .. }) || self.errno() == Some(Errno::EEXIST)
-    }
-
-    /// No space, in a pool or on the disk under it.
-    pub fn is_out_of_space(&self) -> bool {
+    pub(crate) fn condition(&self) -> Option<Condition> {
         use crate::thin::PoolMode;
-        matches!(self, Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. } | Self::LowSpace { .. })
-            || matches!(self.errno(), Some(Errno::ENOSPC | Errno::EDQUOT))
+        match self {
+            Self::Busy { .. } | Self::Mounted { .. } | Self::Covered { .. } => Some(Condition::Busy),
+            Self::UnknownSnapshot { .. } | Self::Replaced { .. } => Some(Condition::NotFound),
+            Self::SnapshotExists { .. } => Some(Condition::Exists),
+            Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. } | Self::LowSpace { .. } => {
+                Some(Condition::OutOfSpace)
+            }
+            _ => self.errno().and_then(Condition::of),
+        }
     }
 }
+
+predicates!(Error);
 
 fn volume(id: &Option<String>) -> String {
     id.as_ref().map_or("the base".to_owned(), |id| format!("snapshot {id:?}"))
-}
-
-/// Whether an open failed for lack of privilege.
-pub(crate) fn is_permission(errno: Errno) -> bool {
-    matches!(errno, Errno::EACCES | Errno::EPERM)
 }

@@ -23,5 +23,5 @@ pub mod thin;
 pub mod tree;
 pub mod units;
 
-pub use error::{Error, IoctlError, MountError, Result, RootProblem, StateAge};
+pub use error::{Error, Result, RootProblem, StateAge};
 pub use nix::errno::Errno;

@@ -6,8 +6,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
-
 /// A sector, whatever the device's own sector size: the kernel's unit.
 pub const SECTOR_SIZE: Bytes = Bytes(512);
 
@@ -104,16 +102,23 @@ impl Bytes {
     }
 }
 
+pub(crate) const NOT_A_SIZE: &str = "not a number with a unit of b, k, m, g, t or p, or too large";
+
+/// A text is not a size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("size: {text}: {NOT_A_SIZE}")]
+#[non_exhaustive]
+pub struct ParseBytesError {
+    /// The text.
+    pub text: String,
+}
+
 impl FromStr for Bytes {
-    type Err = Error;
+    type Err = ParseBytesError;
 
     /// A number of bytes, or of a binary unit: `20G`, `512m`, `1.5 GiB`, `64kB`, and as it is printed. A fraction is rounded down.
-    fn from_str(text: &str) -> Result<Self> {
-        parse_bytes(text).map(Self).ok_or_else(|| Error::InvalidOption {
-            option: "size",
-            value: text.to_owned(),
-            reason: "not a number with a unit of b, k, m, g, t or p, or too large",
-        })
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_bytes(text).map(Self).ok_or_else(|| ParseBytesError { text: text.to_owned() })
     }
 }
 

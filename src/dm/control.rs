@@ -14,8 +14,8 @@ use super::wire::{Command, DmVersion, EncodeError, EventNr, Request, Response};
 use super::{DmFlags, exclusive};
 use crate::abi::Ioctl;
 use crate::dm::{Error, Result};
-use crate::dm::{IoctlError, is_permission};
 use crate::kernel::{Access, Arg, DeviceFile, Kernel, RealKernel};
+use crate::kernel::{IoctlError, is_permission};
 
 /// Room for a request and its answer on the stack: enough for every message and table of this crate,
 /// and less than a page's worth of copying each way.

@@ -8,8 +8,8 @@ use super::wire::{Command, DeviceStatus, EventNr, Geometry, ListedDevice, Payloa
 use super::{Claim, DeviceMapper, DmFlags, DmId, DmName, DmUuid, Exclusive, TargetLine, TargetSpec, node};
 use crate::abi::dm::DM_MPATH_PROBE_PATHS;
 use crate::dm::{Error, Result};
-use crate::dm::{IoctlError, is_permission};
 use crate::kernel::{Access, Arg, DeviceNumber};
+use crate::kernel::{IoctlError, is_permission};
 
 impl DeviceMapper {
     /// All devices, with their event numbers since interface 4.37 and their uuids since 4.45. Whatever

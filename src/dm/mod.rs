@@ -19,7 +19,7 @@ mod tests;
 mod udev;
 pub mod wire;
 
-pub(crate) use crate::error::{Error, IoctlError, Result, is_permission};
+pub(crate) use crate::error::{Error, Result};
 pub use control::DeviceMapper;
 pub use event::{DeviceEvent, DeviceEvents};
 pub(crate) use exclusive::{Claim, Exclusive};

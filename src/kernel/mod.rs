@@ -7,6 +7,7 @@
 
 mod device;
 mod directory;
+mod error;
 mod files;
 mod number;
 mod proc;
@@ -25,15 +26,16 @@ use nix::errno::Errno;
 
 pub use self::device::{Access, AlignedBlock, DeviceFile};
 pub use self::directory::{Directory, Links, MountId};
+pub(crate) use self::error::{Condition, is_permission, predicates};
+pub use self::error::{IoctlError, MountError};
 pub use self::files::{Entry, FileLock, FileStatus, Files};
-pub use self::number::DeviceNumber;
+pub use self::number::{DeviceNumber, ParseDeviceNumberError};
 pub use self::proc::{ProcessInfo, ProcessName, UsedFile};
 pub(crate) use self::process::Process;
 pub use self::real::RealKernel;
 pub use crate::abi::DeviceKind;
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
-pub(crate) use crate::error::{Error, Result};
 pub use crate::sys::{Arg, Semaphore};
 
 /// What this crate asks of the operating system below it.
@@ -200,14 +202,6 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// Its files and directories: those of this system unless implemented.
     fn files(&self) -> &dyn Files {
         &RealKernel
-    }
-}
-
-impl dyn Kernel + '_ {
-    /// [`block_device_names`](Kernel::block_device_names), with an error for users.
-    pub(crate) fn block_devices(&self) -> crate::kernel::Result<Vec<OsString>> {
-        self.block_device_names()
-            .map_err(|errno| crate::kernel::Error::io("list", "/sys/class/block")(errno.into()))
     }
 }
 

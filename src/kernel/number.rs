@@ -5,7 +5,14 @@ use std::fmt;
 use nix::sys::stat::{major, makedev, minor};
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{Error, Result};
+/// A text is not `major:minor`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed device number: {text:?}")]
+#[non_exhaustive]
+pub struct ParseDeviceNumberError {
+    /// The text.
+    pub text: String,
+}
 
 /// A block device's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,15 +54,15 @@ impl fmt::Display for DeviceNumber {
 }
 
 impl std::str::FromStr for DeviceNumber {
-    type Err = Error;
+    type Err = ParseDeviceNumberError;
 
     /// `major:minor`, as the kernel writes it in tables.
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let number = text
             .split_once(':')
             .and_then(|(major, minor)| Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? }));
         let fits = number.filter(|number| Self::from_huge(number.to_huge()) == *number);
-        fits.ok_or_else(|| Error::Malformed { what: "device number", raw: text.to_owned() })
+        fits.ok_or_else(|| ParseDeviceNumberError { text: text.to_owned() })
     }
 }
 

@@ -24,8 +24,8 @@ use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
     LOOP_SET_STATUS64, loop_config, loop_info64,
 };
+use crate::kernel::is_permission;
 use crate::kernel::{Access, Arg};
-use crate::loopdev::is_permission;
 use crate::loopdev::{Error, Result};
 use crate::sys;
 use crate::units::Bytes;

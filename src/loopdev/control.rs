@@ -13,8 +13,8 @@ use super::LoopDevice;
 use crate::abi::Ioctl;
 use crate::abi::loopdev::{LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE};
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, loop_index};
+use crate::kernel::{IoctlError, is_permission};
 use crate::loopdev::{Error, Result};
-use crate::loopdev::{IoctlError, is_permission};
 
 const PATH: &str = "/dev/loop-control";
 const LOOP_MAJOR: u32 = 7;
@@ -161,7 +161,7 @@ impl LoopControl {
 
     /// The indices of all loop devices, in order. There may be gaps.
     fn indices(&self) -> Result<Vec<LoopIndex>> {
-        let names = self.kernel.block_devices()?;
+        let names = self.kernel.block_device_names().map_err(Error::os("list", "/sys/class/block"))?;
         let mut indices: Vec<_> = names.iter().filter_map(|name| loop_index(name)).map(LoopIndex).collect();
         indices.sort_unstable();
         Ok(indices)

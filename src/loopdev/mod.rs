@@ -8,7 +8,7 @@ mod device;
 #[cfg(all(test, feature = "model"))]
 mod tests;
 
-pub(crate) use crate::error::{Error, IoctlError, Result, is_permission};
+pub(crate) use crate::error::{Error, Result};
 pub use attach::AttachOptions;
 pub use control::{LoopControl, LoopIndex};
 pub use device::{LoopDevice, LoopStatus};

@@ -132,7 +132,7 @@ impl Identity {
         if held.suspensions(self.key()) == 0 {
             return Ok(());
         }
-        Err(Error::Ioctl(Box::new(crate::dm::IoctlError {
+        Err(Error::Ioctl(Box::new(crate::kernel::IoctlError {
             ioctl: crate::abi::dm::DM_TABLE_LOAD.name(),
             device: self.name.to_string(),
             detail: Some("suspended for a snapshot".to_owned()),

@@ -68,7 +68,7 @@ pub mod tools;
 mod volume;
 mod watch;
 
-pub(crate) use crate::error::{Error, IoctlError, Result};
+pub(crate) use crate::error::{Error, Result};
 pub use activate::ActivateOptions;
 pub use backing::{Backing, Below, LoopFile};
 pub use contents::ThinUsage;

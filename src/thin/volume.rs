@@ -15,8 +15,8 @@ use crate::dm::{
     DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Removal, TableKind, TargetLine, TargetSpec,
     TargetType,
 };
+use crate::kernel::IoctlError;
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Process};
-use crate::thin::IoctlError;
 use crate::thin::{Error, Result};
 use crate::units::{Bytes, Sectors};
 

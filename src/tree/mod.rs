@@ -38,7 +38,7 @@ use crate::dm::{DmName, DmUuid};
 use crate::thin::{ThinId, ThinPool};
 
 pub use crate::dm::Removal;
-pub(crate) use crate::error::{Error, MountError, Result, RootProblem, StateAge};
+pub(crate) use crate::error::{Error, Result, RootProblem, StateAge};
 pub use crate::thin::metadata::ChangeKind;
 pub use live::holders::Holder;
 pub(crate) use live::holders::Listed;

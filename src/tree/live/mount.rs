@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::abi::mount::{MountFlags, UnmountFlags};
+use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Directory, Kernel, Links, MountId};
 use crate::thin::{ThinId, ThinVolume};
-use crate::tree::MountError;
 use crate::tree::state::files::{StateDir, read_at_most};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, SnapshotTree};

@@ -94,7 +94,7 @@ impl Root {
     /// # Errors
     /// [`Error::Forked`] in a child of the process that opened the tree.
     pub(in crate::tree) fn check_process(&self) -> Result<()> {
-        self.lock.owner().check()
+        Error::check_process(self.lock.owner())
     }
 
     /// Where it is now: somebody may have renamed it.

@@ -170,7 +170,7 @@ impl Store {
     }
 
     fn check_process(&self) -> Result<()> {
-        self.owner.check()
+        Error::check_process(self.owner)
     }
 
     /// # Errors

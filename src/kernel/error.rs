@@ -1,0 +1,104 @@
+//! What the errors of the floors above are made of. The seam itself answers bare errnos.
+
+use std::fmt;
+
+use nix::errno::Errno;
+
+/// An ioctl that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IoctlError {
+    /// The kernel's name of the ioctl.
+    pub ioctl: &'static str,
+    /// The device or file that it was about.
+    pub device: String,
+    /// What was asked in particular: the message, the table line.
+    pub detail: Option<String>,
+    /// The kernel's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for IoctlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.ioctl, self.device)?;
+        if let Some(detail) = &self.detail {
+            write!(f, " ({detail})")?;
+        }
+        write!(f, ": {}", self.errno)
+    }
+}
+
+impl std::error::Error for IoctlError {}
+
+/// A mount or unmount that the kernel refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MountError {
+    /// The whole call: what on what, the file system, the flags.
+    pub call: String,
+    /// The kernel's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for MountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.errno.desc())
+    }
+}
+
+impl std::error::Error for MountError {}
+
+/// Whether an open failed for lack of privilege.
+pub(crate) fn is_permission(errno: Errno) -> bool {
+    matches!(errno, Errno::EACCES | Errno::EPERM)
+}
+
+/// What an error says about the thing that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Busy,
+    NotFound,
+    Exists,
+    OutOfSpace,
+}
+
+impl Condition {
+    pub(crate) fn of(errno: Errno) -> Option<Self> {
+        match errno {
+            Errno::EBUSY => Some(Self::Busy),
+            // Of device mapper, of a thin pool, of a driver, of a file system.
+            Errno::ENXIO | Errno::ENODATA | Errno::ENODEV | Errno::ENOENT => Some(Self::NotFound),
+            Errno::EEXIST => Some(Self::Exists),
+            Errno::ENOSPC | Errno::EDQUOT => Some(Self::OutOfSpace),
+            _ => None,
+        }
+    }
+}
+
+/// The questions that the error of each floor answers, out of its `condition()`.
+macro_rules! predicates {
+    ($error:ty) => {
+        impl $error {
+            /// Somebody holds it: EBUSY.
+            pub fn is_busy(&self) -> bool {
+                self.condition() == Some($crate::kernel::Condition::Busy)
+            }
+
+            /// It is not there: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.
+            pub fn is_not_found(&self) -> bool {
+                self.condition() == Some($crate::kernel::Condition::NotFound)
+            }
+
+            /// It is there already: EEXIST.
+            pub fn is_exists(&self) -> bool {
+                self.condition() == Some($crate::kernel::Condition::Exists)
+            }
+
+            /// No space, in a pool or on the disk under it.
+            pub fn is_out_of_space(&self) -> bool {
+                self.condition() == Some($crate::kernel::Condition::OutOfSpace)
+            }
+        }
+    };
+}
+pub(crate) use predicates;
