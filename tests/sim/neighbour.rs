@@ -480,6 +480,12 @@ impl Neighbour {
         for index in &self.loops {
             self.control().device(*index, Access::READ).unwrap().detach().unwrap();
         }
+        // Left under a name that he gave, where the removal of the node failed.
+        for node in self.kernel.mapper_node_names().unwrap() {
+            if node.as_encoded_bytes().starts_with(b"stolen-") {
+                self.kernel.remove_node(&Path::new("/dev/mapper").join(node)).unwrap();
+            }
+        }
         self.kernel.unmount(&self.directory.join("mount"), UnmountFlags::empty()).unwrap();
     }
 

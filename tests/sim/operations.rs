@@ -230,7 +230,9 @@ impl Owner {
             self.call("send a subtree", true, |tree| tree.send_tree(&id, &mut bytes, SendOptions::new()))
         } else {
             let base = base.as_ref().map(|(base, _)| base.as_str());
-            self.call("send", true, |tree| tree.send(&id, base, &mut bytes, SendOptions::new()))
+            let size = |id: &str| self.tree.as_ref().unwrap().get(id).unwrap().size;
+            let fits = base.is_none_or(|base| size(base) <= size(&id));
+            self.call("send", fits, |tree| tree.send(&id, base, &mut bytes, SendOptions::new()))
         };
         if sent.is_none() {
             return;

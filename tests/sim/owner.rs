@@ -222,7 +222,9 @@ impl Owner {
     /// Whether an error can come from outside.
     fn is_excused(&self, error: &Error) -> bool {
         let no_space = self.full || self.is_pool_full();
-        self.faulty || self.is_disturbed() || no_space && is_about_space(error)
+        // The other tree may be reading just now.
+        let held = self.source == Source::Adopted && is_metadata_snap_held(error);
+        self.faulty || self.is_disturbed() || held || no_space && is_about_space(error)
     }
 
     fn is_pool_full(&self) -> bool {
@@ -571,7 +573,15 @@ fn is_refusal(error: &Error) -> bool {
     match error {
         Error::Receive { source, .. } => is_refusal(source),
         Error::NotSealed { .. } | Error::HasChildren { .. } | Error::NoBase { .. } => true,
+        Error::InvalidOption { option: "base", .. } => true,
         error => error.is_not_found() || error.is_exists() || error.is_busy(),
+    }
+}
+
+fn is_metadata_snap_held(error: &Error) -> bool {
+    match error {
+        Error::Receive { source, .. } => is_metadata_snap_held(source),
+        error => matches!(error, Error::MetadataSnapHeld { .. }),
     }
 }
 

@@ -549,3 +549,17 @@ fn a_crash_in_discard_receive_leaves_what_can_be_received_again() {
         },
     );
 }
+
+#[test]
+fn a_base_that_is_larger_than_the_snapshot_is_refused() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    for (id, size) in [("small", 1), ("large", 2)] {
+        tree.create(id, None, &AddOptions::new().size(Bytes::mib(size))).unwrap().commit_sealed().unwrap();
+    }
+    let error = tree.send("small", Some("large"), Vec::new(), SendOptions::new()).unwrap_err();
+    let text = "base: \"large\" (2 MiB): larger than the snapshot that is sent";
+    assert_eq!(error.to_string(), text);
+    tree.send("large", Some("small"), Vec::new(), SendOptions::new()).unwrap();
+    tree.close().unwrap();
+}

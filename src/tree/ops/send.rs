@@ -114,8 +114,8 @@ impl SnapshotTree {
     /// [stream]: crate::tree::stream
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`]; [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails;
-    /// [`Error::Io`] if a device does; [`Error::MetadataSnapHeld`] if another program reads the pool's metadata.
+    /// [`Error::InvalidOption`] if the base is larger than the snapshot; [`Error::UnknownSnapshot`];
+    /// [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails; [`Error::Io`] if a device does; [`Error::MetadataSnapHeld`] if another program reads the pool's metadata.
     pub fn send(
         &self,
         target: &str,
@@ -211,6 +211,13 @@ impl SnapshotTree {
     ) -> Result<()> {
         let reader = self.open_snapshot(target)?;
         let base_reader = base.map(|base| self.open_snapshot(base)).transpose()?;
+        if let (Some(id), Some(base)) = (base, &base_reader)
+            && base.size() > reader.size()
+        {
+            // A receiver cannot make a volume that is smaller than its origin.
+            let (option, value) = ("base", format!("{id:?} ({:#})", base.size()));
+            return Err(Error::InvalidOption { option, value, reason: "larger than the snapshot that is sent" });
+        }
         let kind = self.filesystem.kernel_name();
         let header = VolumeHeader {
             volume: reader.uuid(),
