@@ -216,7 +216,11 @@ impl SnapshotTree {
         {
             // A receiver cannot make a volume that is smaller than its origin.
             let (option, value) = ("base", format!("{id:?} ({:#})", base.size()));
-            return Err(Error::InvalidOption { option, value, reason: "larger than the snapshot that is sent" });
+            return Err(Error::InvalidOption {
+                option,
+                value,
+                reason: "larger than the snapshot that is sent",
+            });
         }
         let kind = self.filesystem.kernel_name();
         let header = VolumeHeader {
