@@ -57,8 +57,8 @@ impl ThinPool {
     /// The same with options.
     ///
     /// # Errors
-    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool. A pool that stays
-    /// suspended for 10 seconds is EINVAL.
+    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool. A pool that another
+    /// process has suspended for 2 seconds is EINVAL, like a size that is not whole logical blocks of the pool's devices.
     pub fn activate_with(
         &self,
         name: &DmName,
@@ -180,29 +180,29 @@ impl ThinPool {
     }
 }
 
-/// How long a pool that is suspended is waited for.
-const SUSPENDED: Duration = Duration::from_secs(10);
+/// How long another process's change of the pool is waited for.
+const SUSPENDED: Duration = Duration::from_secs(2);
 
 /// Loads the table of a thin volume, again and again while its pool is suspended, as it is while its own table is
-/// replaced: the kernel answers EINVAL then (`thin_ctr`).
+/// replaced: the kernel answers EINVAL then (`thin_ctr`). It does so before the pool's status says suspended, and after
+/// that: so the status does not tell this EINVAL from one for another reason.
 pub(super) fn while_pool_is_suspended<T>(
     dm: &DeviceMapper,
     pool: &Identity,
     mut load: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let end = Instant::now() + SUSPENDED;
-    let mut was_suspended = true;
+    let mut end = None;
     loop {
         let error = match load() {
             Err(error) if error.errno() == Some(Errno::EINVAL) => error,
             result => return result,
         };
-        // It may have been resumed since: another refusal after this is for another reason.
-        let is_suspended = pool.id(dm).and_then(|id| dm.status(id)).is_ok_and(|status| status.is_suspended());
-        if !(is_suspended || was_suspended) || Instant::now() >= end {
+        // Waits for this process's change of the pool.
+        drop(pool.exclusive(dm));
+        let end = *end.get_or_insert_with(|| Instant::now() + SUSPENDED);
+        if Instant::now() >= end {
             return Err(error);
         }
-        was_suspended = is_suspended;
         std::thread::sleep(Duration::from_millis(1));
     }
 }
