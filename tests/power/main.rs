@@ -148,9 +148,10 @@ fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, 
     run.env("DM_THIN_WORK", work.name()).env("DM_THIN_POOL_SIZE", counts.pool_size.to_string());
     run.arg("--").arg(std::env::current_exe().unwrap()).arg("worker").stdout(Stdio::piped());
     let mut guest = run.spawn().unwrap();
-    let mut resolved = false;
+    let (mut resolved, mut panicked) = (false, false);
     for line in BufReader::new(guest.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
+        panicked |= line.contains("panicked at");
         let words: Vec<&str> = line.split(' ').collect();
         if let Some(Cut { delay, file, .. }) = cut.take_if(|cut| line.starts_with(cut.begin)) {
             thread::spawn(move || {
@@ -199,6 +200,7 @@ fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, 
         }
     }
     let status = guest.wait().unwrap();
+    assert!(!panicked, "a call failed in the guest");
     assert!(status.success(), "the guest found a broken promise: {status}");
     assert!(resolved || works, "the guest did not get to look");
 }
