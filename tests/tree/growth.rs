@@ -1,13 +1,18 @@
 //! A pool that grew is as large after a restart.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dm_thin::Error;
+use dm_thin::kernel::ProcessName;
 use dm_thin::loopdev::LoopControl;
 use dm_thin::thin::{Backing, ExtendRule, Extended, Extension, LoopFile, MinFree, PoolEvent, ThinId};
-use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 
 use crate::rig::{Rig, crash_everywhere_with};
@@ -208,4 +213,39 @@ fn the_metadata_file_stays_allocated() {
     assert!(matches!(extended, Extension::To(size) if size.bytes() == allocated(&rig)), "{extended:?}");
     assert!(allocated(&rig) > Bytes::mib(4));
     tree.close().unwrap();
+}
+
+/// A child of the manager that was killed: it goes on growing the file system.
+#[test]
+fn open_waits_for_the_program_that_grows_a_file_system() {
+    let rig = Rig::new();
+    let options = || rig.options().filesystem(Filesystem::Ext4).busy_timeout(Duration::MAX);
+    let tree = rig.open(options()).unwrap();
+    let large = AddOptions::new().size(Bytes::mib(32));
+    rig.kernel.clear_log();
+    tree.add_with("a", Parent::Base, &large).unwrap();
+    let grows = rig.kernel.log().iter().position(|call| call.name == "run").unwrap() as u64 + 1;
+    rig.kernel.unwind_at_cut(true);
+    rig.kernel.cut_after(grows);
+    catch_unwind(AssertUnwindSafe(|| tree.add_with("b", Parent::Base, &large))).unwrap_err();
+    drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
+    rig.kernel.heal();
+    let is_temporary = |name: &OsString| name.as_bytes().starts_with(b"grow-");
+    let names = fs::read_dir(rig.root()).unwrap().map(|entry| entry.unwrap().file_name());
+    let target = rig.root().join(names.into_iter().find(is_temporary).unwrap());
+    let user = ProcessName { pid: 7, command: "resize2fs".to_owned() };
+    rig.kernel.set_mount_user(&target, Some(user)).unwrap();
+    let opener = Arc::new(rig.kernel.process());
+    let impatient = options().busy_timeout(Duration::ZERO).kernel(opener.clone());
+    assert!(rig.open(impatient).unwrap_err().is_busy());
+    let unmounts = opener.log().iter().position(|call| call.name == "umount").unwrap() as u64 + 1;
+    // It ends some attempts later.
+    let opener = Arc::new(rig.kernel.process());
+    let (kernel, ended) = (rig.kernel.clone(), target.clone());
+    opener.at_call(unmounts + 40, move || kernel.set_mount_user(&ended, None).unwrap());
+    let tree = rig.open(options().kernel(opener)).unwrap();
+    assert!(!target.exists());
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }

@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,7 @@ use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Directory, Kernel, Links, MountId};
 use crate::thin::{ThinId, ThinVolume};
+use crate::tree::live::active::Deadline;
 use crate::tree::state::files::{StateDir, read_at_most};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, SnapshotTree};
@@ -353,7 +356,7 @@ impl SnapshotTree {
                     self.mounts.confirm(id, mount);
                     let mounted = Mounted { target: note.target, count: 1, id: mount, place };
                     match note.temporary {
-                        true => self.unmount_volume(id, &mounted)?,
+                        true => self.unmount_when_grown(id, &mounted)?,
                         false => drop(found.insert(id, mounted)),
                     }
                 }
@@ -361,6 +364,18 @@ impl SnapshotTree {
             }
         }
         Ok(found)
+    }
+
+    /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started it
+    /// is killed, and keeps the mount busy until it has ended.
+    fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
+        let end = Deadline::after(self.options.busy_timeout);
+        loop {
+            match self.unmount_volume(id, mounted) {
+                Err(error) if error.is_busy() && !end.is_over() => thread::sleep(Duration::from_millis(10)),
+                result => return result,
+            }
+        }
     }
 
     fn name_of(&self, thin_id: ThinId) -> String {
