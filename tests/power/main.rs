@@ -4,6 +4,8 @@
 //! `cargo test --test power -- 30` kills thirty times. This program is both sides: here the driver, which
 //! starts the guest and listens to it, and, run in the guest as `power worker`, the one that works. Before that, one
 //! restart in good order: `reboot.rs`.
+//!
+//! `cargo test --test power -- kills 50`: the same with SIGKILL to the worker, in one guest.
 
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
@@ -16,8 +18,7 @@ use std::fmt;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -60,15 +61,13 @@ struct Cut {
     work: Work,
     begin: &'static str,
     delay: Duration,
-    /// The guest is killed when it is there.
-    file: PathBuf,
 }
 
 impl Cut {
-    fn new(number: u64, directory: &Path) -> Self {
+    fn new(number: u64) -> Self {
         let (work, begin, longest) = KINDS[usize::try_from(number).unwrap() % KINDS.len()];
         let delay = Duration::from_millis(RandomState::new().hash_one(number) % longest);
-        Self { work, begin, delay, file: directory.join(format!("cut-{number}")) }
+        Self { work, begin, delay }
     }
 }
 
@@ -80,22 +79,59 @@ fn main() {
     if argument.as_deref() == Some("reboot") {
         return reboot::worker(&std::env::args().nth(2).unwrap());
     }
+    if argument.as_deref() == Some("kills") {
+        return kills(&std::env::args().nth(2).expect("how many times the worker is killed"));
+    }
+    if argument.as_deref() == Some("killer") {
+        return killer(std::env::args().nth(2).unwrap().parse().unwrap());
+    }
     let cuts: u64 = argument.map_or(3, |cuts| cuts.parse().expect("how many times the power is cut"));
     let directory = tempfile::tempdir().unwrap();
     let disk = directory.path().join("disk");
     let disk = disk.to_str().unwrap();
     reboot::drive(disk);
-    let mut known = Known::new();
-    let mut doubt = Known::new();
-    let mut counts = Counts::default();
-    for cut in 0..=cuts {
+    let mut story = Story::default();
+    for number in 0..=cuts {
         // After the last cut the guest only looks.
-        let end = (cut < cuts).then(|| Cut::new(cut, directory.path()));
-        boot(disk, end, &mut known, &mut doubt, &mut counts);
-        println!("boot {cut}: {} snapshots known; so far {counts}", known.len());
+        let cut = (number < cuts).then(|| Cut::new(number));
+        let mut run = Command::new("tests/vm/run");
+        run.args(["--disk", disk]);
+        // The guest is killed when it is there.
+        let file = directory.path().join(format!("cut-{number}"));
+        if cut.is_some() {
+            run.arg("--power-cut-when").arg(&file);
+        }
+        run.arg("--").arg(std::env::current_exe().unwrap());
+        let status = story.live(run, cut, move |_| drop(File::create(file).unwrap()));
+        assert!(status.success(), "the guest found a broken promise: {status}");
+        println!("boot {number}: {} snapshots known; so far {}", story.known.len(), story.counts);
     }
-    assert!(counts.operations > 0, "no operation was acknowledged");
-    println!("test result: ok. 1 passed; 0 failed; {cuts} power cuts, {counts}");
+    assert!(story.counts.operations > 0, "no operation was acknowledged");
+    println!("test result: ok. 1 passed; 0 failed; {cuts} power cuts, {}", story.counts);
+}
+
+/// In one guest, the worker is killed so many times.
+fn kills(times: &str) {
+    let mut run = Command::new("tests/vm/run");
+    run.arg("--").arg(std::env::current_exe().unwrap()).args(["killer", times]);
+    assert!(run.status().unwrap().success(), "a promise was broken");
+}
+
+/// In the guest.
+fn killer(times: u64) {
+    let mut story = Story::default();
+    for number in 0..=times {
+        let cut = (number < times).then(|| Cut::new(number));
+        let is_last = cut.is_none();
+        let kill = |pid: u32| {
+            let status = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            assert!(status.unwrap().success());
+        };
+        let status = story.live(Command::new(std::env::current_exe().unwrap()), cut, kill);
+        assert_eq!(status.success(), is_last, "the worker found a broken promise: {status}");
+        println!("life {number}: {} snapshots known; so far {}", story.known.len(), story.counts);
+    }
+    println!("test result: ok. 1 passed; 0 failed; {times} kills, {}", story.counts);
 }
 
 #[derive(Default)]
@@ -132,75 +168,88 @@ impl fmt::Display for Counts {
     }
 }
 
-/// One life of the guest.
-fn boot(disk: &str, mut cut: Option<Cut>, known: &mut Known, doubt: &mut Known, counts: &mut Counts) {
-    let mut run = Command::new("tests/vm/run");
-    run.args(["--disk", disk]);
-    let work = cut.as_ref().map_or(Work::Nothing, |cut| cut.work);
-    let works = cut.is_some();
-    if let Some(cut) = &cut {
-        run.arg("--power-cut-when").arg(&cut.file);
-    }
-    let text = |snapshots: &Known| {
-        snapshots.iter().map(|(id, text)| format!("{id}={text}")).collect::<Vec<_>>().join(" ")
-    };
-    run.env("DM_THIN_KNOWN", text(known)).env("DM_THIN_DOUBT", text(doubt));
-    run.env("DM_THIN_WORK", work.name()).env("DM_THIN_POOL_SIZE", counts.pool_size.to_string());
-    run.arg("--").arg(std::env::current_exe().unwrap()).arg("worker").stdout(Stdio::piped());
-    let mut guest = run.spawn().unwrap();
-    let (mut resolved, mut panicked) = (false, false);
-    for line in BufReader::new(guest.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
-        panicked |= line.contains("panicked at");
-        let words: Vec<&str> = line.split(' ').collect();
-        if let Some(Cut { delay, file, .. }) = cut.take_if(|cut| line.starts_with(cut.begin)) {
-            thread::spawn(move || {
-                thread::sleep(delay);
-                File::create(file).unwrap();
-            });
+/// What is known of the tree, from one life of the worker to the next.
+#[derive(Default)]
+struct Story {
+    known: Known,
+    /// Begun, and not acknowledged.
+    doubt: Known,
+    counts: Counts,
+}
+
+impl Story {
+    /// One life of the worker, which is ended at the cut by `end`, from its process id.
+    fn live(
+        &mut self,
+        mut run: Command,
+        mut cut: Option<Cut>,
+        end: impl FnOnce(u32) + Send + 'static,
+    ) -> ExitStatus {
+        let Self { known, doubt, counts } = self;
+        let work = cut.as_ref().map_or(Work::Nothing, |cut| cut.work);
+        let works = cut.is_some();
+        let text = |snapshots: &Known| {
+            snapshots.iter().map(|(id, text)| format!("{id}={text}")).collect::<Vec<_>>().join(" ")
+        };
+        run.env("DM_THIN_KNOWN", text(known)).env("DM_THIN_DOUBT", text(doubt));
+        run.env("DM_THIN_WORK", work.name()).env("DM_THIN_POOL_SIZE", counts.pool_size.to_string());
+        let mut guest = run.arg("worker").stdout(Stdio::piped()).spawn().unwrap();
+        let (pid, mut end) = (guest.id(), Some(end));
+        let (mut resolved, mut panicked) = (false, false);
+        for line in BufReader::new(guest.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            panicked |= line.contains("panicked at");
+            let words: Vec<&str> = line.split(' ').collect();
+            if let Some(Cut { delay, .. }) = cut.take_if(|cut| line.starts_with(cut.begin)) {
+                let end = end.take().unwrap();
+                thread::spawn(move || {
+                    thread::sleep(delay);
+                    end(pid);
+                });
+            }
+            match words[..] {
+                ["boot"] => {}
+                // The tree was opened and checked: what was in doubt is settled.
+                ["have", ref ids @ ..] => {
+                    known.append(doubt);
+                    known.retain(|id, _| ids.contains(&id.as_str()));
+                    resolved = true;
+                }
+                ["begin", "grow", _] => counts.begin("grow_pool"),
+                ["grown", size] => {
+                    counts.pool_size = size.parse().unwrap();
+                    counts.end("grow_pool");
+                }
+                ["begin", call @ ("open" | "close" | "first"), ..] => counts.begin(call),
+                ["end", call] => counts.end(call),
+                ["begin", "add", id] => {
+                    doubt.insert(id.to_owned(), "?".to_owned());
+                    counts.receives_cut += u64::from(receiver::is_received(id));
+                }
+                ["begin", "remove", id] => {
+                    let text = known.remove(id).expect("known before it is removed");
+                    doubt.insert(id.to_owned(), text);
+                }
+                ["added", id, text] => {
+                    doubt.remove(id);
+                    known.insert(id.to_owned(), text.to_owned());
+                    counts.operations += 1;
+                    counts.receives_cut -= u64::from(receiver::is_received(id));
+                }
+                ["removed", id] => {
+                    doubt.remove(id);
+                    counts.operations += 1;
+                }
+                ["continued", _, "from", _] => {
+                    counts.receives_continued += 1;
+                    println!("guest: {line}");
+                }
+                _ => println!("guest: {line}"),
+            }
         }
-        match words[..] {
-            ["boot"] => {}
-            // The tree was opened and checked: what was in doubt is settled.
-            ["have", ref ids @ ..] => {
-                known.append(doubt);
-                known.retain(|id, _| ids.contains(&id.as_str()));
-                resolved = true;
-            }
-            ["begin", "grow", _] => counts.begin("grow_pool"),
-            ["grown", size] => {
-                counts.pool_size = size.parse().unwrap();
-                counts.end("grow_pool");
-            }
-            ["begin", call @ ("open" | "close" | "first"), ..] => counts.begin(call),
-            ["end", call] => counts.end(call),
-            ["begin", "add", id] => {
-                doubt.insert(id.to_owned(), "?".to_owned());
-                counts.receives_cut += u64::from(receiver::is_received(id));
-            }
-            ["begin", "remove", id] => {
-                let text = known.remove(id).expect("known before it is removed");
-                doubt.insert(id.to_owned(), text);
-            }
-            ["added", id, text] => {
-                doubt.remove(id);
-                known.insert(id.to_owned(), text.to_owned());
-                counts.operations += 1;
-                counts.receives_cut -= u64::from(receiver::is_received(id));
-            }
-            ["removed", id] => {
-                doubt.remove(id);
-                counts.operations += 1;
-            }
-            ["continued", _, "from", _] => {
-                counts.receives_continued += 1;
-                println!("guest: {line}");
-            }
-            _ => println!("guest: {line}"),
-        }
+        let status = guest.wait().unwrap();
+        assert!(!panicked, "a call failed in the guest");
+        assert!(resolved || works, "the guest did not get to look");
+        status
     }
-    let status = guest.wait().unwrap();
-    assert!(!panicked, "a call failed in the guest");
-    assert!(status.success(), "the guest found a broken promise: {status}");
-    assert!(resolved || works, "the guest did not get to look");
 }

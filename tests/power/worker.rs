@@ -21,6 +21,8 @@ const THREADS: usize = 4;
 const LARGEST: u64 = 4 << 10;
 
 pub fn main() {
+    // Where the driver sees it.
+    std::panic::set_hook(Box::new(|info| say(&info.to_string())));
     say("boot");
     let known = variable("DM_THIN_KNOWN");
     let doubt = variable("DM_THIN_DOUBT");
@@ -53,9 +55,10 @@ fn open(root: impl AsRef<Path>) -> SnapshotTree {
     SnapshotTree::open(root, options).unwrap()
 }
 
-/// This life of the guest.
+/// This life of the guest, and of the worker.
 fn life() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap()[..8].to_owned()
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    format!("{}-{}", &boot[..8], std::process::id())
 }
 
 /// A tree whose first open was cut is empty, and whole.
@@ -91,6 +94,10 @@ fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> 
         if receiver::is_received(id) {
             receiver::check(&tree, id);
             continue;
+        }
+        if tree.get(id).unwrap().mounted.is_some() {
+            // The worker was killed meanwhile.
+            tree.unmount(id).unwrap();
         }
         let device = tree.activate(id).unwrap();
         let target = Path::new("/tmp/check");
@@ -168,7 +175,6 @@ fn grow(tree: &SnapshotTree) {
 /// Add, mount, write, snapshot, remove: until the power goes.
 fn work_in_threads() {
     let tree = open(ROOT);
-    // Names of this life of the guest.
     let life = life();
     // Few enough for the next look to get through them quickly.
     for snapshot in tree.list().into_iter().skip(THREADS) {
