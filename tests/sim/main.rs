@@ -10,6 +10,7 @@ mod copies;
 mod disk;
 mod fixture;
 mod full;
+mod mounts;
 mod neighbour;
 mod numbers;
 mod operations;
@@ -31,6 +32,10 @@ fn variable(name: &str) -> Option<u64> {
 
 /// Runs simulations with many seeds; a seed that breaks a promise is named.
 fn simulate(default: u64, plan: Plan) {
+    simulate_with(default, |seed, numbers| Simulation::new(seed, plan, numbers).run());
+}
+
+fn simulate_with(default: u64, simulation: impl Fn(u64, &Arc<Numbers>)) {
     let seeds = match variable("DM_THIN_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..variable("DM_THIN_SIM_WORLDS").unwrap_or(default),
@@ -38,7 +43,7 @@ fn simulate(default: u64, plan: Plan) {
     let told = seeds.end - seeds.start == 1;
     let numbers = Arc::new(Numbers::new(told));
     for seed in seeds.clone() {
-        let run = || Simulation::new(seed, plan, &numbers).run();
+        let run = || simulation(seed, &numbers);
         if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
             println!("replay with DM_THIN_SIM_SEED={seed}");
             std::panic::resume_unwind(panic);
@@ -74,6 +79,11 @@ fn copied_and_restored_roots_are_told_apart() {
 #[test]
 fn full_disks_and_full_pools_lose_nothing() {
     simulate(20, Plan { trees: 2, cuts: true, fills: true, ..Plan::default() });
+}
+
+#[test]
+fn what_is_mounted_is_neither_lost_nor_mixed_up() {
+    simulate_with(60, mounts::run);
 }
 
 #[test]

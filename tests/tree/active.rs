@@ -1,5 +1,6 @@
 //! What is active is told by what it is, whatever others do to names and nodes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::model::Mode;
-use dm_thin::tree::{AddOptions, Finding, Parent, Removal, RemoveOptions};
+use dm_thin::tree::{AddOptions, Filesystem, Finding, InitLayer, Parent, Removal, RemoveOptions};
 use dm_thin::units::Bytes;
 use nix::errno::Errno;
 
@@ -181,4 +182,54 @@ fn a_volume_is_activated_while_the_table_of_its_pool_is_replaced() {
     }
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_mount_that_failed_at_any_call_can_be_made_again() {
+    for call in 1.. {
+        let rig = Rig::new();
+        let options =
+            rig.options().filesystem(Filesystem::Ext4).init_layer(InitLayer::new().file("etc/hostname"));
+        let tree = rig.open(options).unwrap();
+        tree.add("a", Parent::Base).unwrap();
+        let target = rig.directory.path().join("target");
+        rig.kernel.fail_at(call, Errno::EIO);
+        let done = tree.mount("a", &target);
+        let struck = rig.kernel.struck();
+        rig.kernel.heal();
+        if done.is_err() {
+            tree.mount("a", &target).unwrap_or_else(|error| panic!("after {struck:?}: {error}"));
+        }
+        rig.kernel.read_file(&target.canonicalize().unwrap().join("etc/hostname")).unwrap();
+        tree.unmount("a").unwrap();
+        assert_eq!(tree.check().unwrap(), [], "after {struck:?}");
+        tree.close().unwrap();
+        assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+        if struck.is_none() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_mount_of_a_killed_manager_gets_its_init_layer() {
+    for call in 1.. {
+        let rig = Rig::new();
+        let layer = || InitLayer::new().file("etc/hostname");
+        let options = || rig.options().filesystem(Filesystem::Ext4).init_layer(layer());
+        let tree = rig.open(options()).unwrap();
+        tree.add("a", Parent::Base).unwrap();
+        let target = rig.directory.path().join("target");
+        rig.kernel.unwind_at_cut(true);
+        rig.kernel.cut_after(call);
+        let done = catch_unwind(AssertUnwindSafe(|| tree.mount("a", &target).unwrap()));
+        drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
+        rig.kernel.heal();
+        let tree = rig.open(options()).unwrap();
+        tree.mount("a", &target).unwrap();
+        rig.kernel.read_file(&target.canonicalize().unwrap().join("etc/hostname")).unwrap();
+        if done.is_ok() {
+            break;
+        }
+    }
 }

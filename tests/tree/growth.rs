@@ -246,6 +246,10 @@ fn open_waits_for_the_program_that_grows_a_file_system() {
     let tree = rig.open(options().kernel(opener)).unwrap();
     assert!(!target.exists());
     assert_eq!(tree.check().unwrap(), []);
+    // The manager left it active, and with the size of its parent.
+    let device = tree.activate("b").unwrap();
+    let (.., size) = rig.kernel.filesystem(&device).unwrap().unwrap();
+    assert_eq!(size, Bytes::mib(32));
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }

@@ -164,6 +164,13 @@ impl SnapshotTree {
                 if !self.is_mounted_on(mounted, target)? {
                     return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
                 }
+                // The manager that mounted it may have been killed before it was prepared.
+                if let Some(volume) = &slot.volume
+                    && self.where_is(mounted)? == Where::OnTop
+                {
+                    let root = mounted.root(&*self.options.kernel)?;
+                    self.prepare(id, snapshot, volume.number(), &root)?;
+                }
                 mounted.count += 1;
                 return Ok(());
             }
@@ -283,14 +290,19 @@ impl SnapshotTree {
         if slot.leaving {
             self.keep(slot)?;
         }
-        if let Some(volume) = &mut slot.volume {
-            if self.recognise(volume, id)? {
-                return Ok(volume.path());
-            }
+        if let Some(volume) = &mut slot.volume
+            && !self.recognise(volume, id)?
+        {
             self.forget_device(slot)?;
         }
-        let options = ActivateOptions::new().read_only(snapshot.sealed.is_some());
-        let volume = self.activate_volume_with(id, snapshot.thin_id, snapshot.size, &options)?;
+        let volume = match slot.volume.take() {
+            Some(volume) => volume,
+            None => {
+                let options = ActivateOptions::new().read_only(snapshot.sealed.is_some());
+                self.activate_volume_with(id, snapshot.thin_id, snapshot.size, &options)?
+            }
+        };
+        // Active or not: a manager that was killed while it was grown left it active.
         if snapshot.fs == FsState::Growing
             && let Err(error) = self.grow(&volume).and_then(|()| {
                 let id = SnapshotId::new(id)?;

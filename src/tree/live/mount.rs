@@ -270,10 +270,14 @@ impl SnapshotTree {
         let node = volume.path();
         let mounted = mount(&self.options, self.filesystem, &node, (&top.proc_path(), &target), flags);
         drop(top);
-        let mounted = mounted.and_then(|()| find_mount(kernel, &place, device));
-        let mount = mounted.inspect_err(|_| {
-            self.mounts.release(id);
-            undo();
+        let found = mounted.map_err(|error| (error, false));
+        let found = found.and_then(|()| find_mount(kernel, &place, device).map_err(|error| (error, true)));
+        let mount = found.map_err(|(error, is_mounted)| {
+            if !is_mounted || unmount_unconfirmed(kernel, &place, device) {
+                self.mounts.release(id);
+                undo();
+            }
+            error
         })?;
         self.mounts.confirm(id, mount);
         Ok(Mounted { target, count: 1, id: mount, place })
@@ -394,6 +398,13 @@ pub(in crate::tree) enum Where {
     /// Another mount lies over it, or it was moved elsewhere.
     Covered,
     Gone,
+}
+
+/// Takes down a mount that was made and not found again: best effort, since the first error is returned. If it fails
+/// the note stays, and the next manager finds the mount by device and target.
+fn unmount_unconfirmed(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> bool {
+    let is_ours = place.top(kernel).is_ok_and(|top| top.is_some_and(|top| top.mount().device == device));
+    is_ours && kernel.unmount(&place.path(), UnmountFlags::NOFOLLOW).is_ok()
 }
 
 /// Whether this call made it: another one may be faster.
