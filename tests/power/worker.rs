@@ -18,7 +18,7 @@ const ROOT: &str = "/var/lib/power";
 const FIRST: &str = "/var/lib/first";
 const THREADS: usize = 4;
 /// The pool is not grown beyond that.
-const LARGEST: u64 = 4 << 10;
+const LARGEST: u64 = 64 << 10;
 
 pub fn main() {
     // Where the driver sees it.
