@@ -295,6 +295,7 @@ impl Simulation {
             let mut owner = owner.lock().unwrap();
             if owner.is_down() { owner.die() } else { owner.process.heal() }
         }
+        self.neighbour().make_amends();
         for index in 0..self.owners.len() {
             if self.owner(index).is_over {
                 self.owner(index).open_only().unwrap().unwrap();
