@@ -5,12 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// A module, and what of this crate it may name.
-const ALLOWED: &[(&str, &[&str])] = &[
-    ("abi", &[]),
-    ("sys.rs", &["abi"]),
-    ("units.rs", &[]),
-    ("kernel", &["abi", "kernel", "sys", "units"]),
-];
+const ALLOWED: &[(&str, &[&str])] =
+    &[("abi", &[]), ("sys.rs", &["abi"]), ("units.rs", &[]), ("kernel", &["abi", "kernel", "sys", "units"])];
 
 #[test]
 fn the_ground_uses_only_what_is_below_it() {
