@@ -100,6 +100,9 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
+        // A manager that was killed before it did so left a name that a power cut takes back, while the journal is
+        // overwritten as if it was durable.
+        dir.sync().map_err(Error::io("sync", &root))?;
         let mut state = journal::decode_state(&bytes, &path)?;
         let checkpoint_len = bytes.len() as u64;
         let (journal, mark) = open_files(&root, &*dir)?;
