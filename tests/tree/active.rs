@@ -184,6 +184,28 @@ fn a_volume_is_activated_while_the_table_of_its_pool_is_replaced() {
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
 
+/// Each call of the check is the one before which another thread deactivates the snapshot.
+#[test]
+fn a_check_beside_a_deactivation_finds_nothing() {
+    let rig = Rig::new();
+    let tree = Arc::new(rig.tree());
+    tree.add("a", Parent::Base).unwrap();
+    let calls = || {
+        let before = rig.kernel.calls();
+        assert_eq!(tree.check().unwrap(), []);
+        rig.kernel.calls() - before
+    };
+    tree.activate("a").unwrap();
+    for call in 1..=calls() {
+        tree.activate("a").unwrap();
+        let other = tree.clone();
+        rig.kernel.at_call(call, move || other.deactivate("a").unwrap());
+        assert_eq!(tree.check().unwrap(), [], "{call}");
+        assert!(tree.get("a").unwrap().device.is_none(), "{call}");
+    }
+    tree.close().unwrap();
+}
+
 #[test]
 fn a_mount_that_failed_at_any_call_can_be_made_again() {
     for call in 1.. {

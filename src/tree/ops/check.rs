@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
+use nix::errno::Errno;
+
 use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
@@ -109,10 +111,14 @@ impl SnapshotTree {
                 }
                 // Reported as deferred.
                 Some((_, snapshot)) if snapshot.deleting => {}
-                Some((id, snapshot)) => {
-                    self.check_device(id, snapshot, &status, findings)?;
-                    active.insert(id.clone(), status.number);
-                }
+                Some((id, snapshot)) => match self.check_device(id, snapshot, &status, findings) {
+                    // Deactivated since it was listed.
+                    Err(error) if error.errno() == Some(Errno::ENXIO) => {}
+                    result => {
+                        result?;
+                        active.insert(id.clone(), status.number);
+                    }
+                },
             }
         }
         let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.view())).collect();
@@ -144,6 +150,7 @@ impl SnapshotTree {
         status: &DeviceStatus,
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
+        let lines = self.pool.device_mapper().table((&status.name).into(), TableKind::Live)?;
         let mut wrong = |problem| {
             findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
         };
@@ -157,7 +164,6 @@ impl SnapshotTree {
         if read_only != snapshot.sealed.is_some() {
             wrong(DeviceProblem::Mode { read_only });
         }
-        let lines = self.pool.device_mapper().table((&status.name).into(), TableKind::Live)?;
         let expected = ThinTable { pool: self.pool.number(), id: snapshot.thin_id, external_origin: None };
         let right = matches!(&lines[..], [line]
             if line.target_type.as_str() == "thin"

@@ -182,13 +182,15 @@ impl SnapshotTree {
         let dm = self.pool.device_mapper();
         let published = volume_name(&self.options.name_prefix, &self.root, "")?;
         let unpublished = unpublished_name(&self.options.name_prefix, &self.root, "")?;
-        let names = self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
-            action: "list",
-            path: "/dev/mapper".into(),
-            source: errno.into(),
-        })?;
+        let names = || {
+            self.options.kernel.mapper_node_names().map_err(|errno| Error::Io {
+                action: "list",
+                path: "/dev/mapper".into(),
+                source: errno.into(),
+            })
+        };
         let mut stale = Vec::new();
-        for name in names {
+        for name in names()? {
             // One that no device can have is nobody's.
             let Ok(name) = DmName::from_bytes(name.as_bytes()) else { continue };
             if ![published, unpublished].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
@@ -197,6 +199,11 @@ impl SnapshotTree {
             if dm.find((&name).into())?.is_none() {
                 stale.push(name);
             }
+        }
+        if !stale.is_empty() {
+            // A device that was deactivated since the nodes were listed has taken its node with it.
+            let left = names()?;
+            stale.retain(|name| left.iter().any(|left| left.as_bytes() == name.as_bytes()));
         }
         Ok(stale)
     }

@@ -94,7 +94,7 @@ impl SnapshotTree {
     fn raise_for_window(&self, reservation: &Reservation<'_>) -> Result<()> {
         let mut generation = self.generation();
         if generation.window < reservation.window {
-            self.raise_locked(&mut generation)?;
+            self.raise_locked(&mut generation).map_err(|error| self.closed_or(error))?;
             generation.window = reservation.window;
         }
         Ok(())
