@@ -2,7 +2,7 @@
 //!
 //! Deterministic from a seed, which is printed when a promise is broken:
 //! `DM_THIN_SIM_SEED=7 cargo test --all-features --test sim` replays it, `DM_THIN_SIM_WORLDS=100000` runs
-//! more of them.
+//! more of them, from that seed on.
 
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
@@ -36,10 +36,9 @@ fn simulate(default: u64, plan: Plan) {
 }
 
 fn simulate_with(default: u64, simulation: impl Fn(u64, &Arc<Numbers>)) {
-    let seeds = match variable("DM_THIN_SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..variable("DM_THIN_SIM_WORLDS").unwrap_or(default),
-    };
+    let first = variable("DM_THIN_SIM_SEED");
+    let worlds = variable("DM_THIN_SIM_WORLDS").unwrap_or(if first.is_some() { 1 } else { default });
+    let seeds = first.unwrap_or(0)..first.unwrap_or(0) + worlds;
     let told = seeds.end - seeds.start == 1;
     let numbers = Arc::new(Numbers::new(told));
     for seed in seeds.clone() {

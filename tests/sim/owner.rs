@@ -248,6 +248,8 @@ impl Owner {
         }
         self.held = None;
         self.lingering = None;
+        // What is still planned holds managers and machines.
+        self.process.heal();
         self.process = Arc::new(self.machine.process());
     }
 
