@@ -33,7 +33,7 @@ pub(super) const LARGEST: usize = 64 << 20;
 #[derive(Debug)]
 pub struct DeviceMapper {
     kernel: Arc<dyn Kernel>,
-    control: DeviceFile,
+    pub(super) control: DeviceFile,
     version: DmVersion,
     udev: UdevPolicy,
     /// udev did not answer once: it is stopped, and waiting for it again would cost as long for each change.

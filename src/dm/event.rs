@@ -14,9 +14,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::{DeviceMapper, ListedDevice, UdevPolicy};
 use crate::abi::dm::DM_DEV_ARM_POLL;
 use crate::dm::{Error, Result};
@@ -68,20 +65,12 @@ impl DeviceMapper {
     pub(crate) fn ready(&self, end: Option<Instant>) -> Result<bool> {
         loop {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-            // Rounded up: what is left of a millisecond is not to be spun away.
-            let timeout = left.map_or(PollTimeout::NONE, |left| {
-                let whole = left.saturating_add(Duration::from_nanos(999_999)).as_millis();
-                PollTimeout::try_from(whole).unwrap_or(PollTimeout::MAX)
-            });
-            let mut files = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut files, timeout) {
-                Ok(0) if end.is_some_and(|end| Instant::now() >= end) => return Ok(false),
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(true),
-                Err(errno) => {
-                    let path = "/dev/mapper/control".into();
-                    return Err(Error::Io { action: "poll", path, source: errno.into() });
-                }
+            let ready = self.kernel().poll(&self.control, left);
+            if ready.map_err(|errno| Error::os("poll", "/dev/mapper/control")(errno))? {
+                return Ok(true);
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(false);
             }
         }
     }

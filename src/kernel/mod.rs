@@ -21,6 +21,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -49,6 +50,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
     /// `ioctl(2)` on an open device; the result is its non-negative return value.
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno>;
+
+    /// `poll(2)` for input, until the timeout or without one: whether there is some. An interruption by a signal ends it
+    /// early. Asks the file's descriptor unless implemented.
+    fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
+        RealKernel.poll(file, timeout)
+    }
 
     /// `pread(2)`: the number of bytes read, 0 at the end of the device. ENOSYS unless implemented.
     fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {

@@ -2,12 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::fdatasync;
@@ -34,6 +37,18 @@ impl Kernel for RealKernel {
 
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         file.device()?.ioctl(request, argument)
+    }
+
+    fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
+        // Rounded up: what is left of a millisecond is not to be spun away.
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            let whole = timeout.saturating_add(Duration::from_nanos(999_999)).as_millis();
+            PollTimeout::try_from(whole).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => Ok(false),
+            ready => Ok(ready? > 0),
+        }
     }
 
     fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {

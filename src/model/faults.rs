@@ -9,7 +9,7 @@ use crate::abi::Ioctl;
 /// One call that crossed the seam.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// The ioctl's name as the kernel spells it, or `open`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
+    /// The ioctl's name as the kernel spells it, or `open`, `poll`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
     /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`, `which`, `run`, `semget`, `semop`,
     /// `semctl`, `read`, `process`.
     pub name: &'static str,

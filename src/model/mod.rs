@@ -94,7 +94,7 @@ use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::abi::{Argument, Ioctl, dm};
 use crate::kernel::{
     Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, ProcessInfo, ProcessName,
-    Semaphore,
+    RealKernel, Semaphore,
 };
 
 /// What kind of kernel it is.
@@ -379,6 +379,12 @@ impl Kernel for ModelKernel {
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         let subject = subject(file, &argument);
         self.call_ioctl(file, request, argument, subject)
+    }
+
+    fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
+        self.call("poll", subject_of_device(file), |_| Ok(()))?;
+        // Without a lock: another call is what makes it ready.
+        RealKernel.poll(file, timeout)
     }
 
     fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {

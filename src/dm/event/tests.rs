@@ -2,6 +2,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
+use nix::errno::Errno;
+
 use super::*;
 use crate::dm::fake::{Fake, answer};
 

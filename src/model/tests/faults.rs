@@ -113,3 +113,13 @@ fn somebody_else_is_faster() {
     assert_eq!(machine.kernel.call_elsewhere("write", "a file"), Err(Errno::ENOSPC));
     assert_eq!(machine.kernel.struck().unwrap().name, "write");
 }
+
+#[test]
+fn a_failing_poll_loses_no_event() {
+    let machine = Machine::bare();
+    let mut events = machine.dm.events().unwrap();
+    machine.dm.create(&name("d"), None).unwrap();
+    machine.kernel.fail_at(1, Errno::ENOMEM);
+    assert_eq!(errno(events.next().unwrap()), Errno::ENOMEM);
+    assert!(matches!(events.next(), Some(Ok(crate::dm::DeviceEvent::Added(_)))));
+}
