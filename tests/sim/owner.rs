@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dm_thin::dm::UdevPolicy;
 use dm_thin::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
-use dm_thin::model::{Cut, Mode, ModelKernel};
+use dm_thin::model::{Call, Cut, Mode, ModelKernel};
 use dm_thin::thin::{ExtendRule, MinFree};
 use dm_thin::tree::{Filesystem, Finding, Options, PoolSource, SnapshotTree};
 use dm_thin::units::{Bytes, Sectors};
@@ -75,6 +75,8 @@ pub struct Owner {
     pub faulty: bool,
     /// Somebody does something to what is this tree's.
     pub disturbed: Arc<AtomicBool>,
+    /// The fault that was counted last.
+    pub counted: Option<Call>,
     /// The tree's identity, once it was open.
     pub uuid: Arc<Mutex<Option<Uuid>>>,
     /// The tree is open, and neither being opened nor closed.
@@ -133,6 +135,7 @@ impl Owner {
             doubt: Vec::new(),
             faulty: false,
             disturbed: Arc::default(),
+            counted: None,
             uuid: Arc::default(),
             exclusive: Arc::default(),
             held: None,
@@ -483,6 +486,8 @@ impl Owner {
                 self.source == Source::Adopted && !own.contains(&thin_id.get())
             }
             Finding::Pool { needs_check: false, .. } => self.is_pool_full(),
+            // The other tree was killed when it read.
+            Finding::MetadataSnapHeld => self.source == Source::Adopted && foreign.is_none(),
             _ => false,
         };
         assert!(findings.iter().all(is_explained), "{findings:?}");

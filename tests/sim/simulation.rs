@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use dm_thin::Errno;
-use dm_thin::model::ModelKernel;
+use dm_thin::model::{Call, ModelKernel};
 use tempfile::TempDir;
 
 use crate::copies::Backup;
@@ -123,7 +123,7 @@ impl Simulation {
             }
             self.plan_trouble(index);
             self.owner(index).step();
-            self.count_fault(index);
+            self.count_faults();
             if self.plan.neighbour && self.rng.one_in(4) {
                 self.neighbour().act();
             }
@@ -150,6 +150,7 @@ impl Simulation {
         let process = self.owner(index).process.clone();
         if self.plan.faults && self.rng.one_in(2) {
             process.heal();
+            self.owner(index).counted = None;
             let call = self.rng.call(30);
             let errnos = [Errno::EIO, Errno::ENOMEM, Errno::EINTR, Errno::EBUSY, Errno::ENOSPC];
             if self.rng.one_in(2) {
@@ -218,7 +219,7 @@ impl Simulation {
                 self.plan_a_cut(index);
             }
             let opened = self.owner(index).open();
-            self.count_fault(index);
+            self.count_faults();
             match opened {
                 None => {}
                 Some(Ok(())) if self.owner(index).process.is_cut() => {}
@@ -237,20 +238,31 @@ impl Simulation {
         owner.faulty = false;
     }
 
-    /// Which call a fault struck, and how.
-    fn count_fault(&self, index: usize) {
-        let process = self.owner(index).process.clone();
-        if let Some(call) = process.struck() {
-            let end = if process.is_cut() { "end at" } else { "failure of" };
-            self.numbers.tell(|| format!("tree {index}: {end} {} on {}", call.name, call.subject));
-            self.numbers.count(Group::Faults, format!("{end} {}", call.name));
-            if ["stat", "unlink"].contains(&call.name) {
-                self.kept_nodes.lock().unwrap().insert(format!("node {}", call.subject));
+    /// Which calls faults struck, and how: of the others, too, for they act between two calls of one.
+    fn count_faults(&self) {
+        for index in 0..self.owners.len() {
+            let mut owner = self.owner(index);
+            let (struck, end) = (owner.process.struck(), owner.process.is_cut());
+            if struck == owner.counted {
+                continue;
             }
-            if call.name == "fdatasync" {
-                // On whatever device: the model drops what is not durable of all of them.
-                self.owners.iter().for_each(|owner| owner.lock().unwrap().for_each_cell(Cell::lost));
+            owner.counted.clone_from(&struck);
+            drop(owner);
+            if let Some(call) = struck {
+                self.count_fault(index, &call, if end { "end at" } else { "failure of" });
             }
+        }
+    }
+
+    fn count_fault(&self, index: usize, call: &Call, what: &str) {
+        self.numbers.tell(|| format!("tree {index}: {what} {} on {}", call.name, call.subject));
+        self.numbers.count(Group::Faults, format!("{what} {}", call.name));
+        if ["stat", "unlink"].contains(&call.name) {
+            self.kept_nodes.lock().unwrap().insert(format!("node {}", call.subject));
+        }
+        if call.name == "fdatasync" {
+            // On whatever device: the model drops what is not durable of all of them.
+            self.owners.iter().for_each(|owner| owner.lock().unwrap().for_each_cell(Cell::lost));
         }
     }
 

@@ -224,6 +224,7 @@ fn a_mount_that_failed_at_any_call_can_be_made_again() {
         }
         rig.kernel.read_file(&target.canonicalize().unwrap().join("etc/hostname")).unwrap();
         tree.unmount("a").unwrap();
+        assert!(!target.exists(), "after {struck:?}");
         assert_eq!(tree.check().unwrap(), [], "after {struck:?}");
         tree.close().unwrap();
         assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
@@ -250,6 +251,31 @@ fn a_mount_of_a_killed_manager_gets_its_init_layer() {
         let tree = rig.open(options()).unwrap();
         tree.mount("a", &target).unwrap();
         rig.kernel.read_file(&target.canonicalize().unwrap().join("etc/hostname")).unwrap();
+        if done.is_ok() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn an_unmount_that_a_kill_cuts_short_leaves_no_directory() {
+    for call in 1.. {
+        let rig = Rig::new();
+        let open = || rig.open(rig.options().filesystem(Filesystem::Ext4)).unwrap();
+        let tree = open();
+        tree.add("a", Parent::Base).unwrap();
+        let target = rig.directory.path().join("target");
+        tree.mount("a", &target).unwrap();
+        rig.kernel.unwind_at_cut(true);
+        rig.kernel.cut_at(call);
+        let done = catch_unwind(AssertUnwindSafe(|| tree.unmount("a").unwrap()));
+        drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
+        rig.kernel.heal();
+        let tree = open();
+        if tree.get("a").unwrap().mounted.is_some() {
+            tree.unmount("a").unwrap();
+        }
+        assert!(!target.exists(), "killed at call {call}");
         if done.is_ok() {
             break;
         }

@@ -5,7 +5,11 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use dm_thin::kernel::{Access, Kernel};
 use dm_thin::thin::ThinId;
 use dm_thin::tree::stream::{Encoder, StreamError, StreamFilesystem, StreamHeader, VolumeHeader};
 use dm_thin::tree::{
@@ -285,6 +289,53 @@ fn receives_of_one_volume_from_several_bases_are_kept_apart() {
     assert_eq!(to.partial_receives(), []);
     assert_eq!(to.check().unwrap(), []);
     to.close().unwrap();
+}
+
+#[test]
+fn a_receive_is_discarded_after_somebody_had_its_device_open() {
+    let (_from_rig, from) = family();
+    let whole = send(&from, "two", None);
+    let rig = Rig::new();
+    let to = rig.open(rig.options().busy_timeout(Duration::ZERO)).unwrap();
+    // Opened by somebody else once it is there, so that the failed receive cannot deactivate it.
+    let (kernel, held) = (rig.kernel.clone(), Arc::new(Mutex::new(None)));
+    let hold = {
+        let held = held.clone();
+        move || {
+            let names = kernel.mapper_node_names().unwrap();
+            let node = names.iter().find(|name| name.to_string_lossy().contains('+')).unwrap();
+            let path = Path::new("/dev/mapper").join(node);
+            *held.lock().unwrap() = Some(kernel.open(&path, Access::READ).unwrap());
+        }
+    };
+    let resumable = ReceiveOptions::new().resumable(true);
+    let half = Hooked { bytes: &whole[..whole.len() / 2], hook: Some(hold) };
+    to.receive(half, resumable).unwrap_err();
+    let [PartialReceive { volume, .. }] = to.partial_receives()[..] else { panic!() };
+    assert!(to.discard_receive(volume).unwrap_err().is_busy());
+    drop(held.lock().unwrap().take().unwrap());
+    to.discard_receive(volume).unwrap();
+    assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+    assert!(rig.kernel.is_clean());
+}
+
+/// Bytes, and what is done when they are all read.
+struct Hooked<'a, F> {
+    bytes: &'a [u8],
+    hook: Option<F>,
+}
+
+impl<F: FnOnce()> Read for Hooked<'_, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.bytes.read(buffer)?;
+        if read == 0
+            && let Some(hook) = self.hook.take()
+        {
+            hook();
+        }
+        Ok(read)
+    }
 }
 
 #[test]

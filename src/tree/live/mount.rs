@@ -222,13 +222,30 @@ impl Mounts {
         }
     }
 
-    /// The mount is gone.
-    fn release(&self, id: ThinId) -> Option<Note> {
+    /// There is no mount.
+    fn release(&self, id: ThinId) {
         let mut notes = self.notes();
-        let note = notes.remove(&id)?;
+        notes.remove(&id);
         // A note without a mount is passed over by the next manager.
         let _ = self.write(&notes);
-        Some(note)
+    }
+
+    /// The mount is gone: its note goes, and its directory, if it was made for it. The note goes last, so that the
+    /// next manager does what a kill cuts short.
+    fn forget(&self, kernel: &dyn Kernel, id: ThinId, place: &Place) {
+        let mut notes = self.notes();
+        let Some(note) = notes.get(&id).filter(|note| note.made).cloned() else {
+            drop(notes);
+            return self.release(id);
+        };
+        match notes.iter_mut().find(|(other, it)| **other != id && it.covered == note.covered) {
+            // It is needed as long as that mount.
+            Some((_, other)) => other.made = true,
+            // This also ends copies of the mount in other namespaces.
+            None => place.remove(kernel, note.covered),
+        }
+        drop(notes);
+        self.release(id);
     }
 }
 
@@ -249,7 +266,12 @@ impl SnapshotTree {
             None => make_directory(kernel, &place)?,
         };
         let gone = || Error::io("open", place.path())(Errno::ENOENT.into());
-        let top = place.top(kernel)?.ok_or_else(gone)?;
+        let top = place.top(kernel).and_then(|top| top.ok_or_else(gone)).inspect_err(|_| {
+            if made {
+                // Best effort; it is empty.
+                let _ = kernel.files().remove_directory(&place.above, &place.name);
+            }
+        })?;
         let target = place.path();
         let covered = Covered::of(&top);
         let undo = || {
@@ -305,12 +327,8 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// A mount that is gone: its note goes, and its directory, if it was made for it.
     fn forget_mount(&self, id: ThinId, place: &Place) {
-        if let Some(note) = self.mounts.release(id).filter(|note| note.made) {
-            // This also ends copies of the mount in other namespaces.
-            place.remove(&*self.options.kernel, note.covered);
-        }
+        self.mounts.forget(&*self.options.kernel, id, place);
     }
 
     pub(in crate::tree) fn where_is(&self, mounted: &Mounted) -> Result<Where> {

@@ -139,7 +139,7 @@ impl SnapshotTree {
         }
         partial.into_iter().try_for_each(|(making, _)| {
             let _reservation = self.store.reserve_making(None, making.thin_id, volume)?;
-            self.unmake(making.thin_id)
+            self.deactivate_and_unmake(making.thin_id)
         })
     }
 

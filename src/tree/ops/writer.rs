@@ -204,18 +204,20 @@ impl SnapshotTree {
         self.delete_recorded(thin_id, &Record::Unmade { thin_id })
     }
 
+    /// The same of one that may be active: somebody had it open when its writer ended.
+    pub(in crate::tree) fn deactivate_and_unmake(&self, thin_id: ThinId) -> Result<()> {
+        let uuid = self.volume_uuid(thin_id)?;
+        if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
+            self.patiently(&device.name, || self.pool.device_mapper().remove(&uuid))?;
+        }
+        self.unmake(thin_id)
+    }
+
     /// Deletes volumes that were neither published nor deleted.
     pub(in crate::tree) fn delete_abandoned(&self) -> Result<()> {
-        let delete = |thin_id| {
-            let uuid = self.volume_uuid(thin_id)?;
-            if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
-                self.patiently(&device.name, || self.pool.device_mapper().remove(&uuid))?;
-            }
-            self.unmake(thin_id)
-        };
         let mut first_error = Ok(());
         for thin_id in self.store.abandoned() {
-            first_error = first_error.and(delete(thin_id));
+            first_error = first_error.and(self.deactivate_and_unmake(thin_id));
         }
         first_error
     }
