@@ -13,7 +13,6 @@ mod readme {}
 
 pub mod abi;
 pub mod dm;
-mod error;
 pub mod kernel;
 pub mod loopdev;
 #[cfg(feature = "model")]
@@ -23,5 +22,4 @@ pub mod thin;
 pub mod tree;
 pub mod units;
 
-pub use error::{Error, Result, RootProblem, StateAge};
 pub use nix::errno::Errno;

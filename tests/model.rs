@@ -4,9 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use dm_thin::Result;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::{Cut, ModelKernel};
+use dm_thin::tree::Result;
 use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 

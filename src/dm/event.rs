@@ -66,7 +66,7 @@ impl DeviceMapper {
         loop {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             let ready = self.kernel().poll(&self.control, left);
-            if ready.map_err(|errno| Error::os("poll", "/dev/mapper/control")(errno))? {
+            if ready.map_err(|errno| Error::io("poll", "/dev/mapper/control")(errno))? {
                 return Ok(true);
             }
             if end.is_some_and(|end| Instant::now() >= end) {

@@ -2,6 +2,7 @@
 
 mod control;
 mod devices;
+mod error;
 mod event;
 mod exclusive;
 #[cfg(test)]
@@ -19,7 +20,7 @@ mod tests;
 mod udev;
 pub mod wire;
 
-pub(crate) use crate::error::{Error, Result};
+pub use self::error::{Error, Result};
 pub use control::DeviceMapper;
 pub use event::{DeviceEvent, DeviceEvents};
 pub(crate) use exclusive::{Claim, Exclusive};

@@ -75,10 +75,18 @@ impl Condition {
     }
 }
 
-/// The questions that the error of each floor answers, out of its `condition()`.
-macro_rules! predicates {
+/// What the errors of all floors have in common: a variant `Io`, and what they answer out of their `condition()`.
+macro_rules! floor_error {
     ($error:ty) => {
         impl $error {
+            pub(crate) fn io<E: Into<std::io::Error>>(
+                action: &'static str,
+                path: impl Into<std::path::PathBuf>,
+            ) -> impl FnOnce(E) -> Self {
+                let path = path.into();
+                move |source| Self::Io { action, path, source: source.into() }
+            }
+
             /// Somebody holds it: EBUSY.
             pub fn is_busy(&self) -> bool {
                 self.condition() == Some($crate::kernel::Condition::Busy)
@@ -101,4 +109,4 @@ macro_rules! predicates {
         }
     };
 }
-pub(crate) use predicates;
+pub(crate) use floor_error;

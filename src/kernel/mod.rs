@@ -27,7 +27,7 @@ use nix::errno::Errno;
 
 pub use self::device::{Access, AlignedBlock, DeviceFile};
 pub use self::directory::{Directory, Links, MountId};
-pub(crate) use self::error::{Condition, is_permission, predicates};
+pub(crate) use self::error::{Condition, floor_error, is_permission};
 pub use self::error::{IoctlError, MountError};
 pub use self::files::{Entry, FileLock, FileStatus, Files};
 pub use self::number::{DeviceNumber, ParseDeviceNumberError};

@@ -143,7 +143,7 @@ impl LoopControl {
     /// names say nothing.
     pub fn find(&self, file: &File) -> Result<Option<LoopDevice>> {
         let backing = self.kernel.files().file_status(file.as_fd());
-        let backing = backing.map_err(|errno| Error::io("stat", "backing file")(errno.into()))?;
+        let backing = backing.map_err(|errno| Error::io("stat", "backing file")(errno))?;
         for index in self.indices()? {
             let Ok(found) = self.device(index, Access::READ) else { continue };
             match found.status() {
@@ -161,7 +161,7 @@ impl LoopControl {
 
     /// The indices of all loop devices, in order. There may be gaps.
     fn indices(&self) -> Result<Vec<LoopIndex>> {
-        let names = self.kernel.block_device_names().map_err(Error::os("list", "/sys/class/block"))?;
+        let names = self.kernel.block_device_names().map_err(Error::io("list", "/sys/class/block"))?;
         let mut indices: Vec<_> = names.iter().filter_map(|name| loop_index(name)).map(LoopIndex).collect();
         indices.sort_unstable();
         Ok(indices)

@@ -5,10 +5,11 @@
 mod attach;
 mod control;
 mod device;
+mod error;
 #[cfg(all(test, feature = "model"))]
 mod tests;
 
-pub(crate) use crate::error::{Error, Result};
+pub use self::error::{Error, Result};
 pub use attach::AttachOptions;
 pub use control::{LoopControl, LoopIndex};
 pub use device::{LoopDevice, LoopStatus};

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use super::identity::Identity;
 use super::{ThinId, ThinPool, ThinTable, ThinVolume};
+use crate::dm;
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::thin::{Error, Result};
@@ -48,7 +49,7 @@ impl ThinPool {
     ///
     /// # Errors
     /// ENODATA if the pool has no such device ([`Error::is_not_found`]), EBUSY if the name or the uuid is
-    /// taken ([`Error::is_busy`]), [`Error::Replaced`] if the pool's number is another pool's now. On an error no device
+    /// taken ([`Error::is_busy`]), [`dm::Error::Replaced`](crate::dm::Error::Replaced) if the pool's number is another pool's now. On an error no device
     /// is left.
     pub fn activate(&self, name: &DmName, uuid: &DmUuid, id: ThinId, size: Sectors) -> Result<ThinVolume> {
         self.activate_with(name, uuid, id, size, &ActivateOptions::new())
@@ -126,7 +127,8 @@ impl ThinPool {
     /// The volume, if it is active; `None` if it is coming or going. ENXIO if another device has the name.
     fn take_over(&self, name: &DmName, uuid: &DmUuid, id: ThinId) -> Result<Option<ThinVolume>> {
         let dm = &self.dm;
-        let taken = dm.cancel_deferred_remove(uuid.into()).and_then(|()| {
+        let take = || {
+            dm.cancel_deferred_remove(uuid.into())?;
             if dm.table(uuid.into(), TableKind::Live)?.is_empty() {
                 return Ok(None);
             }
@@ -139,7 +141,8 @@ impl ThinPool {
                 dm.ensure_node(name, volume.number())?;
             }
             Ok(Some(volume))
-        });
+        };
+        let taken: Result<_> = take();
         match taken.as_ref().map_err(Error::errno) {
             Err(Some(Errno::EBUSY)) => Ok(None),
             // The uuid is not there, or no more; is it the name that is taken, by another device?
@@ -189,8 +192,8 @@ const SUSPENDED: Duration = Duration::from_secs(2);
 pub(super) fn while_pool_is_suspended<T>(
     dm: &DeviceMapper,
     pool: &Identity,
-    mut load: impl FnMut() -> Result<T>,
-) -> Result<T> {
+    mut load: impl FnMut() -> dm::Result<T>,
+) -> dm::Result<T> {
     let mut end = None;
     loop {
         let error = match load() {

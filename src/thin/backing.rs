@@ -61,7 +61,7 @@ impl LoopFile {
     /// [`Error::BackingFile`] if there is none.
     pub fn find(control: LoopControl, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = control.kernel().files().open_path(&path).map_err(Error::os("open", &path))?;
+        let file = control.kernel().files().open_path(&path).map_err(Error::io("open", &path))?;
         let number = bound(&control, &file, &path)?.number();
         Ok(Self { control, path, number, allocates: false })
     }
@@ -83,11 +83,11 @@ impl LoopFile {
     }
 
     fn open(&self) -> Result<File> {
-        self.files().open_path(&self.path).map_err(Error::os("open", &self.path))
+        self.files().open_path(&self.path).map_err(Error::io("open", &self.path))
     }
 
     fn status(&self, file: &File) -> Result<FileStatus> {
-        self.files().file_status(file.as_fd()).map_err(Error::os("stat", &self.path))
+        self.files().file_status(file.as_fd()).map_err(Error::io("stat", &self.path))
     }
 }
 
@@ -108,7 +108,7 @@ impl Backing for LoopFile {
     fn below(&self) -> Result<Option<Below>> {
         let file = self.open()?;
         let allocated = self.status(&file)?.allocated;
-        let free = self.files().free_space(file.as_fd()).map_err(Error::os("statvfs", &self.path))?;
+        let free = self.files().free_space(file.as_fd()).map_err(Error::io("statvfs", &self.path))?;
         Ok(Some(Below { free, allocated }))
     }
 
@@ -125,9 +125,9 @@ impl Backing for LoopFile {
                 false => self.files().resize_file(&file, size),
             };
             // Before the pool relies on it.
-            extended.and_then(|()| self.files().sync_file(&file)).map_err(Error::os("extend", &self.path))?;
+            extended.and_then(|()| self.files().sync_file(&file)).map_err(Error::io("extend", &self.path))?;
         }
-        device.set_capacity()
+        Ok(device.set_capacity()?)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::*;
+use crate::dm;
 use crate::dm::targets::{Target, Zero};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, UdevPolicy};
 use crate::kernel::{DeviceNumber, Kernel};
@@ -82,7 +83,9 @@ fn a_handle_does_not_discard_the_volume_that_has_its_number_now() {
     // Nor does the handle of a volume that is there discard what its node leads to.
     machine.kernel.remove_node(&other.path()).unwrap();
     machine.kernel.make_node(&other.path(), pool.number()).unwrap();
-    assert!(matches!(other.discard_all(), Err(Error::Replaced { found, .. }) if found == pool.number()));
+    assert!(
+        matches!(other.discard_all(), Err(Error::Dm(dm::Error::Replaced { found, .. })) if found == pool.number())
+    );
     machine.kernel.remove_node(&other.path()).unwrap();
     assert!(other.discard_all().unwrap_err().is_not_found(), "no node is made");
     assert_eq!(machine.kernel.block_device(&other.path()), Err(Errno::ENOENT));
@@ -151,7 +154,7 @@ fn a_pool_without_a_uuid_is_known_by_its_number() {
     dm.remove(&name("pool")).unwrap();
     dm.remove(&name("first")).unwrap();
     make("pool", &machine.table(3));
-    assert!(matches!(pool.create_thin(id(1)), Err(Error::Replaced { .. })));
+    assert!(matches!(pool.create_thin(id(1)), Err(Error::Dm(dm::Error::Replaced { .. }))));
     assert!(pool.deactivate().unwrap_err().is_not_found());
     assert!(dm.find((&name("pool")).into()).unwrap().is_some());
 }

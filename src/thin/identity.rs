@@ -2,9 +2,10 @@
 
 use nix::errno::Errno;
 
-use crate::dm::{Claim, DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Exclusive, Removal};
+use crate::dm::{
+    Claim, DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Error, Exclusive, Removal, Result,
+};
 use crate::kernel::DeviceNumber;
-use crate::thin::{Error, Result};
 
 /// A device, as it was when its handle was made.
 #[derive(Debug, Clone, Copy)]

@@ -52,6 +52,7 @@ mod activate;
 mod backing;
 mod change;
 mod contents;
+mod error;
 mod extend;
 mod guard;
 #[cfg(all(test, feature = "model"))]
@@ -68,7 +69,7 @@ pub mod tools;
 mod volume;
 mod watch;
 
-pub(crate) use crate::error::{Error, Result};
+pub use self::error::{Error, Result};
 pub use activate::ActivateOptions;
 pub use backing::{Backing, Below, LoopFile};
 pub use contents::ThinUsage;

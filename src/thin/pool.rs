@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use super::guard::Watch;
 use super::identity::Identity;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, TransactionId};
+use crate::dm;
 use crate::dm::{
     DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, EventNr, TableKind, TargetLine, TargetSpec,
     TargetType,
@@ -57,7 +58,7 @@ impl ThinPool {
     /// formatted.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] for a table that the kernel would not take, [`Error::NoTarget`] if it has
+    /// [`Error::InvalidOption`] for a table that the kernel would not take, [`dm::Error::NoTarget`](crate::dm::Error::NoTarget) if it has
     /// no thin-pool target; EBUSY if the name is taken, or another pool uses the metadata device.
     pub fn create(
         dm: Arc<DeviceMapper>,
@@ -73,7 +74,7 @@ impl ThinPool {
         let status = created.map_err(|error| match error.errno() {
             // TABLE_LOAD answers EINVAL for an unknown target as for anything else.
             Some(Errno::EINVAL) => match dm.target_version(target_type) {
-                Err(missing @ Error::NoTarget { .. }) => missing,
+                Err(missing @ dm::Error::NoTarget { .. }) => missing,
                 _ => error,
             },
             _ => error,
@@ -121,11 +122,11 @@ impl ThinPool {
     }
 
     /// How requests address it.
-    fn id(&self) -> Result<DmId<'_>> {
+    fn id(&self) -> dm::Result<DmId<'_>> {
         self.identity.id(&self.dm)
     }
 
-    fn named(&self, error: Error) -> Error {
+    fn named(&self, error: dm::Error) -> dm::Error {
         self.identity.named(error)
     }
 
@@ -258,7 +259,7 @@ impl ThinPool {
             // These are about the thin device. The answer to an error has no event number, so for any
             // other the status has to tell whether the pool is the reason.
             Err(error) if matches!(error.errno(), Some(Errno::EEXIST | Errno::ENODATA | Errno::EBUSY)) => {
-                return Err(error);
+                return Err(error.into());
             }
             Err(error) => {
                 return match self.status() {
@@ -269,7 +270,7 @@ impl ThinPool {
                     Ok(status) if !status.mode().is_sound() => {
                         Err(self.mode_error(status.mode(), "the message was refused"))
                     }
-                    _ => Err(error),
+                    _ => Err(error.into()),
                 };
             }
         };
@@ -303,7 +304,7 @@ impl ThinPool {
     /// # Errors
     /// EBUSY while a volume of it is active ([`Error::is_busy`]).
     pub fn deactivate(&self) -> Result<()> {
-        self.identity.remove(&self.dm, DmFlags::empty()).map(drop)
+        Ok(self.identity.remove(&self.dm, DmFlags::empty()).map(drop)?)
     }
 }
 
@@ -311,7 +312,7 @@ impl ThinPool {
 #[derive(Debug)]
 pub(crate) struct Sent {
     message: Message,
-    answer: Result<EventNr>,
+    answer: dm::Result<EventNr>,
 }
 
 impl Sent {

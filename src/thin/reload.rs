@@ -1,7 +1,6 @@
 //! Another table for a device that is in use.
 
-use crate::dm::{DeviceMapper, DmFlags, DmId, Exclusive, TableKind, TargetSpec};
-use crate::thin::Result;
+use crate::dm::{DeviceMapper, DmFlags, DmId, Exclusive, Result, TableKind, TargetSpec};
 
 /// Load a table and put it to use; the device goes on with the old one if that fails.
 ///

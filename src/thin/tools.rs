@@ -82,7 +82,7 @@ fn is_unformatted(kernel: &Arc<dyn Kernel>, metadata: &Path) -> Result<bool> {
     let superblock = match DeviceBlocks::open(kernel.clone(), metadata, false) {
         // An image.
         Err(error) if error.raw_os_error() == Some(libc::ENOTBLK) => {
-            Superblock::read(&kernel.files().open_path(metadata).map_err(Error::os("open", metadata))?)
+            Superblock::read(&kernel.files().open_path(metadata).map_err(Error::io("open", metadata))?)
         }
         blocks => Superblock::read(&blocks.map_err(Error::io("open", metadata))?),
     };
@@ -143,7 +143,7 @@ fn same_device(kernel: &dyn Kernel, one: &Path, other: &Path) -> bool {
 fn run(kernel: &dyn Kernel, program: &'static str, device: &Path, arguments: &[&OsStr]) -> Result<()> {
     let output = kernel.run(program, arguments).map_err(|errno| match errno {
         Errno::ENOENT => Error::ToolMissing { program, package: PACKAGE },
-        errno => Error::os("run", program)(errno),
+        errno => Error::io("run", program)(errno),
     })?;
     if output.status.success() {
         return Ok(());

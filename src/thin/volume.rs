@@ -11,6 +11,7 @@ use super::reload::reload;
 use super::{PoolTable, ThinId, ThinStatus, ThinTable, check_block_size};
 use crate::abi::Ioctl;
 use crate::abi::block::{BLKDISCARD, BLKGETSIZE64, BLKZEROOUT};
+use crate::dm;
 use crate::dm::{
     DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid, Removal, TableKind, TargetLine, TargetSpec,
     TargetType,
@@ -58,7 +59,7 @@ impl ThinVolume {
 
     /// The state of the device: open count, suspended, read-only, to be removed.
     pub fn device_status(&self) -> Result<DeviceStatus> {
-        self.dm.status(self.address()?).map_err(|error| self.identity.named(error))
+        Ok(self.dm.status(self.address()?).map_err(|error| self.identity.named(error))?)
     }
 
     /// How much is mapped.
@@ -91,7 +92,7 @@ impl ThinVolume {
     }
 
     /// How requests address it.
-    fn address(&self) -> Result<DmId<'_>> {
+    fn address(&self) -> dm::Result<DmId<'_>> {
         self.identity.id(&self.dm)
     }
 
@@ -116,7 +117,7 @@ impl ThinVolume {
         let id = self.address()?;
         let reloaded =
             while_pool_is_suspended(&self.dm, &self.pool, || reload(&self.dm, &held, id, &[line], flags));
-        reloaded.map_err(|error| self.identity.named(error))
+        Ok(reloaded.map_err(|error| self.identity.named(error))?)
     }
 
     /// Suspend it for a snapshot: a file system on it is frozen, I/O on its way is finished.
@@ -142,7 +143,7 @@ impl ThinVolume {
     /// EBUSY if the name is taken ([`Error::is_busy`]).
     #[doc(alias = "DM_DEV_RENAME")]
     pub fn rename(&mut self, name: &DmName) -> Result<()> {
-        self.identity.rename(&self.dm, name)
+        Ok(self.identity.rename(&self.dm, name)?)
     }
 
     /// Discards the whole volume: it reads as zeroes (or as its external origin), and blocks that no
@@ -153,7 +154,7 @@ impl ThinVolume {
     ///
     /// # Errors
     /// EOPNOTSUPP if the pool ignores discards, EPERM if the volume is read-only; ENOENT if there is no node,
-    /// [`Error::Replaced`] if it leads to another device.
+    /// [`dm::Error::Replaced`](crate::dm::Error::Replaced) if it leads to another device.
     #[doc(alias = "BLKDISCARD")]
     pub fn discard_all(&self) -> Result<()> {
         let file = self.open(Access::READ_WRITE)?;
@@ -187,7 +188,7 @@ impl ThinVolume {
         let expected = self.device_status()?.number;
         if file.number() != expected {
             let (device, found) = (path.display().to_string(), file.number());
-            return Err(Error::Replaced { device, expected, found });
+            return Err(dm::Error::Replaced { device, expected, found }.into());
         }
         Ok(file)
     }
@@ -195,7 +196,8 @@ impl ThinVolume {
     pub(crate) fn block_ioctl(&self, file: &DeviceFile, ioctl: Ioctl, argument: Arg<'_>) -> Result<()> {
         self.dm.kernel().ioctl(file, ioctl, argument).map(drop).map_err(|errno| {
             let device = self.name().to_string();
-            Error::Ioctl(Box::new(IoctlError { ioctl: ioctl.name(), device, detail: None, errno }))
+            let refused = IoctlError { ioctl: ioctl.name(), device, detail: None, errno };
+            dm::Error::from(Box::new(refused)).into()
         })
     }
 
@@ -204,12 +206,12 @@ impl ThinVolume {
     /// # Errors
     /// EBUSY while it is open ([`Error::is_busy`]).
     pub fn deactivate(&self) -> Result<()> {
-        self.identity.remove(&self.dm, DmFlags::empty()).map(drop)
+        Ok(self.identity.remove(&self.dm, DmFlags::empty()).map(drop)?)
     }
 
     /// The same, later if it is open now.
     pub fn deactivate_deferred(&self) -> Result<Removal> {
-        self.identity.remove(&self.dm, DmFlags::DEFERRED_REMOVE)
+        Ok(self.identity.remove(&self.dm, DmFlags::DEFERRED_REMOVE)?)
     }
 
     /// Take back [`deactivate_deferred`](Self::deactivate_deferred). That none is pending is no error.
@@ -218,7 +220,7 @@ impl ThinVolume {
     /// ENXIO if the device is gone: [`ThinPool::reactivate`](super::ThinPool::reactivate) makes it again.
     /// EBUSY if it is going right now.
     pub fn cancel_deactivate(&self) -> Result<()> {
-        self.dm.cancel_deferred_remove(self.address()?).map_err(|error| self.identity.named(error))
+        Ok(self.dm.cancel_deferred_remove(self.address()?).map_err(|error| self.identity.named(error))?)
     }
 }
 
@@ -251,7 +253,7 @@ impl SuspendedVolume<'_> {
     /// Let I/O go on, unless somebody else in this process has the volume suspended, too.
     pub fn resume(mut self) -> Result<()> {
         self.resumed = true;
-        self.volume.identity.resume(&self.volume.dm)
+        Ok(self.volume.identity.resume(&self.volume.dm)?)
     }
 }
 

@@ -104,7 +104,7 @@ impl ThinPool {
     /// there are.
     ///
     /// # Errors
-    /// [`Error::TooOld`] before that; ENXIO if the pool is gone.
+    /// [`dm::Error::TooOld`](crate::dm::Error::TooOld) before that; ENXIO if the pool is gone.
     pub fn watch(&self) -> Result<PoolWatcher<'_>> {
         let shared = self.device_mapper();
         let dm = DeviceMapper::with_kernel(Arc::clone(shared.kernel()), UdevPolicy::None)?;

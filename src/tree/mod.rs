@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod error;
 mod live;
 mod ops;
 mod options;
@@ -36,9 +37,10 @@ use uuid::Uuid;
 
 use crate::dm::{DmName, DmUuid};
 use crate::thin::{ThinId, ThinPool};
+use crate::{dm, thin};
 
+pub use self::error::{Error, Result, RootProblem, StateAge};
 pub use crate::dm::Removal;
-pub(crate) use crate::error::{Error, Result, RootProblem, StateAge};
 pub use crate::thin::metadata::ChangeKind;
 pub use live::holders::Holder;
 pub(crate) use live::holders::Listed;
@@ -145,7 +147,7 @@ impl SnapshotTree {
         let checkpoint = self.shut_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
         match checkpoint {
             // The journal holds everything.
-            Err(Error::PoolMode { .. }) => Ok(()),
+            Err(Error::Thin(thin::Error::PoolMode { .. })) => Ok(()),
             result => result,
         }
     }
@@ -156,7 +158,7 @@ impl SnapshotTree {
         self.deactivate_slots()?;
         for (stale, thin_id) in self.active_devices()? {
             let uuid = self.volume_uuid(thin_id)?;
-            self.patiently(&stale.name, || self.pool.device_mapper().remove(&uuid))?;
+            self.patiently(&stale.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
         }
         self.sweep_nodes()?;
         // A close that failed may have come as far as that.
@@ -181,11 +183,11 @@ impl SnapshotTree {
 
     /// Deactivate the pool, and its devices where they do not end with it.
     fn take_down(&self) -> Result<()> {
-        self.patiently(self.pool.name(), || self.pool.deactivate())?;
+        self.patiently(self.pool.name(), || Ok(self.pool.deactivate()?))?;
         let record = self.store.read_state(|state| state.pool.clone());
         let dm = self.pool.device_mapper();
         pool::source::parts(&record)?.iter().try_for_each(|part| match dm.find(part.into())? {
-            Some(status) => self.patiently(&status.name, || dm.remove(part)),
+            Some(status) => self.patiently(&status.name, || Ok(dm.remove(part)?)),
             None => Ok(()),
         })
     }
@@ -198,9 +200,11 @@ impl SnapshotTree {
     }
 
     /// What an ioctl says when a close has taken its device away meanwhile.
-    fn closed_or(&self, error: Error) -> Error {
-        match error {
-            Error::Ioctl(_) if self.closed.load(Ordering::Acquire) => Error::Closed,
+    fn closed_or(&self, error: impl Into<Error>) -> Error {
+        match error.into() {
+            Error::Thin(thin::Error::Dm(dm::Error::Ioctl(_))) if self.closed.load(Ordering::Acquire) => {
+                Error::Closed
+            }
             error => error,
         }
     }
@@ -224,22 +228,22 @@ impl SnapshotTree {
 
     /// Bound to the thin id, not to the name of the snapshot, which can change.
     fn volume_uuid(&self, id: ThinId) -> Result<DmUuid> {
-        DmUuid::format(format_args!("DMTHIN-{}-{id}", self.tree.simple()))
+        Ok(DmUuid::format(format_args!("DMTHIN-{}-{id}", self.tree.simple()))?)
     }
 }
 
 /// `<prefix>-<major>:<minor>-<inode of the root>-<what>`.
 fn volume_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
-    DmName::format(format_args!("{prefix}{}", root.suffix(what)))
+    Ok(DmName::format(format_args!("{prefix}{}", root.suffix(what)))?)
 }
 
 /// `<prefix>-<major>:<minor>-<inode of the root>+<what>`, of a volume that is not published: no snapshot has this name.
 fn unpublished_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
-    DmName::format(format_args!("{prefix}-{}-{}+{what}", root.device, root.inode))
+    Ok(DmName::format(format_args!("{prefix}-{}-{}+{what}", root.device, root.inode))?)
 }
 
 fn pool_uuid(tree: Uuid) -> Result<DmUuid> {
-    DmUuid::format(format_args!("DMTHIN-{}-pool", tree.simple()))
+    Ok(DmUuid::format(format_args!("DMTHIN-{}-pool", tree.simple()))?)
 }
 
 fn unknown(id: &str) -> Error {

@@ -140,7 +140,7 @@ impl Options {
         /// Where the pool comes from. Default: loop files. Said of an existing tree, it has to be the same.
         pool_source: PoolSource => Some(pool_source);
         /// Overwrites what the devices of [`PoolSource::Device`] or [`PoolSource::Devices`] contain when the tree is
-        /// made. Default false: [`Error::DeviceInUse`] unless their first and last 4 MiB are zero.
+        /// made. Default false: [`thin::Error::DeviceInUse`](crate::thin::Error::DeviceInUse) unless their first and last 4 MiB are zero.
         force_device: bool => force_device;
         /// Take over the tree's pool though another root activated it, whose device and inode numbers its name carries:
         /// for a root that was copied to another place while its pool stayed active. Nobody may use the old root any

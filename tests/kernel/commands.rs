@@ -4,13 +4,14 @@ use std::fs::File;
 use std::thread;
 use std::time::Duration;
 
+use dm_thin::Errno;
+use dm_thin::dm::Error;
 use dm_thin::dm::targets::{ErrorTarget, Flakey, FlakeyFeatures, Linear, LostWrites, Target, Zero};
 use dm_thin::dm::{
     DeviceEvent, DeviceEvents, DeviceMapper, DmFlags, DmId, DmName, DmUuid, EventNr, Geometry, Removal,
     TableKind,
 };
 use dm_thin::units::Sectors;
-use dm_thin::{Errno, Error};
 
 use crate::bench::{Bench, dm};
 

@@ -151,5 +151,5 @@ fn target_versions() {
     println!("device mapper {}, thin-pool {}", dm.version(), version.version);
     assert!(dm.target_versions().unwrap().contains(&version));
     let error = dm.target_version(TargetType::new("no-such-thing").unwrap()).unwrap_err();
-    assert!(matches!(error, dm_thin::Error::NoTarget { .. }), "{error}");
+    assert!(matches!(error, dm_thin::dm::Error::NoTarget { .. }), "{error}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -61,7 +61,7 @@ fn a_child_writes_and_removes_nothing() {
     // Both have the writer; the child drops it before the parent publishes it.
     let child = Child::new(|| {
         in_child = of_child.take();
-        let refused = |result: dm_thin::Result<()>| {
+        let refused = |result: dm_thin::tree::Result<()>| {
             assert!(matches!(result, Err(Error::Forked { .. })), "{result:?}");
         };
         refused(tree.add("b", Parent::Snapshot("a")));

@@ -7,12 +7,13 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::kernel::{Kernel, RealKernel};
 use dm_thin::loopdev::{AttachOptions, LoopControl};
 use dm_thin::thin::PoolMode;
+use dm_thin::tree::Error;
 use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::bench::{Bench, small};

@@ -19,7 +19,7 @@ use crate::bench::{Bench, dm};
 use crate::rig::{Rig, TakeDown, holds, id, name, uuid, write};
 use crate::threads::amount;
 
-fn zero(dm: &DeviceMapper, device: &str) -> dm_thin::Result<()> {
+fn zero(dm: &DeviceMapper, device: &str) -> dm_thin::dm::Result<()> {
     let line = Zero.over(Sectors(0), Sectors(8));
     dm.create_active(&name(device), &uuid(device), &[line], DmFlags::empty()).map(drop)
 }
@@ -162,7 +162,7 @@ fn a_handle_leaves_the_pool_alone_that_has_the_name_of_its_own() {
         old.set_low_water_mark(Blocks(1)),
         old.deactivate(),
     ] {
-        assert!(refused.as_ref().is_err_and(dm_thin::Error::is_not_found), "{refused:?}");
+        assert!(refused.as_ref().is_err_and(dm_thin::thin::Error::is_not_found), "{refused:?}");
     }
     assert!(new.create_thin(id(1)).unwrap_err().is_exists());
     new.create_thin(id(2)).unwrap();

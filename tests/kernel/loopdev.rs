@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dm_thin::Errno;
 use dm_thin::abi::loopdev::LOOP_CONFIGURE;
 use dm_thin::kernel::{Access, Kernel, RealKernel};
+use dm_thin::loopdev::Error;
 use dm_thin::loopdev::{AttachOptions, LoopControl, LoopFlags};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 
 use crate::bench::Bench;
 use crate::spy::Spy;

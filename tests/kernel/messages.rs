@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::kernel::{Kernel, RealKernel};
+use dm_thin::thin;
 use dm_thin::thin::{NoSpace, PoolFeatures, PoolMode, ThinId};
+use dm_thin::tree::Error;
 use dm_thin::tree::{Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -169,7 +170,7 @@ fn a_mount_in_a_full_pool_is_out_of_space() {
             "pool {pool} is out_of_data_space: a file system on it cannot be mounted; remove snapshots or grow the pool"
         )
     );
-    assert!(matches!(error, Error::PoolMode { mode: PoolMode::OutOfDataSpace, .. }));
+    assert!(matches!(error, Error::Thin(thin::Error::PoolMode { mode: PoolMode::OutOfDataSpace, .. })));
     assert_eq!(tree.get("b").unwrap().device, None);
     tree.deactivate("full").unwrap();
     tree.remove("full").unwrap();

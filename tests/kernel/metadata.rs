@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use dm_thin::kernel::AlignedBlock;
+use dm_thin::thin::Error;
 use dm_thin::thin::metadata::format::{Block, BlockKind};
 use dm_thin::thin::metadata::{BlockSource, ChangeKind, Metadata};
 use dm_thin::thin::{PoolFeatures, ThinId, ThinUsage};
@@ -401,12 +402,12 @@ fn a_read_leaves_no_metadata_snapshot_behind() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     rig.volume(1, Bytes::mib(16)).deactivate().unwrap();
-    let failed = rig.pool().read_metadata(|_| Err::<(), _>(dm_thin::Error::Closed));
-    assert!(matches!(failed, Err(dm_thin::Error::Closed)));
+    let failed = rig.pool().read_metadata(|_| Err::<(), _>(Error::NoLabel { device: "none".into() }));
+    assert!(matches!(failed, Err(Error::NoLabel { .. })));
     assert_eq!(rig.usage().held_metadata_root, None);
     rig.pool().reserve_metadata_snap().unwrap();
     let held = rig.pool().thin_ids().unwrap_err();
-    assert!(matches!(held, dm_thin::Error::MetadataSnapHeld { .. }), "{held}");
+    assert!(matches!(held, Error::MetadataSnapHeld { .. }), "{held}");
     rig.pool().release_metadata_snap().unwrap();
     assert_eq!(rig.pool().thin_ids().unwrap(), [id(1)]);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::thread;
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 use dm_thin::tree::{Finding, Parent, SnapshotTree};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 

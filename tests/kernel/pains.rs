@@ -29,10 +29,11 @@ use std::fs;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use dm_thin::Error;
 use dm_thin::dm::DmName;
 use dm_thin::kernel::{DeviceNumber, Kernel, RealKernel};
+use dm_thin::thin;
 use dm_thin::thin::{MinFree, PoolFeatures, PoolStatus, Space, ThinId, ThinPool};
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Filesystem, Finding, Holder, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -195,7 +196,7 @@ fn pain_08_metadata_runs_low() {
     let options = small().filesystem(Filesystem::None).min_free_metadata(MinFree::Bytes(Bytes::mib(8)));
     let tree = SnapshotTree::open(bench.root(), options).map(drop).unwrap_err();
     // Not even the base is made.
-    assert!(matches!(&tree, Error::LowSpace { space: Space::Metadata, .. }), "{tree}");
+    assert!(matches!(&tree, Error::Thin(thin::Error::LowSpace { space: Space::Metadata, .. })), "{tree}");
     assert!(!bench.root().exists());
 }
 

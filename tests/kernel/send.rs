@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 use dm_thin::tree::{
     AddOptions, Filesystem, Options, Parent, ReceiveOptions, SendOptions, SnapshotTree, SnapshotWriter,
 };

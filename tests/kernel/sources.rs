@@ -5,9 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use dm_thin::Error;
+use dm_thin::thin;
 use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::thin::{PoolFeatures, ThinId, TransactionId};
+use dm_thin::tree::Error;
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -41,7 +42,7 @@ fn refuses_damage(bench: &Bench, device: &str, start: u64) {
     put(&bad);
     let checked = || SnapshotTree::open(bench.root(), Options::new().check_metadata(CheckPolicy::Required));
     let error = checked().unwrap_err();
-    assert!(matches!(error, Error::Tool { program: "thin_check", .. }), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::Tool { program: "thin_check", .. })), "{error}");
     bench.audit();
     let mut found = vec![0; 2 << 20];
     file.read_exact_at(&mut found, start).unwrap();
@@ -95,7 +96,9 @@ fn devices_with_something_on_them_are_left_alone() {
     for (path, offset) in [(DATA, 65_600), (DATA, 3 << 20), (METADATA, 1080)] {
         wipe();
         OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"x", offset).unwrap();
-        assert!(matches!(refused(devices()), Error::DeviceInUse { device, .. } if device == Path::new(path)));
+        assert!(
+            matches!(refused(devices()), Error::Thin(thin::Error::DeviceInUse { device, .. }) if device == Path::new(path))
+        );
     }
     wipe();
     let same = PoolSource::Devices { data: DATA.into(), metadata: DATA.into() };
@@ -137,10 +140,13 @@ fn one_device_is_split() {
     // Another tree does not get it, unless it says so.
     let other = bench.path().join("other");
     let error = SnapshotTree::open(&other, options()).unwrap_err();
-    assert!(matches!(error, Error::DeviceInUse { .. }), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::DeviceInUse { .. })), "{error}");
     let tree = SnapshotTree::open(&other, options().force_device(true)).unwrap();
     tree.close().unwrap();
-    assert!(matches!(SnapshotTree::open(bench.root(), Options::new()), Err(Error::NoLabel { .. })));
+    assert!(matches!(
+        SnapshotTree::open(bench.root(), Options::new()),
+        Err(Error::Thin(thin::Error::NoLabel { .. }))
+    ));
     wipe();
 }
 

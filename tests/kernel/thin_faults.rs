@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::thin::tools::CheckPolicy;
 use dm_thin::thin::{Origin, PoolEvent, PoolFeatures, PoolMode, TransactionId, tools};
 use dm_thin::tree::{Filesystem, Finding, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
-use dm_thin::{Errno, Error};
+use dm_thin::{thin, tree};
 
 use crate::bench::{Bench, dm, small};
 use crate::rig::{BLOCK, Disk, Rig, holds, id, write};
@@ -15,9 +16,9 @@ use crate::spy::Spy;
 
 const SIZE: Bytes = Bytes::mib(8);
 
-fn mode_of(error: &Error) -> PoolMode {
+fn mode_of(error: &thin::Error) -> PoolMode {
     match error {
-        Error::PoolMode { mode, .. } => *mode,
+        thin::Error::PoolMode { mode, .. } => *mode,
         error => panic!("{error}"),
     }
 }
@@ -183,15 +184,15 @@ fn damaged_metadata_is_repaired_into_a_spare() {
     node.sync_all().unwrap();
     drop(node);
     let error = tools::thin_check(&rig.metadata.node()).unwrap_err();
-    assert!(matches!(&error, Error::Tool { program: "thin_check", .. }), "{error}");
+    assert!(matches!(&error, thin::Error::Tool { program: "thin_check", .. }), "{error}");
     println!("{error}");
 
     let spare = Disk::new(&bench, &dm(), "metadata-spare", Bytes::mib(4));
     let error = tools::thin_repair(&rig.metadata.node(), &rig.metadata.node(), None).unwrap_err();
-    assert!(matches!(error, Error::InvalidOption { option: "spare metadata", .. }), "{error}");
+    assert!(matches!(error, thin::Error::InvalidOption { option: "spare metadata", .. }), "{error}");
     // What the superblock said has to come from elsewhere.
     let error = tools::thin_repair(&rig.metadata.node(), &spare.node(), None).unwrap_err();
-    assert!(matches!(&error, Error::Tool { program: "thin_repair", .. }), "{error}");
+    assert!(matches!(&error, thin::Error::Tool { program: "thin_repair", .. }), "{error}");
     let facts =
         tools::PoolFacts { transaction_id: TransactionId(0), block_size: BLOCK, data_blocks: Blocks(512) };
     tools::thin_repair(&rig.metadata.node(), &spare.node(), Some(&facts)).unwrap();
@@ -242,7 +243,10 @@ fn a_tree_checks_its_metadata_before_it_activates_the_pool() {
     drop(tree);
     without("thin_check", || open(CheckPolicy::Required)).unwrap().close().unwrap();
     let missing = without("thin_check", || open(CheckPolicy::Required)).unwrap_err();
-    assert!(matches!(missing, Error::ToolMissing { program: "thin_check", .. }), "{missing}");
+    assert!(
+        matches!(missing, tree::Error::Thin(thin::Error::ToolMissing { program: "thin_check", .. })),
+        "{missing}"
+    );
     without("thin_check", || open(CheckPolicy::IfPresent)).unwrap().close().unwrap();
     open(CheckPolicy::IfPresent).unwrap().close().unwrap();
 
@@ -256,7 +260,10 @@ fn a_tree_checks_its_metadata_before_it_activates_the_pool() {
     for policy in [CheckPolicy::Required, CheckPolicy::IfPresent] {
         let error = open(policy).unwrap_err();
         println!("{error}");
-        assert!(matches!(&error, Error::Tool { program: "thin_check", .. }), "{error}");
+        assert!(
+            matches!(&error, tree::Error::Thin(thin::Error::Tool { program: "thin_check", .. })),
+            "{error}"
+        );
         bench.audit();
         assert!(std::fs::read(&path).unwrap() == bad, "not touched");
     }
@@ -281,6 +288,7 @@ fn a_tree_clears_needs_check_when_it_is_opened() {
         tree.add(id, Parent::Base).unwrap();
         metadata.fail_writes();
         let error = tree.add("lost", Parent::Base).unwrap_err();
+        let tree::Error::Thin(error) = error else { panic!("{error}") };
         assert_eq!(mode_of(&error), PoolMode::ReadOnly);
         metadata.heal();
         // As long as somebody uses it the pool stays as it is: the tree opens for looking.
@@ -295,7 +303,10 @@ fn a_tree_clears_needs_check_when_it_is_opened() {
         }
         drop(tree);
         let missing = without("thin_check", open).unwrap_err();
-        assert!(matches!(missing, Error::ToolMissing { program: "thin_check", .. }), "{missing}");
+        assert!(
+            matches!(missing, tree::Error::Thin(thin::Error::ToolMissing { program: "thin_check", .. })),
+            "{missing}"
+        );
         tree = open().unwrap();
         assert!(tree.contains(id) && !tree.contains("lost"));
         assert_eq!(tree.check().unwrap(), []);

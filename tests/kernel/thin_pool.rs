@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::kernel::{DeviceNumber, RealKernel};
 use dm_thin::loopdev::LoopControl;
+use dm_thin::thin::Error;
 use dm_thin::thin::{
     Backing, Discards, LoopFile, NoSpace, Origin, PoolFeatures, PoolTable, ThinPool, ThinUsage, TransactionId,
 };
 use dm_thin::units::{Blocks, Bytes, Sectors};
-use dm_thin::{Errno, Error};
 
 use crate::bench::{Bench, dm};
 use crate::rig::{BLOCK, Rig, drop_caches, holds, id, name, uuid, write};
@@ -220,7 +221,8 @@ fn the_metadata_is_let_go_whatever_happens() {
     let is_held = || rig.usage().held_metadata_root.is_some();
     assert!(pool.with_metadata_snap(|| Ok(is_held())).unwrap());
     assert!(!is_held());
-    assert!(matches!(pool.with_metadata_snap(|| Err::<(), _>(Error::Closed)), Err(Error::Closed)));
+    let failed = pool.with_metadata_snap(|| Err::<(), _>(Error::NoLabel { device: "none".into() }));
+    assert!(matches!(failed, Err(Error::NoLabel { .. })));
     assert!(!is_held());
     let panic = std::panic::AssertUnwindSafe(|| {
         pool.with_metadata_snap(|| -> Result<(), _> { panic!("on purpose") })

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dm_thin::Errno;
 use dm_thin::loopdev::{AttachOptions, LoopControl};
+use dm_thin::thin::Error;
 use dm_thin::thin::{
     AutoExtend, ExtendRule, Extended, Extension, LoopFile, MinFree, NoSpace, PoolEvent, PoolFeatures,
     PoolMode, PoolTable, PoolWatcher, Space, SpaceGuard, ThinPool,
 };
 use dm_thin::units::{Blocks, Bytes};
-use dm_thin::{Errno, Error};
 
 use crate::bench::{Bench, dm};
 use crate::rig::{BLOCK, Rig, TakeDown, drop_caches, holds, id, name, uuid, write};

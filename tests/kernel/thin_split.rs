@@ -8,10 +8,10 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::dm::targets::{Linear, Target, Zero};
 use dm_thin::dm::{DeviceMapper, DmFlags};
 use dm_thin::kernel::{Kernel, RealKernel};
+use dm_thin::thin::Error;
 use dm_thin::thin::{
     AutoExtend, ExtendRule, Extension, Part, PoolStatus, SplitDevice, SplitOptions, SplitPart, ThinPool,
 };

@@ -5,11 +5,12 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::dm::{DmFlags, Removal};
 use dm_thin::loopdev::{AttachOptions, LoopControl};
+use dm_thin::thin::Error;
 use dm_thin::thin::{ActivateOptions, Discards, Origin, PoolFeatures, ThinStatus};
 use dm_thin::units::{Blocks, Bytes, Sectors};
-use dm_thin::{Errno, Error};
 
 use crate::bench::Bench;
 use crate::rig::{Rig, holds, id, name, uuid, write};

@@ -130,7 +130,7 @@ fn one_of_many_adds_of_one_id_wins() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(added.iter().filter(|result| result.is_ok()).count(), 1);
-    assert!(added.iter().filter_map(|result| result.as_ref().err()).all(dm_thin::Error::is_exists));
+    assert!(added.iter().filter_map(|result| result.as_ref().err()).all(dm_thin::tree::Error::is_exists));
     tree.close().unwrap();
 }
 

@@ -3,8 +3,8 @@
 use std::fs;
 use std::sync::Arc;
 
-use dm_thin::Error;
 use dm_thin::thin::{Message, PoolStatus, ThinId, TransactionId};
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Filesystem, Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 use nix::sys::statvfs::statvfs;

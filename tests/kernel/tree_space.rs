@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use dm_thin::Error;
+use dm_thin::thin;
 use dm_thin::thin::{
     ExtendRule, Extended, Extension, MinFree, NoSpace, PoolEvent, PoolFeatures, PoolMode, Space, ThinId,
 };
+use dm_thin::tree::Error;
 use dm_thin::tree::{Filesystem, Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
@@ -50,7 +51,7 @@ fn it_grows_while_a_snapshot_is_filled_up_to_the_maximum() {
             Extended { data: Extension::Exhausted, ..Extended::default() }
         );
         let error = tree.add("b", Parent::Snapshot("a")).unwrap_err();
-        assert!(matches!(error, Error::LowSpace { space: Space::Data, .. }), "{error}");
+        assert!(matches!(error, Error::Thin(thin::Error::LowSpace { space: Space::Data, .. })), "{error}");
         assert_eq!(total(&tree), rule.maximum);
         tree.deactivate("a").unwrap();
         tree.close().unwrap();
@@ -127,7 +128,7 @@ fn a_metadata_snapshot_of_another_program_is_kept() {
     drop(tree);
     // The pool is as it was: somebody may be reading still.
     let tree = SnapshotTree::open(bench.root(), tiny()).unwrap();
-    assert!(matches!(tree.usage(), Err(Error::MetadataSnapHeld { .. })));
+    assert!(matches!(tree.usage(), Err(Error::Thin(thin::Error::MetadataSnapHeld { .. }))));
     assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]);
     bench.restart(tree);
     // After a restart, too: only what the tree itself held is released.
@@ -157,7 +158,7 @@ fn opens_without_metadata_space(bench: &Bench, fill: impl Fn(&SnapshotTree)) {
     println!("{}", tree.pool().status().unwrap());
     for id in ["a", "b"] {
         let error = tree.add("d", Parent::Snapshot(id)).unwrap_err();
-        assert!(matches!(error, Error::PoolMode { .. }), "{error}");
+        assert!(matches!(error, Error::Thin(thin::Error::PoolMode { .. })), "{error}");
     }
     tree.close().unwrap();
     drop(tree);
@@ -168,7 +169,7 @@ fn opens_without_metadata_space(bench: &Bench, fill: impl Fn(&SnapshotTree)) {
         assert!(holds(&tree.activate("a").unwrap(), 0, 16, 7));
         tree.deactivate("a").unwrap();
         let deleted = tree.remove(removed);
-        assert!(matches!(deleted, Ok(()) | Err(Error::PoolMode { .. })), "{deleted:?}");
+        assert!(matches!(deleted, Ok(()) | Err(Error::Thin(thin::Error::PoolMode { .. }))), "{deleted:?}");
         assert!(!tree.contains(removed));
         tree.close().unwrap();
     }
@@ -193,7 +194,7 @@ fn a_pool_whose_metadata_was_filled_by_messages_opens() {
         // Each thin device has a block of metadata of its own.
         let create = |id| tree.pool().create_thin(ThinId::new(id).unwrap());
         let error = (1_000_000..).find_map(|id| create(id).err()).unwrap();
-        assert!(matches!(error, Error::PoolMode { .. }), "{error}");
+        assert!(matches!(error, thin::Error::PoolMode { .. }), "{error}");
     });
 }
 

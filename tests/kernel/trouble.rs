@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use dm_thin::Errno;
 use dm_thin::kernel::{Kernel, RealKernel};
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, SnapshotTree};
+use dm_thin::tree::{Error, RootProblem};
 use dm_thin::units::{Blocks, Bytes};
-use dm_thin::{Errno, Error, RootProblem};
+use dm_thin::{dm, loopdev, thin};
 use nix::unistd::{Uid, seteuid};
 
 use crate::bench::{Bench, names, small};
@@ -30,7 +32,7 @@ fn not_root() {
     let error = SnapshotTree::open(bench.root(), small());
     seteuid(Uid::from_raw(0)).unwrap();
     let error = error.unwrap_err();
-    assert!(matches!(error, Error::NotPermitted { .. }), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::Dm(dm::Error::NotPermitted { .. }))), "{error}");
     assert!(!bench.root().exists());
 }
 
@@ -41,7 +43,7 @@ fn no_device_mapper() {
     let error = SnapshotTree::open(bench.root(), small());
     fs::rename("/dev/mapper-control.away", "/dev/mapper/control").unwrap();
     let error = error.unwrap_err();
-    assert!(matches!(error, Error::NoDeviceMapper { .. }), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::Dm(dm::Error::NoDeviceMapper { .. }))), "{error}");
     assert!(!bench.root().exists());
 }
 
@@ -50,7 +52,7 @@ fn no_loop_devices() {
     let bench = Bench::new();
     let kernel = Spy { without_loop: true, ..Spy::default() };
     let error = open(&bench, small().kernel(Arc::new(kernel)));
-    assert!(matches!(error, Error::NoLoopDevices), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::Loop(loopdev::Error::NoLoopDevices))), "{error}");
     assert!(!bench.root().exists());
 }
 
@@ -178,7 +180,7 @@ fn ids() {
         assert!(matches!(&error, Error::InvalidName { value, .. } if value == id), "{error}");
     }
     assert!(matches!(tree.add("image", Parent::Base), Err(Error::SnapshotExists { id }) if id == "image"));
-    let unknown = |result: dm_thin::Result<()>| {
+    let unknown = |result: dm_thin::tree::Result<()>| {
         assert!(matches!(&result, Err(Error::UnknownSnapshot { id }) if id == "nobody"), "{result:?}");
     };
     unknown(tree.add("child", Parent::Snapshot("nobody")));

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 use dm_thin::tree::{Parent, SnapshotTree};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};

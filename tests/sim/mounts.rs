@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::UdevPolicy;
 use dm_thin::kernel::{DeviceNumber, Kernel};
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::{AddOptions, Filesystem, InitLayer, Options, Parent, SnapshotTree};
+use dm_thin::tree::{Error, Result};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error, Result};
 
 use crate::numbers::{Group, Numbers};
 use crate::owner::cut_or_panic;

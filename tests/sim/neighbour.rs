@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dm_thin::Result;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::targets::{Linear, Target};
 use dm_thin::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid, TableKind, UdevPolicy};
@@ -16,6 +15,7 @@ use dm_thin::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
 use dm_thin::loopdev::{AttachOptions, LoopControl, LoopDevice, LoopIndex};
 use dm_thin::model::ModelKernel;
 use dm_thin::thin::{Origin, PoolFeatures, PoolStatus, PoolTable, ThinId, ThinPool};
+use dm_thin::tree::Result;
 use dm_thin::units::{Blocks, Bytes, Sectors};
 use uuid::Uuid;
 
@@ -176,7 +176,7 @@ impl Neighbour {
         self.made += 1;
         let line = Linear { device: disk(0), start: Sectors(0) };
         let uuid: DmUuid = format!("HIS-{}", self.made).parse().unwrap();
-        self.dm.create_active(name, &uuid, &[line.over(Sectors(0), Sectors(2048))], DmFlags::empty())
+        Ok(self.dm.create_active(name, &uuid, &[line.over(Sectors(0), Sectors(2048))], DmFlags::empty())?)
     }
 
     fn write(&self, path: &Path, value: u64) {

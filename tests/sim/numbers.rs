@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Mutex;
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
@@ -60,6 +60,10 @@ fn kind_of(error: &Error) -> String {
         return format!("Receive {}", kind_of(source));
     }
     let text = format!("{error:?}");
+    // Without the floors that it came through.
+    let text = ["Thin(", "Dm(", "Loop("]
+        .iter()
+        .fold(&text[..], |text, floor| text.strip_prefix(floor).unwrap_or(text));
     let variant: String = text.chars().take_while(char::is_ascii_alphanumeric).collect();
     error.errno().map_or(variant.clone(), |errno| format!("{variant} {errno:?}"))
 }

@@ -1,9 +1,10 @@
 //! What a user does, right or wrong.
 
+use dm_thin::Errno;
 use dm_thin::kernel::{Access, Kernel};
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, RemoveOptions, SendOptions, SnapshotTree};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 use uuid::Uuid;
 
 use crate::numbers::Group;
@@ -363,7 +364,7 @@ impl Owner {
                 }
             }
             Source::Devices => {
-                let grows = |tree: &SnapshotTree| tree.pool().grow_data(size.sectors());
+                let grows = |tree: &SnapshotTree| Ok(tree.pool().grow_data(size.sectors())?);
                 self.data_size = size;
                 self.set_disks();
                 self.call("grow the pool", true, grows);

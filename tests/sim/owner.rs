@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
 use dm_thin::model::{Call, Cut, Mode, ModelKernel};
+use dm_thin::thin;
 use dm_thin::thin::{ExtendRule, MinFree};
+use dm_thin::tree::{Error, Result};
 use dm_thin::tree::{Filesystem, Finding, Options, PoolSource, SnapshotTree};
 use dm_thin::units::{Bytes, Sectors};
-use dm_thin::{Errno, Error, Result};
 use uuid::Uuid;
 
 use crate::disk::{Dir, Disk};
@@ -588,7 +590,7 @@ fn is_refusal(error: &Error) -> bool {
 fn is_metadata_snap_held(error: &Error) -> bool {
     match error {
         Error::Receive { source, .. } => is_metadata_snap_held(source),
-        error => matches!(error, Error::MetadataSnapHeld { .. }),
+        error => matches!(error, Error::Thin(thin::Error::MetadataSnapHeld { .. })),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::io::{self, Read};
 
+use dm_thin::Errno;
 use dm_thin::model::ModelKernel;
+use dm_thin::tree::Result;
 use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, SendOptions, SnapshotTree, SnapshotWriter};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Result};
 use uuid::Uuid;
 
 use crate::fixture::Fixture;

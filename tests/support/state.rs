@@ -8,8 +8,8 @@ use std::time::Duration;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::model::ModelKernel;
 use dm_thin::tree::files::{StateDir, StateFile};
+use dm_thin::tree::{Error, Result};
 use dm_thin::tree::{Filesystem, Options, SnapshotTree};
-use dm_thin::{Error, Result};
 
 type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 

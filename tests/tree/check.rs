@@ -7,15 +7,17 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{DeviceNumber, Kernel};
 use dm_thin::model::Mode;
+use dm_thin::thin;
 use dm_thin::thin::ThinId;
 use dm_thin::thin::tools::CheckPolicy;
+use dm_thin::tree::Error;
 use dm_thin::tree::{DeviceProblem, Finding, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 
 use crate::rig::Rig;
 
@@ -254,7 +256,10 @@ fn open_clears_needs_check() {
         let rig = needs_check(power);
         rig.kernel.fail_at(1 + at as u64, Errno::ENOENT);
         let error = rig.open(rig.options()).unwrap_err();
-        assert!(matches!(error, Error::ToolMissing { program: "thin_check", .. }), "{error}");
+        assert!(
+            matches!(error, Error::Thin(thin::Error::ToolMissing { program: "thin_check", .. })),
+            "{error}"
+        );
         assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
         rig.tree().close().unwrap();
     }

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use dm_thin::Error;
 use dm_thin::dm::targets::{Linear, Target};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
 use dm_thin::kernel::{Access, DeviceNumber, Kernel};
+use dm_thin::thin;
+use dm_thin::tree::Error;
 use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Bytes, Sectors};
 
@@ -308,7 +309,7 @@ fn a_device_that_was_used_since_a_creation_was_interrupted_is_refused_untouched(
             write(&rig, device, at, &[0x53, 0xef]);
             let error = rig.open(options(&rig, two())).unwrap_err();
             assert!(
-                matches!(&error, Error::DeviceInUse { device: found, .. } if found == Path::new(device)),
+                matches!(&error, Error::Thin(thin::Error::DeviceInUse { device: found, .. }) if found == Path::new(device)),
                 "{error}"
             );
             assert_eq!(read(&rig, device, at, 2), [0x53, 0xef], "call {call}");

@@ -1,6 +1,6 @@
 //! Parents, labels and names.
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Labels, Lineage, Parent, SnapshotTree};
 
 use crate::rig::{Rig, crash_everywhere};

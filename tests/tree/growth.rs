@@ -8,10 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dm_thin::Error;
 use dm_thin::kernel::ProcessName;
 use dm_thin::loopdev::LoopControl;
 use dm_thin::thin::{Backing, ExtendRule, Extended, Extension, LoopFile, MinFree, PoolEvent, ThinId};
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 

@@ -9,8 +9,8 @@ use dm_thin::kernel::{Access, DeviceNumber, Kernel};
 use dm_thin::loopdev::{AttachOptions, LoopControl};
 use dm_thin::thin::{Origin, ThinId, TransactionId};
 use dm_thin::tree::{AddOptions, Filesystem, Finding, Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::tree::{Error, StateAge};
 use dm_thin::units::{Bytes, Sectors};
-use dm_thin::{Error, StateAge};
 
 use crate::rig::Rig;
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use dm_thin::Error;
 use dm_thin::kernel::{Access, DeviceFile, Kernel, ProcessName};
 use dm_thin::thin::ThinId;
+use dm_thin::tree::Error;
 use dm_thin::tree::{Filesystem, Holder, Parent, RemoveOptions};
 use dm_thin::units::Bytes;
 

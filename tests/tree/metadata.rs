@@ -1,9 +1,11 @@
 //! What a tree reads of its pool's metadata.
 
+use dm_thin::Errno;
 use dm_thin::model::Mode;
+use dm_thin::thin;
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, ChangeKind, Finding, Parent, Since, SnapshotTree};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 
 use crate::rig::{Rig, crash_everywhere};
 
@@ -184,7 +186,7 @@ fn own_data_is_kept_until_a_snapshot_is_activated() {
     tree.pool().reserve_metadata_snap().unwrap();
     assert_eq!(own().unwrap(), 4);
     tree.activate("a").unwrap();
-    assert!(matches!(own(), Err(Error::MetadataSnapHeld { .. })));
+    assert!(matches!(own(), Err(Error::Thin(thin::Error::MetadataSnapHeld { .. }))));
     tree.pool().release_metadata_snap().unwrap();
     // What is active can be written to at any time.
     let device = tree.activate("b").unwrap();
@@ -222,7 +224,7 @@ fn a_crash_beside_another_programs_metadata_snapshot_keeps_that() {
     crash_everywhere(
         |tree| tree.pool().reserve_metadata_snap().unwrap(),
         |tree| match tree.usage() {
-            Err(Error::MetadataSnapHeld { .. }) => Ok(()),
+            Err(Error::Thin(thin::Error::MetadataSnapHeld { .. })) => Ok(()),
             other => panic!("{other:?}"),
         },
         |_, tree| assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]),
@@ -261,7 +263,7 @@ fn a_metadata_snapshot_of_another_program_is_kept() {
             rig.kernel = std::sync::Arc::new(rig.kernel.power_cut());
         }
         let tree = rig.tree();
-        assert!(matches!(tree.usage(), Err(Error::MetadataSnapHeld { .. })));
+        assert!(matches!(tree.usage(), Err(Error::Thin(thin::Error::MetadataSnapHeld { .. }))));
         assert_eq!(tree.check().unwrap(), [Finding::MetadataSnapHeld]);
     }
 }

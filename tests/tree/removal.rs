@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use dm_thin::kernel::{Access, DeviceFile, Kernel};
 use dm_thin::model::Mode;
+use dm_thin::thin;
 use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, Removal, RemoveOptions, SendOptions, SnapshotTree};
+use dm_thin::tree::{Error, Result};
 use dm_thin::units::Bytes;
-use dm_thin::{Error, Result};
 
 use crate::rig::{Rig, crash_everywhere};
 
@@ -58,7 +59,7 @@ fn a_broken_pool_can_be_closed() {
         tree.add("b", Parent::Base).unwrap();
         tree.activate("b").unwrap();
         rig.kernel.set_mode(tree.pool().name().to_str().unwrap(), mode).unwrap();
-        assert!(matches!(tree.remove("a"), Err(Error::PoolMode { .. })), "{mode:?}");
+        assert!(matches!(tree.remove("a"), Err(Error::Thin(thin::Error::PoolMode { .. }))), "{mode:?}");
         tree.close().unwrap();
         assert!(rig.kernel.is_clean(), "{mode:?}: {:?}", rig.kernel.leftovers());
         drop(tree);

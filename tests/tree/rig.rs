@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dm_thin::Result;
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::kernel::DeviceNumber;
 use dm_thin::model::{Cut, ModelKernel};
 use dm_thin::thin::{PoolFeatures, PoolTable, ThinPool};
+use dm_thin::tree::Result;
 use dm_thin::tree::{Filesystem, Options, PoolSource, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes, Sectors};
 use tempfile::TempDir;

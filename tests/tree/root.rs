@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::thread;
 
-use dm_thin::Error;
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, RemoveOptions, SendOptions, Since, SnapshotTree};
 use dm_thin::units::Bytes;
 use uuid::Uuid;

@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
+use dm_thin::Errno;
 use dm_thin::dm::DmName;
+use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, DeviceProblem, Filesystem, Finding, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 
 use crate::rig::{Rig, crash_everywhere};
 

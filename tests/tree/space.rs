@@ -1,10 +1,12 @@
 //! No snapshot is made when the pool has too little space.
 
+use dm_thin::Errno;
 use dm_thin::model::Mode;
+use dm_thin::thin;
 use dm_thin::thin::{ExtendRule, MinFree, PoolMode, ThinId};
+use dm_thin::tree::Error;
 use dm_thin::tree::{Finding, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
-use dm_thin::{Errno, Error};
 
 use crate::rig::Rig;
 
@@ -25,7 +27,7 @@ fn a_tenth_is_kept_free() {
     let options = || rig.options().base_size(dm_thin::units::Bytes::mib(64));
     let tree = filled(&rig, options(), 90);
     let error = tree.add("more", Parent::Base).unwrap_err();
-    assert!(matches!(error, Error::LowSpace { .. }) && error.is_out_of_space(), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::LowSpace { .. })) && error.is_out_of_space(), "{error}");
     assert!(!tree.contains("more"));
     // Removing needs none of it, and makes room.
     tree.remove("full").unwrap();
@@ -91,9 +93,9 @@ fn a_pool_without_metadata_space_opens_for_looking_and_removing() {
         // Each has a block of the metadata.
         let others = |id| tree.pool().create_thin(ThinId::new(id).unwrap());
         let error = (1000..).find_map(|id| others(id).err()).unwrap();
-        assert!(matches!(error, Error::PoolMode { mode: PoolMode::ReadOnly, .. }), "{error}");
+        assert!(matches!(error, thin::Error::PoolMode { mode: PoolMode::ReadOnly, .. }), "{error}");
         if !reaped {
-            assert!(matches!(tree.remove("c"), Err(Error::PoolMode { .. })));
+            assert!(matches!(tree.remove("c"), Err(Error::Thin(thin::Error::PoolMode { .. }))));
         }
         if closed {
             tree.close().unwrap();
@@ -107,7 +109,10 @@ fn a_pool_without_metadata_space_opens_for_looking_and_removing() {
             tree.deactivate("a").unwrap();
             for result in [tree.add("d", Parent::Base), tree.remove("b"), tree.remove("c")] {
                 let error = result.unwrap_err();
-                assert!(matches!(error, Error::PoolMode { .. }) || error.is_not_found(), "{error}");
+                assert!(
+                    matches!(error, Error::Thin(thin::Error::PoolMode { .. })) || error.is_not_found(),
+                    "{error}"
+                );
             }
             assert!(tree.list().len() <= left, "{:?}", tree.list());
             tree.close().unwrap();
@@ -135,7 +140,7 @@ fn a_pool_that_has_failed_opens_for_looking_and_closing() {
     drop(tree);
     let tree = rig.tree();
     assert_eq!(tree.get("a").unwrap().device, Some(device));
-    assert!(matches!(tree.remove("b"), Err(Error::PoolMode { mode: PoolMode::Fail, .. })));
+    assert!(matches!(tree.remove("b"), Err(Error::Thin(thin::Error::PoolMode { mode: PoolMode::Fail, .. }))));
     tree.close().unwrap();
     drop(tree);
     let tree = rig.tree();

@@ -16,8 +16,8 @@ use dm_thin::tree::{
     AddOptions, Finding, Labels, Parent, PartialReceive, ReceiveOptions, ReceiveReport, SendOptions,
     SnapshotTree,
 };
+use dm_thin::tree::{Error, Result};
 use dm_thin::units::Bytes;
-use dm_thin::{Error, Result};
 use uuid::Uuid;
 
 use crate::rig::{Rig, crash_everywhere, crash_everywhere_with};

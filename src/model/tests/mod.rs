@@ -22,10 +22,9 @@ use nix::errno::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{ModelKernel, ModelOptions};
-use crate::Result;
 use crate::abi::dm::dm_ioctl;
 use crate::abi::{Ioctl, dm, loopdev};
-use crate::dm::{DeviceMapper, DmFlags, DmId, DmName, TargetSpec, TargetType, UdevPolicy};
+use crate::dm::{DeviceMapper, DmFlags, DmId, DmName, Result, TargetSpec, TargetType, UdevPolicy};
 use crate::kernel::{Access, Arg, DeviceFile, Kernel};
 use crate::units::Sectors;
 

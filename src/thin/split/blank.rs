@@ -22,7 +22,7 @@ pub(crate) fn size_of(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Re
     let mut size = 0u64;
     match kernel.ioctl(file, BLKGETSIZE64, Arg::Bytes(size.as_mut_bytes())) {
         Ok(_) => Ok(Bytes(size)),
-        Err(errno) => Err(Error::io("get the size of", path)(errno.into())),
+        Err(errno) => Err(Error::io("get the size of", path)(errno)),
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn wipe(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Resul
     for (at, len) in pieces.into_iter().rev() {
         write_all(kernel, file, at, &zeroes[..len]).map_err(Error::io("write", path))?;
     }
-    kernel.sync(file).map_err(|errno| Error::io("sync", path)(errno.into()))
+    kernel.sync(file).map_err(|errno| Error::io("sync", path)(errno))
 }
 
 /// Offset and length of the pieces of the two edges, in the device's order.

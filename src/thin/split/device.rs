@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::label::{COPIES, Label, Part, RESERVED, SIZE};
 use super::{SplitOptions, blank};
+use crate::dm;
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
 use crate::kernel::{Access, DeviceFile, DeviceNumber, FileLock, Kernel};
@@ -134,8 +135,9 @@ impl SplitDevice {
             // Left by a process that died before it had a table.
             self.dm.remove(&uuid)?;
         }
-        self.with_lines(part, |lines| self.dm.create_active(&name, &uuid, lines, DmFlags::empty()))
-            .map(|status| status.number)
+        Ok(self
+            .with_lines(part, |lines| self.dm.create_active(&name, &uuid, lines, DmFlags::empty()))
+            .map(|status| status.number)?)
     }
 
     /// Removes the two devices, whatever they are called. That they are not there is no error.
@@ -145,7 +147,7 @@ impl SplitDevice {
     pub fn deactivate(&self) -> Result<()> {
         for part in Self::part_uuids(self.known().uuid)? {
             match self.dm.remove(&part) {
-                Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error),
+                Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error.into()),
                 _ => {}
             }
         }
@@ -232,7 +234,7 @@ impl SplitDevice {
     /// Locks the device that is open, whichever of its nodes led to it.
     fn lock(&self, file: &DeviceFile) -> Result<FileLock> {
         self.check_number(file)?;
-        self.dm.kernel().lock_device(file).map_err(|errno| Error::io("lock", &self.path)(errno.into()))
+        self.dm.kernel().lock_device(file).map_err(|errno| Error::io("lock", &self.path)(errno))
     }
 
     fn check_number(&self, file: &DeviceFile) -> Result<()> {
@@ -240,7 +242,7 @@ impl SplitDevice {
         if found == expected {
             return Ok(());
         }
-        Err(Error::Replaced { device: self.path.display().to_string(), expected, found })
+        Err(dm::Error::Replaced { device: self.path.display().to_string(), expected, found }.into())
     }
 
     fn resize_active(&self, part: Part) -> Result<()> {
@@ -249,9 +251,9 @@ impl SplitDevice {
         if self.dm.find((&uuid).into())?.is_none() {
             return Ok(());
         }
-        self.with_lines(part, |lines| {
+        Ok(self.with_lines(part, |lines| {
             crate::thin::reload::reload(&self.dm, &held, (&uuid).into(), lines, DmFlags::empty())
-        })
+        })?)
     }
 
     pub(super) fn active_number(&self, part: Part) -> Result<DeviceNumber> {
@@ -267,11 +269,11 @@ fn suffix(part: Part) -> &'static str {
 }
 
 fn part_uuid(label: Uuid, part: Part) -> Result<DmUuid> {
-    DmUuid::format(format_args!("DMTHIN-{}-{}", label.simple(), suffix(part)))
+    Ok(DmUuid::format(format_args!("DMTHIN-{}-{}", label.simple(), suffix(part)))?)
 }
 
 fn part_name(name: &DmName, part: Part) -> Result<DmName> {
-    DmName::format(format_args!("{name}-{}", suffix(part)))
+    Ok(DmName::format(format_args!("{name}-{}", suffix(part)))?)
 }
 
 /// The device, for this process alone, and its size, if it may be labelled.

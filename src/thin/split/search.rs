@@ -27,7 +27,7 @@ impl SplitDevice {
     /// # Errors
     /// [`Error::NoLabel`] if none has it.
     pub fn find(dm: Arc<DeviceMapper>, uuid: Uuid) -> Result<Self> {
-        let names = dm.kernel().block_device_names().map_err(Error::os("list", "/sys/class/block"))?;
+        let names = dm.kernel().block_device_names().map_err(Error::io("list", "/sys/class/block"))?;
         for name in names {
             let name = name.to_string_lossy();
             // sysfs has `!` for `/`.

@@ -22,6 +22,7 @@ use crate::tree::state::graph::{FsState, Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree, live::base_check, live::holders, unknown};
 use crate::units::Bytes;
+use crate::{dm, thin};
 
 /// The state of a snapshot in the kernel.
 #[derive(Debug, Default)]
@@ -351,7 +352,9 @@ impl SnapshotTree {
                 None => Removal::Removed,
             },
             // Before interface 4.27.
-            Err(Error::TooOld { .. }) => return self.deactivate_slot(slot, id).map(|()| Removal::Removed),
+            Err(thin::Error::Dm(dm::Error::TooOld { .. })) => {
+                return self.deactivate_slot(slot, id).map(|()| Removal::Removed);
+            }
             removal => removal?,
         };
         *slot = Slot::default();
@@ -374,7 +377,7 @@ impl SnapshotTree {
                     continue;
                 }
                 Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(slot)?,
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
             return Ok(());
         }
@@ -466,10 +469,10 @@ impl SnapshotTree {
     fn remove_by_uuid(&self, volume: &ThinVolume) -> Result<()> {
         match volume.deactivate() {
             Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(volume.id())? {
-                Some(found) => found.deactivate(),
-                None => Err(error),
+                Some(found) => Ok(found.deactivate()?),
+                None => Err(error.into()),
             },
-            result => result,
+            result => Ok(result?),
         }
     }
 
@@ -477,7 +480,7 @@ impl SnapshotTree {
     pub(in crate::tree) fn find_volume(&self, id: ThinId) -> Result<Option<ThinVolume>> {
         let found = self.pool.device_mapper().find((&self.volume_uuid(id)?).into())?;
         let live = found.filter(DeviceStatus::has_live_table);
-        live.map(|status| self.pool.active_volume(&status.name)).transpose()
+        Ok(live.map(|status| self.pool.active_volume(&status.name)).transpose()?)
     }
 
     /// Finds a volume's device, and gives it its name and node again if somebody took them. `false` if it is gone.
@@ -539,11 +542,12 @@ impl SnapshotTree {
         match refused.errno {
             // What a full pool answers to a file system that replays its journal.
             Errno::EIO | Errno::ENOSPC => match self.pool.status() {
-                Ok(status) if status.mode() == PoolMode::OutOfDataSpace => Error::PoolMode {
-                    pool: self.pool.name().to_string(),
-                    mode: status.mode(),
-                    consequence: "a file system on it cannot be mounted; remove snapshots or grow the pool",
-                },
+                Ok(status) if status.mode() == PoolMode::OutOfDataSpace => {
+                    let (pool, mode) = (self.pool.name().to_string(), status.mode());
+                    let consequence =
+                        "a file system on it cannot be mounted; remove snapshots or grow the pool";
+                    thin::Error::PoolMode { pool, mode, consequence }.into()
+                }
                 _ => error,
             },
             Errno::EINVAL | Errno::EUCLEAN => {

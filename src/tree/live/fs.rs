@@ -84,7 +84,7 @@ impl Filesystem {
 fn not_run(program: &str, package: &'static str, errno: Errno) -> Error {
     match errno {
         Errno::ENOENT => Error::MkfsMissing { program: program.to_owned(), package },
-        errno => Error::io("run", program)(errno.into()),
+        errno => Error::io("run", program)(errno),
     }
 }
 

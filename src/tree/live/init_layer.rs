@@ -98,9 +98,9 @@ impl InitLayer {
     pub(in crate::tree) fn apply(&self, files: &dyn Files, root: &Directory) -> Result<()> {
         for (path, kind) in &self.entries {
             let made = make(files, root, &names(path)?, kind);
-            made.map_err(Error::os("make", root.path().join(path.strip_prefix("/").unwrap_or(path))))?;
+            made.map_err(Error::io("make", root.path().join(path.strip_prefix("/").unwrap_or(path))))?;
         }
-        files.sync_filesystem(root).map_err(Error::os("sync", root.path()))
+        files.sync_filesystem(root).map_err(Error::io("sync", root.path()))
     }
 }
 

@@ -76,7 +76,7 @@ impl Place {
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
                 Err(bad_target(&self.path(), "not a directory; a symbolic link is not followed"))
             }
-            Err(errno) => Err(Error::io("open", self.path())(errno.into())),
+            Err(errno) => Err(Error::io("open", self.path())(errno)),
         }
     }
 
@@ -265,7 +265,7 @@ impl SnapshotTree {
             Some(_) => false,
             None => make_directory(kernel, &place)?,
         };
-        let gone = || Error::io("open", place.path())(Errno::ENOENT.into());
+        let gone = || Error::io("open", place.path())(Errno::ENOENT);
         let top = place.top(kernel).and_then(|top| top.ok_or_else(gone)).inspect_err(|_| {
             if made {
                 // Best effort; it is empty.
@@ -430,7 +430,7 @@ fn make_directory(kernel: &dyn Kernel, place: &Place) -> Result<bool> {
     match kernel.files().make_directory(&place.above, &place.name, 0o755) {
         Ok(()) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(Error::io("create", place.path())(errno.into())),
+        Err(errno) => Err(Error::io("create", place.path())(errno)),
     }
 }
 
@@ -442,7 +442,7 @@ fn find_mount(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> Resul
     // Somebody mounted over it already.
     let (target, lines) = (place.path(), mounts(kernel)?);
     let line = lines.iter().rfind(|line| line.device == device && line.target == target);
-    line.map(MountLine::mount_id).ok_or_else(|| Error::io("find the mount on", target)(Errno::ENOENT.into()))
+    line.map(MountLine::mount_id).ok_or_else(|| Error::io("find the mount on", target)(Errno::ENOENT))
 }
 
 fn is_listed(kernel: &dyn Kernel, mount: MountId) -> Result<bool> {
@@ -471,7 +471,7 @@ impl MountLine {
 /// Where each device is mounted in this mount namespace, in the order of the mounts.
 pub(in crate::tree) fn mounts(kernel: &dyn Kernel) -> Result<Vec<MountLine>> {
     // What errors call it; the kernel in use reads it.
-    let io = |errno: Errno| Error::io("read", "/proc/self/mountinfo")(errno.into());
+    let io = |errno: Errno| Error::io("read", "/proc/self/mountinfo")(errno);
     let table = kernel.mount_table().map_err(io)?;
     Ok(parse_table(&table))
 }

@@ -31,7 +31,7 @@ impl SnapshotTree {
 fn set_xfs_retries(kernel: &dyn Kernel, device: DeviceNumber, retries: u32) -> Result<()> {
     const ATTRIBUTE: &str = "error/metadata/ENOSPC/max_retries";
     let written = kernel.set_filesystem_attribute("xfs", device, ATTRIBUTE, &retries.to_string());
-    written.map_err(|errno| Error::io("write", format!("{ATTRIBUTE} of XFS on {device}"))(errno.into()))
+    written.map_err(|errno| Error::io("write", format!("{ATTRIBUTE} of XFS on {device}"))(errno))
 }
 
 #[cfg(all(test, feature = "model"))]

@@ -54,7 +54,7 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
-    /// [`Error::PoolMode`] if the pool is full or broken, [`Error::LowSpace`] if less is free than
+    /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full or broken, [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
     /// [`Options::min_free_data`](crate::tree::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of that id
     /// is still open. Nothing is left of a snapshot that failed.
     pub fn add(&self, id: &str, parent: Parent<'_>) -> Result<()> {
@@ -99,8 +99,9 @@ impl SnapshotTree {
                 let base = base.ok_or(Error::Closed)?;
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
                 let origin = Origin::Inactive(base.thin_id);
-                let made =
-                    self.create_volume(reservation, made, |thin_id| self.pool.create_snap(thin_id, &origin));
+                let made = self.create_volume(reservation, made, |thin_id| {
+                    Ok(self.pool.create_snap(thin_id, &origin)?)
+                });
                 let made = made.map_err(|error| self.volume_gone(BASE, base.thin_id, error))?;
                 record(reservation, made, None)
             }
@@ -112,7 +113,7 @@ impl SnapshotTree {
                 let active = slot.volume.as_ref().filter(|_| parent.sealed.is_none());
                 let made = self.create_volume(reservation, made, |thin_id| match active {
                     Some(volume) => self.snap_active(thin_id, volume),
-                    None => self.pool.create_snap(thin_id, &Origin::Inactive(parent.thin_id)),
+                    None => Ok(self.pool.create_snap(thin_id, &Origin::Inactive(parent.thin_id))?),
                 });
                 let made = made.map_err(|error| self.volume_gone(parent_id, parent.thin_id, error))?;
                 record(reservation, made, Some(parent))
@@ -133,7 +134,7 @@ impl SnapshotTree {
                     renamed.suspend()?
                 }
                 // Its deferred removal came about.
-                None => return self.pool.create_snap(thin_id, &Origin::Inactive(parent.id())),
+                None => return Ok(self.pool.create_snap(thin_id, &Origin::Inactive(parent.id()))?),
             },
             suspended => suspended?,
         };
@@ -145,7 +146,7 @@ impl SnapshotTree {
                 let _ = self.delete_id(thin_id);
             }
         })?;
-        self.pool.conclude(sent)
+        Ok(self.pool.conclude(sent)?)
     }
 
     /// Record a volume that the pool has; if that fails the pool has it no more.

@@ -120,7 +120,7 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], also from the iterator, when one of the two was
-    /// removed meanwhile; [`Error::MetadataSnapHeld`]; [`Error::InvalidOption`] for a bookmark of something else than an
+    /// removed meanwhile; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld); [`Error::InvalidOption`] for a bookmark of something else than an
     /// ancestor.
     pub fn changed(&self, since: Since<'_>, target: &str) -> Result<Changed<'_>> {
         self.check_open()?;

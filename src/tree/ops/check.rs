@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
+use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
 use crate::tree::state::graph::Snapshot;
 use crate::tree::state::identity::{self, Relation};
@@ -31,7 +32,9 @@ impl SnapshotTree {
         self.check_pool(&mut findings)?;
         match self.check_volumes(&mut findings) {
             // Each is a finding already.
-            Err(Error::PoolMode { .. } | Error::MetadataSnapHeld { .. }) if !findings.is_empty() => {}
+            Err(
+                Error::Thin(thin::Error::PoolMode { .. }) | Error::Thin(thin::Error::MetadataSnapHeld { .. }),
+            ) if !findings.is_empty() => {}
             result => result?,
         }
         self.check_devices(&mut findings)?;
@@ -199,7 +202,7 @@ impl SnapshotTree {
                 continue;
             };
             let status = self.options.kernel.files().file_status(file.as_fd());
-            let size = status.map_err(Error::os("stat", &path))?.size;
+            let size = status.map_err(Error::io("stat", &path))?.size;
             // The device keeps its size until it is told.
             let expected = device.size()?.max(recorded);
             if size < expected {

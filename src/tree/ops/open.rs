@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 use crate::dm::DeviceMapper;
+use crate::thin;
 use crate::thin::tools;
 use crate::thin::{PoolStatus, ThinPool};
 use crate::tree::live::mount::Mounts;
@@ -35,12 +36,12 @@ impl SnapshotTree {
     /// reading and removing: snapshots that are removed are gone for callers, and deleted by the first open that can.
     ///
     /// # Errors
-    /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`], [`Error::NoLoopDevices`], [`Error::MkfsMissing`] for what the
+    /// [`dm::Error::NoDeviceMapper`](crate::dm::Error::NoDeviceMapper), [`dm::Error::NotPermitted`](crate::dm::Error::NotPermitted), [`loopdev::Error::NoLoopDevices`](crate::loopdev::Error::NoLoopDevices), [`Error::MkfsMissing`] for what the
     /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::ForeignPool`],
     /// [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] for
-    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`Error::Tool`] for what `thin_check`
+    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`thin::Error::Tool`] for what `thin_check`
     /// found, if [`Options::check_metadata`] asks for it, or the pool's `needs_check` flag does, and
-    /// [`Error::ToolMissing`] without it. After an error everything is as
+    /// [`thin::Error::ToolMissing`] without it. After an error everything is as
     /// it was before: nothing is attached, active or mounted, and no file is made.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         options.check()?;
@@ -66,7 +67,7 @@ impl SnapshotTree {
         let unmaking = options.clone();
         let undo = |root: Root, error: &Error| {
             // What somebody has put on a device since it was found blank stays.
-            if !matches!(error, Error::DeviceInUse { .. }) {
+            if !matches!(error, Error::Thin(thin::Error::DeviceInUse { .. })) {
                 source::unmake(&unmaking, &dm, &record);
             }
             root.clear(&*dir);
@@ -229,7 +230,7 @@ fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedP
         if activated {
             let record = store.read_state(|state| state.pool.clone());
             // Best effort: return the original error.
-            let _ = ThinPool::open(dm, &name).and_then(|pool| source::deactivate(&pool, &record));
+            let _ = ThinPool::open(dm, &name).map(|pool| source::deactivate(&pool, &record));
         }
     });
     Ok(OpenedPool { pool: guarded?, activated })

@@ -53,6 +53,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::dm::{DeviceMapper, DeviceStatus, DmName, DmUuid};
+use crate::thin;
 use crate::thin::tools::CheckPolicy;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinPool, TransactionId};
 use crate::tree::pool::pool_source::PoolSource;
@@ -212,11 +213,14 @@ impl Opening<'_> {
             Found::Inactive { pool, .. } => pool.read(read).map(Some),
             Found::Active(pool) => {
                 self.hold.release_left(pool)?;
-                match self.hold.read(pool, read) {
+                match self.hold.read(pool, |metadata| Ok(read(metadata)?)) {
                     // With an age accepted each volume counts.
                     volumes if everything => volumes.map(Some),
                     // What is left then the next open, or a repair, finds.
-                    Err(Error::MetadataSnapHeld { .. } | Error::PoolMode { .. }) => Ok(None),
+                    Err(
+                        Error::Thin(thin::Error::MetadataSnapHeld { .. })
+                        | Error::Thin(thin::Error::PoolMode { .. }),
+                    ) => Ok(None),
                     // What a failed pool could not read cannot be read here either.
                     Err(_) if pool.status()?.mode() == PoolMode::Fail => Ok(None),
                     volumes => volumes.map(Some),

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid};
+use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId};
 use crate::tree::live::active::{Slot, SlotCell};
 use crate::tree::live::mount::Mounted;
@@ -28,7 +29,7 @@ impl SnapshotTree {
         let is_made = base.is_some_and(|fs| fs != FsState::Making);
         // Without a commit the tree is for looking, reading and removing from the state.
         let committed = |result| match result {
-            Err(Error::PoolMode { .. }) if is_made => Ok(false),
+            Err(Error::Thin(thin::Error::PoolMode { .. })) if is_made => Ok(false),
             result => result.map(|()| true),
         };
         let mut commits = committed(self.bring_to_generation())?;
@@ -76,7 +77,9 @@ impl SnapshotTree {
     /// The pool's volumes as they are now.
     pub(in crate::tree) fn read_volumes(&self) -> Result<Volumes> {
         let active = self.active_devices()?.into_iter().map(|(_, id)| id).collect();
-        self.read_metadata(|metadata| self.store.read(|graph| Volumes::read(metadata, graph, &active, false)))
+        self.read_metadata(|metadata| {
+            Ok(self.store.read(|graph| Volumes::read(metadata, graph, &active, false))?)
+        })
     }
 
     /// Brings the pool to the state's generation, and so learns whether it can commit: without space for that it is
@@ -96,7 +99,7 @@ impl SnapshotTree {
             self.store.set_nonce(identity::new_nonce())?;
         }
         match self.sync_transaction_id() {
-            Err(Error::PoolMode { .. }) => {
+            Err(Error::Thin(thin::Error::PoolMode { .. })) => {
                 self.extend_pool()?;
                 self.sync_transaction_id()
             }
@@ -128,7 +131,9 @@ impl SnapshotTree {
                 // Not recorded, or never finished: the same as never made.
                 match dm.remove(&uuid) {
                     Err(error) if error.is_busy() && may_be_open.contains(thin_id) => {}
-                    Err(error) if error.is_busy() => self.patiently(&status.name, || dm.remove(&uuid))?,
+                    Err(error) if error.is_busy() => {
+                        self.patiently(&status.name, || Ok(dm.remove(&uuid)?))?
+                    }
                     Err(error) if error.errno() == Some(Errno::ENXIO) => {}
                     result => result?,
                 }
@@ -175,7 +180,7 @@ impl SnapshotTree {
 
     /// Nodes of this tree's devices without the device: left by a process that died in between.
     pub(in crate::tree) fn sweep_nodes(&self) -> Result<()> {
-        self.stale_nodes()?.iter().try_for_each(|name| self.pool.device_mapper().remove_node(name))
+        Ok(self.stale_nodes()?.iter().try_for_each(|name| self.pool.device_mapper().remove_node(name))?)
     }
 
     pub(in crate::tree) fn stale_nodes(&self) -> Result<Vec<DmName>> {
@@ -251,7 +256,7 @@ impl SnapshotTree {
             let mode = self.pool.status()?.mode();
             if !mode.is_sound() {
                 let (pool, consequence) = (self.pool.name().to_string(), "nothing can be deleted");
-                return Err(Error::PoolMode { pool, mode, consequence });
+                return Err(Error::Thin(thin::Error::PoolMode { pool, mode, consequence }));
             }
             self.store.commit(done)?;
             return self.delete_id(thin_id);
@@ -264,7 +269,7 @@ impl SnapshotTree {
     /// Delete a thin device, or find that there is none.
     pub(in crate::tree) fn delete_id(&self, id: ThinId) -> Result<()> {
         match self.pool.delete(id) {
-            Err(error) if error.errno() != Some(Errno::ENODATA) => Err(error),
+            Err(error) if error.errno() != Some(Errno::ENODATA) => Err(error.into()),
             _ => Ok(()),
         }
     }

@@ -167,12 +167,12 @@ impl SnapshotTree {
         let uuid = self.volume_uuid(snapshot.thin_id)?;
         let Some(status) = dm.find((&uuid).into())? else {
             // The kernel has removed it when it was closed, and cannot remove the node.
-            return dm.remove_node(&self.volume_name(id.as_str())?);
+            return Ok(dm.remove_node(&self.volume_name(id.as_str())?)?);
         };
         match dm.remove(&uuid) {
-            Err(error) if error.errno() == Some(Errno::ENXIO) => dm.remove_node(&status.name),
+            Err(error) if error.errno() == Some(Errno::ENXIO) => Ok(dm.remove_node(&status.name)?),
             Err(error) if error.is_busy() => Err(busy(&status.name, status.open_count)),
-            result => result,
+            result => Ok(result?),
         }
     }
 

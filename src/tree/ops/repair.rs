@@ -59,17 +59,16 @@ impl SnapshotTree {
             }
             Finding::Deferred { .. } | Finding::Unfinished { .. } => self.reap().map(drop),
             Finding::UnknownDevice { thin_id, .. } => match self.store.reserve_id(*thin_id) {
-                Some(_reservation) => dm.remove(&self.volume_uuid(*thin_id)?),
+                Some(_reservation) => Ok(dm.remove(&self.volume_uuid(*thin_id)?)?),
                 None => Ok(()),
             },
-            Finding::StaleNode { name } => dm.remove_node(name),
+            Finding::StaleNode { name } => Ok(dm.remove_node(name)?),
             // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
-            Finding::WrongDevice { id, problem: DeviceProblem::Suspended, .. } => {
-                self.with_slot(id.as_str(), |_, snapshot| dm.resume(&self.volume_uuid(snapshot.thin_id)?))
-            }
+            Finding::WrongDevice { id, problem: DeviceProblem::Suspended, .. } => self
+                .with_slot(id.as_str(), |_, snapshot| Ok(dm.resume(&self.volume_uuid(snapshot.thin_id)?)?)),
             Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
                 self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {
-                    Some(volume) => volume.rename(&self.volume_name(id.as_str())?),
+                    Some(volume) => Ok(volume.rename(&self.volume_name(id.as_str())?)?),
                     None => Ok(()),
                 })
             }

@@ -115,7 +115,7 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if the base is larger than the snapshot; [`Error::UnknownSnapshot`];
-    /// [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails; [`Error::Io`] if a device does; [`Error::MetadataSnapHeld`] if another program reads the pool's metadata.
+    /// [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails; [`Error::Io`] if a device does; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program reads the pool's metadata.
     pub fn send(
         &self,
         target: &str,

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use crate::dm::DmName;
 use crate::kernel::DeviceNumber;
+use crate::thin;
 use crate::thin::tools::node;
-use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus, ThinVolume};
+use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus};
 use crate::tree::state::graph::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
@@ -147,7 +148,7 @@ impl SnapshotTree {
     /// How much of a snapshot is mapped. One that is not active is activated for the question.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`]; [`Error::PoolMode`] if the pool has failed.
+    /// [`Error::UnknownSnapshot`]; [`thin::Error::PoolMode`] if the pool has failed.
     pub fn snapshot_status(&self, id: &str) -> Result<SnapshotStatus> {
         self.with_slot(id, |slot, snapshot| {
             if let Some(volume) = slot.volume.as_ref().filter(|_| slot.leaving) {
@@ -159,7 +160,7 @@ impl SnapshotTree {
             }
             let was_active = slot.volume.is_some();
             self.activate_slot(slot, id, snapshot)?;
-            let status = slot.volume.as_ref().map_or(Err(Error::Closed), ThinVolume::status);
+            let status = slot.volume.as_ref().ok_or(Error::Closed).and_then(|volume| Ok(volume.status()?));
             if !was_active {
                 self.deactivate_slot(slot, id)?;
             }
@@ -177,7 +178,7 @@ impl SnapshotTree {
             }
             ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
                 let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
-                Err(Error::PoolMode { pool, mode: PoolMode::Fail, consequence })
+                Err(Error::Thin(thin::Error::PoolMode { pool, mode: PoolMode::Fail, consequence }))
             }
         }
     }

@@ -29,8 +29,8 @@ impl SnapshotTree {
     /// see [`Metadata::usage`](crate::thin::metadata::Metadata::usage).
     ///
     /// # Errors
-    /// [`Error::MetadataSnapHeld`](crate::tree::Error::MetadataSnapHeld) if another program holds the pool's metadata snapshot;
-    /// [`Error::Metadata`](crate::tree::Error::Metadata) for damage.
+    /// [`Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program holds the pool's metadata snapshot;
+    /// [`Error::Metadata`](crate::thin::Error::Metadata) for damage.
     pub fn usage(&self) -> Result<Vec<SnapshotUsage>> {
         self.check_open()?;
         let devices = self.read_metadata(|metadata| Ok(metadata.usage()?))?;

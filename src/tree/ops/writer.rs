@@ -144,7 +144,7 @@ impl SnapshotTree {
                 check_size("snapshot size", size)?;
                 let empty = Snapshot::new(reservation.thin_id, None, size, FsState::Ready);
                 let empty = Snapshot { labels: options.labels.clone(), ..empty };
-                let create = |thin_id| self.pool.create_thin(thin_id);
+                let create = |thin_id| Ok(self.pool.create_thin(thin_id)?);
                 let empty = self.create_volume(&mut reservation, empty, create)?;
                 record(&mut reservation, empty, None)?
             }
@@ -208,7 +208,7 @@ impl SnapshotTree {
     pub(in crate::tree) fn deactivate_and_unmake(&self, thin_id: ThinId) -> Result<()> {
         let uuid = self.volume_uuid(thin_id)?;
         if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
-            self.patiently(&device.name, || self.pool.device_mapper().remove(&uuid))?;
+            self.patiently(&device.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
         }
         self.unmake(thin_id)
     }

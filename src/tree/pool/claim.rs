@@ -112,7 +112,7 @@ fn taken(dm: &DeviceMapper, root: &Root, claim: &DeviceStatus) -> Error {
 
 fn create(dm: &DeviceMapper, name: &DmName, uuid: &DmUuid) -> Result<DeviceStatus> {
     let line = ErrorTarget.over(Sectors(0), Sectors(1));
-    dm.create_active(name, uuid, &[line], DmFlags::empty())
+    Ok(dm.create_active(name, uuid, &[line], DmFlags::empty())?)
 }
 
 fn open(dm: &DeviceMapper, status: &DeviceStatus) -> Result<DeviceFile> {
@@ -138,7 +138,7 @@ impl Claim {
                     Err(Error::Open { errno: Errno::EBUSY, .. }) if status.open_count > 0 => {}
                     reopened => {
                         self.file = reopened.ok();
-                        return Err(error);
+                        return Err(error.into());
                     }
                 },
             }

@@ -47,7 +47,7 @@ impl SnapshotTree {
                 _ => generation.transaction_id,
             },
         };
-        told
+        Ok(told?)
     }
 
     /// Raises the generation: durably in the state, then in the pool. From then on an older copy of either is told from

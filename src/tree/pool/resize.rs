@@ -93,7 +93,7 @@ impl SnapshotTree {
     /// An error does not end it. What keeps the pool from being extended is told first, the event after it.
     ///
     /// # Errors
-    /// [`Error::TooOld`] before device-mapper interface 4.37.
+    /// [`dm::Error::TooOld`](crate::dm::Error::TooOld) before device-mapper interface 4.37.
     pub fn watch(&self) -> Result<impl Iterator<Item = Result<PoolNews>> + '_> {
         self.check_open()?;
         let (mut events, mut unanswered) = (self.pool.watch()?, None);
@@ -103,7 +103,7 @@ impl SnapshotTree {
             }
             let event = match events.next()? {
                 Ok(event) => event,
-                Err(error) => return Some(Err(error)),
+                Err(error) => return Some(Err(error.into())),
             };
             let extended = if event == PoolEvent::Removed { Err(Error::Closed) } else { self.extend_pool() };
             Some(match extended {
@@ -140,7 +140,7 @@ impl SnapshotTree {
 
     fn pool_file(&self, name: &str) -> Result<LoopFile> {
         let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-        LoopFile::find(control, self.root.pool_path().join(name))
+        Ok(LoopFile::find(control, self.root.pool_path().join(name))?)
     }
 
     /// Opening takes the file as large as it is; what is recorded is the least that it may be.

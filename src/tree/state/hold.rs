@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::thin;
 use crate::thin::metadata::Metadata;
 use crate::thin::{PoolStatus, ThinPool};
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
@@ -33,7 +34,7 @@ impl HoldNote {
     /// Opens the note, and makes it if there is none.
     pub(in crate::tree) fn open(root: &std::path::Path, dir: &dyn StateDir) -> Result<Self> {
         let path = root.join(NAME);
-        let open = || {
+        let open = || -> std::io::Result<_> {
             let file = dir.open(NAME, true)?;
             if file.size()? == 0 {
                 file.write_at(0, FREE)?;
@@ -70,29 +71,29 @@ impl HoldNote {
     ) -> Result<T> {
         if !pool.status()?.mode().is_sound() {
             // It takes no messages, and its metadata does not change.
-            return pool.read_metadata(read);
+            return pool.read_metadata(|metadata| Ok(read(metadata)))?;
         }
         let mut note = self.lock();
         if pool.is_held_elsewhere()? {
             if !note.left {
                 // The note would have the next open release another program's.
-                return Err(Error::MetadataSnapHeld { pool: pool.name().to_string() });
+                return Err(Error::Thin(thin::Error::MetadataSnapHeld { pool: pool.name().to_string() }));
             }
             pool.release_metadata_snap()?;
         }
         self.write(&*note.file, HELD)?;
-        let result = pool.read_metadata(read);
+        let result = pool.read_metadata(|metadata| Ok(read(metadata)));
         // What could not be released is released by the next reader, or by the next open.
         note.left = match result {
-            Ok(_) | Err(Error::MetadataSnapHeld { .. }) => false,
+            Ok(_) | Err(thin::Error::MetadataSnapHeld { .. }) => false,
             Err(_) => pool.is_held_elsewhere().unwrap_or(true),
         };
         if note.left {
-            return result;
+            return result?;
         }
         // Left standing, it would only make the next open release what is not held.
         let cleared = self.write(&*note.file, FREE);
-        let result = result?;
+        let result = result??;
         cleared.map(|()| result)
     }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::thin;
 use crate::thin::metadata::{Metadata, ThinDevice};
 use crate::thin::{ThinId, TransactionId};
 use crate::tree::state::graph::Graph;
@@ -77,7 +78,7 @@ impl Volumes {
         graph: &Graph,
         active: &BTreeSet<ThinId>,
         everything: bool,
-    ) -> Result<Self> {
+    ) -> thin::Result<Self> {
         let present: BTreeSet<ThinId> = metadata.device_ids()?.into_iter().collect();
         let window: BTreeSet<_> = graph.ids.ids().collect();
         let in_question = present.iter().filter(|id| everything || window.contains(id));
@@ -110,7 +111,10 @@ impl Volumes {
     }
 }
 
-fn try_any<T>(items: &mut impl Iterator<Item = T>, test: impl Fn(T) -> Result<bool>) -> Result<bool> {
+fn try_any<T>(
+    items: &mut impl Iterator<Item = T>,
+    test: impl Fn(T) -> thin::Result<bool>,
+) -> thin::Result<bool> {
     for item in items {
         if test(item)? {
             return Ok(true);
@@ -119,12 +123,12 @@ fn try_any<T>(items: &mut impl Iterator<Item = T>, test: impl Fn(T) -> Result<bo
     Ok(false)
 }
 
-fn is_equal(metadata: &Metadata, one: ThinId, other: ThinId) -> Result<bool> {
+fn is_equal(metadata: &Metadata, one: ThinId, other: ThinId) -> thin::Result<bool> {
     Ok(metadata.changed(Some(one), other, 0)?.next().transpose()?.is_none())
 }
 
 /// Whether blocks were written since the volume was made. They carry its time or a later one.
-fn is_written(metadata: &Metadata, device: &ThinDevice) -> Result<bool> {
+fn is_written(metadata: &Metadata, device: &ThinDevice) -> thin::Result<bool> {
     for mapping in metadata.mappings(device.id, 0)? {
         if mapping?.time >= device.creation_time {
             return Ok(true);

@@ -43,14 +43,14 @@ impl Root {
         let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
         let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else {
             // `/`, or something that ends in `..`.
-            let directory = files.open_directory(&absolute, Links::All).map_err(Error::os("open", path))?;
+            let directory = files.open_directory(&absolute, Links::All).map_err(Error::io("open", path))?;
             return Self::lock(kernel, path, directory);
         };
         let above = files.open_directory(above, Links::All).map_err(Error::above("create", &absolute))?;
         let made = match files.make_directory(&above, name, 0o700) {
             Ok(()) => true,
             Err(Errno::EEXIST) => false,
-            Err(errno) => return Err(Error::os("create", path)(errno)),
+            Err(errno) => return Err(Error::io("create", path)(errno)),
         };
         match enter(files, &above, name, path).and_then(|root| Self::lock(kernel, path, root)) {
             Ok(root) => Ok(Self { made, above: Some(above), ..root }),
@@ -67,7 +67,7 @@ impl Root {
     fn lock(kernel: &Arc<dyn Kernel>, path: &Path, directory: Directory) -> Result<Self> {
         let files = kernel.files();
         let refused = |problem| Error::Root { path: path.into(), problem };
-        let status = files.file_status(directory.as_fd()).map_err(Error::os("stat", path))?;
+        let status = files.file_status(directory.as_fd()).map_err(Error::io("stat", path))?;
         if status.owner != nix::unistd::geteuid().as_raw() {
             return Err(refused(RootProblem::WrongOwner { uid: status.owner }));
         }
@@ -80,7 +80,7 @@ impl Root {
                 let holder = holders::of_lock(&**kernel, &directory);
                 Error::Locked { path: current.clone(), holder }
             }
-            errno => Error::os("lock", &current)(errno),
+            errno => Error::io("lock", &current)(errno),
         })?;
         let (kernel, device, inode) = (kernel.clone(), status.device, status.inode);
         Ok(Self { kernel, path: current, device, inode, directory, above: None, made: false, lock })
@@ -88,7 +88,7 @@ impl Root {
 
     /// The files in it, found through its descriptor.
     pub(in crate::tree) fn files(&self) -> Result<RealDir> {
-        self.lock.file().map(RealDir::new).map_err(Error::os("open", &self.path))
+        self.lock.file().map(RealDir::new).map_err(Error::io("open", &self.path))
     }
 
     /// # Errors
@@ -107,7 +107,7 @@ impl Root {
         match self.above.as_ref().map_or(Ok(()), |above| self.kernel.files().sync_directory(above)) {
             // A mount point, in a file system that nothing is made in.
             Ok(()) | Err(Errno::EINVAL) => Ok(()),
-            Err(errno) => Err(Error::os("sync", &self.path)(errno)),
+            Err(errno) => Err(Error::io("sync", &self.path)(errno)),
         }
     }
 
@@ -178,7 +178,7 @@ fn enter(files: &dyn Files, above: &Directory, name: &OsStr, path: &Path) -> Res
             Error::Root { path: path.into(), problem: RootProblem::Symlink }
         }
         (Errno::ENOTDIR, Ok(_)) => Error::Root { path: path.into(), problem: RootProblem::NotDirectory },
-        _ => Error::os("open", path)(errno),
+        _ => Error::io("open", path)(errno),
     })
 }
 

@@ -263,7 +263,7 @@ impl Store {
             }
             journal::encode_line(inner.state.journal, inner.synced, record)
         };
-        let (line, position) = encoded.map_err(|error| Error::io("encode", path())(error.into()))?;
+        let (line, position) = encoded.map_err(|error| Error::io("encode", path())(error))?;
         self.make_room(end, record, line.len() as u64)?;
         if let Err(error) = self.journal.write_at(end.len, &line) {
             // A part of the line may be there.
@@ -311,7 +311,7 @@ impl Store {
     fn reserve_room(&self, end: &mut JournalEnd, line: u64) -> Result<()> {
         let snapshots = self.read(|graph| graph.snapshots.len() + graph.making.len()) as u64 + 1;
         if end.len + line > JOURNAL_MAX {
-            return Err(Error::io("write", self.root.join(JOURNAL))(nix::errno::Errno::EFBIG.into()));
+            return Err(Error::io("write", self.root.join(JOURNAL))(nix::errno::Errno::EFBIG));
         }
         let needed = end.len + line + snapshots * REMOVAL + GENERATIONS;
         if needed > end.room {
@@ -393,12 +393,11 @@ impl Store {
 
     fn encode(&self, state: &State) -> Result<Vec<u8>> {
         let path = || self.root.join(STATE);
-        let bytes =
-            journal::encode_state(state).map_err(|error| Error::io("encode", path())(error.into()))?;
+        let bytes = journal::encode_state(state).map_err(|error| Error::io("encode", path())(error))?;
         match bytes.len() as u64 {
             0..=STATE_MAX => Ok(bytes),
             // The journal holds everything.
-            _ => Err(Error::io("write", path())(nix::errno::Errno::EFBIG.into())),
+            _ => Err(Error::io("write", path())(nix::errno::Errno::EFBIG)),
         }
     }
 

@@ -61,7 +61,7 @@ impl DeviceIds {
             return Ok(path.into());
         }
         let mut found = Vec::new();
-        for name in kernel.block_device_names().map_err(Error::os("list", "/sys/class/block"))? {
+        for name in kernel.block_device_names().map_err(Error::io("list", "/sys/class/block"))? {
             // sysfs has `!` for `/`.
             let node = Path::new("/dev").join(name.to_string_lossy().replace('!', "/"));
             let number = kernel.block_device(&node);

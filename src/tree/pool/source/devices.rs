@@ -15,6 +15,7 @@ use crate::tree::Options;
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::{Error, Result};
 use crate::units::Bytes;
+use crate::{dm, thin};
 
 /// What the two devices are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +94,8 @@ pub(super) fn make(options: &Options, pool: &PoolRecord, data: &Path, metadata: 
     let blocks = blocks.map_err(Error::io("open", &metadata.origin))?;
     match Metadata::open(Arc::new(blocks)).and_then(|metadata| metadata.device_ids()) {
         Ok(volumes) if !volumes.is_empty() => {
-            Err(Error::DeviceInUse { device: metadata.origin, found: "a thin pool with volumes".to_owned() })
+            let found = "a thin pool with volumes".to_owned();
+            Err(thin::Error::DeviceInUse { device: metadata.origin, found }.into())
         }
         // Blank, or not formatted to the end.
         _ => Ok(()),
@@ -116,7 +118,7 @@ fn wipe(kernel: &dyn Kernel, pool: &PoolRecord, data: &Path, metadata: &Path) ->
         let file = file.map_err(|errno| Error::Open { path: origin.clone(), errno })?;
         if file.number() != claimed {
             let (device, found) = (origin.display().to_string(), file.number());
-            return Err(Error::Replaced { device, expected: claimed, found });
+            return Err(dm::Error::Replaced { device, expected: claimed, found }.into());
         }
         blank::wipe(kernel, &file, &origin)?;
     }

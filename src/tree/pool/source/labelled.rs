@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::dm::{DeviceMapper, DmName};
+use crate::thin;
 use crate::thin::{Part, PoolTable, SplitDevice, SplitOptions, tools};
 use crate::tree::Options;
 use crate::tree::pool::pool_source::PoolSource;
@@ -54,11 +55,11 @@ pub(super) fn new_record(
 pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, path: &Path, pool: &PoolRecord) -> Result<()> {
     let Some(label) = pool.label else { return Ok(()) };
     match labelled(dm, pool, label) {
-        Ok(device) => device.rewrite(),
-        Err(Error::NoLabel { .. }) => {
+        Ok(device) => Ok(device.rewrite()?),
+        Err(Error::Thin(thin::Error::NoLabel { .. })) => {
             let (metadata, data) = (pool.metadata_size.sectors(), pool.data_size.sectors());
             let split = split_options(options, pool).uuid(label).metadata(metadata).data(data);
-            SplitDevice::format(dm.clone(), path, &split).map(drop)
+            Ok(SplitDevice::format(dm.clone(), path, &split).map(drop)?)
         }
         Err(error) => Err(error),
     }
@@ -105,5 +106,5 @@ fn labelled(dm: &Arc<DeviceMapper>, pool: &PoolRecord, label: Uuid) -> Result<Sp
     {
         return Ok(device);
     }
-    SplitDevice::find(dm.clone(), label)
+    Ok(SplitDevice::find(dm.clone(), label)?)
 }

@@ -18,19 +18,19 @@ use crate::units::Bytes;
 /// Makes the files.
 pub(super) fn make(options: &Options, root: &Root, pool: &PoolRecord) -> Result<()> {
     let files = options.kernel.files();
-    let dir = root.make_pool().map_err(Error::os("create", root.pool_path()))?;
+    let dir = root.make_pool().map_err(Error::io("create", root.pool_path()))?;
     for (name, size) in [("data", pool.data_size), ("metadata", pool.metadata_size)] {
         let path = dir.path().join(name);
-        let file = files.open_file(&dir, name.as_ref(), true).map_err(Error::os("create", &path))?;
+        let file = files.open_file(&dir, name.as_ref(), true).map_err(Error::io("create", &path))?;
         let emptied = files.resize_file(&file, Bytes(0));
-        emptied.and_then(|()| files.resize_file(&file, size)).map_err(Error::os("extend", &path))?;
+        emptied.and_then(|()| files.resize_file(&file, size)).map_err(Error::io("extend", &path))?;
         if name == "metadata" {
             // A hole in it that finds no space is a failed commit: the pool would be read-only for all.
-            files.allocate_file(&file, Bytes(0), size).map_err(Error::os("allocate", &path))?;
+            files.allocate_file(&file, Bytes(0), size).map_err(Error::io("allocate", &path))?;
         }
-        files.sync_file(&file).map_err(Error::os("sync", &path))?;
+        files.sync_file(&file).map_err(Error::io("sync", &path))?;
     }
-    files.sync_directory(&dir).map_err(Error::os("sync", dir.path()))
+    files.sync_directory(&dir).map_err(Error::io("sync", dir.path()))
 }
 
 /// Whether files of a pool are there, whoever made them.
@@ -72,10 +72,10 @@ fn attach(
     let wrong = |reason| Error::BackingFile { path: path.clone(), reason };
     let file = root.pool_file(name).map_err(|errno| match errno {
         Errno::ENOENT => wrong("is gone; the tree cannot work without it"),
-        errno => Error::os("open", &path)(errno),
+        errno => Error::io("open", &path)(errno),
     })?;
     let files = control.kernel().files();
-    let status = files.file_status(file.as_fd()).map_err(Error::os("stat", &path))?;
+    let status = files.file_status(file.as_fd()).map_err(Error::io("stat", &path))?;
     if !status.is_file {
         return Err(wrong("is not a regular file"));
     }
@@ -95,7 +95,7 @@ fn attach(
             Err(wrong("is bound to a loop device that somebody else set up; detach that (losetup -d)"))
         };
     }
-    control.attach(&file, &path, &AttachOptions::new().autoclear(true).direct_io(direct_io))
+    Ok(control.attach(&file, &path, &AttachOptions::new().autoclear(true).direct_io(direct_io))?)
 }
 
 /// Whether a loop device shows all of its file and can be written to, as one that this crate attaches.

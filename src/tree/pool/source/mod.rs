@@ -22,6 +22,7 @@ use crate::tree::state::journal::PoolRecord;
 use crate::tree::state::root::Root;
 use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
+use crate::{dm, thin};
 
 pub(in crate::tree) use adopted::{adopted, check_block_size};
 pub(in crate::tree) use devices::KnownDevices;
@@ -119,7 +120,7 @@ impl ClaimedDevice {
     }
 
     fn size(&self, kernel: &dyn Kernel) -> Result<Bytes> {
-        blank::size_of(kernel, &self.file, &self.origin)
+        Ok(blank::size_of(kernel, &self.file, &self.origin)?)
     }
 }
 
@@ -130,11 +131,11 @@ impl InactivePool {
     }
 
     /// Reads the pool's metadata.
-    pub(in crate::tree) fn read<T>(&self, read: impl FnOnce(&Metadata) -> Result<T>) -> Result<T> {
+    pub(in crate::tree) fn read<T>(&self, read: impl FnOnce(&Metadata) -> thin::Result<T>) -> Result<T> {
         let metadata = Metadata::open(Arc::new(self.blocks()?)).map_err(self.damaged())?;
         read(&metadata).map_err(|error| match error {
-            Error::Metadata(error) => self.damaged()(error),
-            error => error,
+            thin::Error::Metadata(error) => self.damaged()(error),
+            error => error.into(),
         })
     }
 
@@ -146,7 +147,7 @@ impl InactivePool {
     /// Runs a program on the metadata device. Such programs claim it in turn, so the claim is given up meanwhile.
     pub(in crate::tree) fn run_on_metadata<T>(
         mut self,
-        run: impl FnOnce(&Path) -> Result<T>,
+        run: impl FnOnce(&Path) -> thin::Result<T>,
     ) -> Result<(Self, T)> {
         let ClaimedDevice { node, file, origin } = self.metadata;
         let number = file.number();
@@ -157,7 +158,7 @@ impl InactivePool {
             return Ok((self, done));
         }
         let (device, found) = (self.metadata.node.display().to_string(), self.metadata.number());
-        Err(Error::Replaced { device, expected: number, found })
+        Err(dm::Error::Replaced { device, expected: number, found }.into())
     }
 
     fn blocks(&self) -> Result<DeviceBlocks> {
@@ -194,7 +195,7 @@ impl InactivePool {
     /// load a table of its own: tables share their devices. It has to wait here, and is refused, or refuses this one.
     fn lock(&self) -> Result<[FileLock; 2]> {
         let lock = |device: &ClaimedDevice| {
-            self.dm.kernel().lock_device(&device.file).map_err(Error::os("lock", &device.origin))
+            self.dm.kernel().lock_device(&device.file).map_err(Error::io("lock", &device.origin))
         };
         // In one order, whatever the devices are used for.
         let is_first = self.metadata.number() < self.data.number();
@@ -205,26 +206,26 @@ impl InactivePool {
 }
 
 /// What the kernel's check of a metadata block means: another block's number, or a checksum.
-fn no_pool(metadata: PathBuf) -> impl FnOnce(Error) -> Error {
+fn no_pool(metadata: PathBuf) -> impl FnOnce(thin::Error) -> Error {
     move |error| match error.errno() {
         Some(Errno::ENOTBLK | Errno::EILSEQ) => {
             let reason =
                 "is damaged, or no thin pool's metadata; thin_check tells more, thin_repair may save it";
             Error::BackingFile { path: metadata, reason }
         }
-        _ => error,
+        _ => error.into(),
     }
 }
 
 /// Removes a pool that was just activated, and the devices that do not end with it.
 pub(in crate::tree) fn deactivate(pool: &ThinPool, record: &PoolRecord) -> Result<()> {
     pool.deactivate()?;
-    parts(record)?.iter().try_for_each(|part| pool.device_mapper().remove(part))
+    Ok(parts(record)?.iter().try_for_each(|part| pool.device_mapper().remove(part))?)
 }
 
 /// The devices that are to be removed after a pool: those that do not end with it.
 pub(in crate::tree) fn parts(pool: &PoolRecord) -> Result<Vec<DmUuid>> {
-    pool.label.map_or(Ok(Vec::new()), |label| SplitDevice::part_uuids(label).map(Vec::from))
+    pool.label.map_or(Ok(Vec::new()), |label| Ok(SplitDevice::part_uuids(label).map(Vec::from)?))
 }
 
 fn table(pool: &PoolRecord, metadata: DeviceNumber, data: DeviceNumber) -> PoolTable {
@@ -239,5 +240,5 @@ pub(in crate::tree) fn whole_blocks(data: Bytes, block_size: Bytes) -> Sectors {
 }
 
 pub(in crate::tree) fn pool_mode(pool: &ThinPool, mode: PoolMode) -> Error {
-    Error::PoolMode { pool: pool.name().to_string(), mode, consequence: "it cannot be used" }
+    thin::Error::PoolMode { pool: pool.name().to_string(), mode, consequence: "it cannot be used" }.into()
 }

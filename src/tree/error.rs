@@ -1,27 +1,29 @@
-//! What can go wrong, typed.
+//! What can go wrong with a tree.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use crate::dm::{DmVersion, TargetType};
-use crate::kernel::{Condition, DeviceNumber, IoctlError, MountError, Process, ProcessName, predicates};
-use crate::tree::{Holder, Listed};
+use super::stream::StreamError;
+use super::{Holder, Listed};
+use crate::kernel::{Condition, MountError, Process, ProcessName, floor_error};
+use crate::thin::metadata::MetadataError;
+use crate::thin::{ThinId, TransactionId};
 use crate::units::{Bytes, NOT_A_SIZE, ParseBytesError};
+use crate::{dm, loopdev, thin};
 
 /// The result of almost everything here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Any failure of this crate.
+/// A failure of a snapshot tree.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    // ── kernel interface ──
-    /// An ioctl failed.
+    /// The pool failed.
     #[error(transparent)]
-    Ioctl(#[from] Box<IoctlError>),
+    Thin(#[from] thin::Error),
 
     /// A device node cannot be opened.
     #[error("open {path}: {errno}", path = path.display())]
@@ -32,71 +34,9 @@ pub enum Error {
         errno: Errno,
     },
 
-    /// The caller lacks CAP_SYS_ADMIN.
-    #[error("{what}: not permitted; root (CAP_SYS_ADMIN) is needed")]
-    NotPermitted {
-        /// What was tried.
-        what: String,
-    },
-
-    /// The kernel has no device mapper, or its module is not loaded.
-    #[error("no device mapper: {path}: {errno}; load the modules dm-mod and dm-thin-pool", path = path.display())]
-    NoDeviceMapper {
-        /// The control node that is missing.
-        path: PathBuf,
-        /// Why it cannot be opened.
-        errno: Errno,
-    },
-
-    /// The kernel does not know a target type, and has no module for it.
-    #[error("the kernel has no device-mapper target {target}; load the module {}", target.module())]
-    NoTarget {
-        /// The target type.
-        target: TargetType,
-    },
-
-    /// The kernel has no loop devices.
-    // The path is for people.
-    #[error("no loop devices: neither /dev/loop-control nor /sys/block/loop*; load the module loop")]
-    NoLoopDevices,
-
-    /// Every loop device is taken.
-    #[error("no free loop device: {tried} tried")]
-    NoFreeLoopDevice {
-        /// How many were tried.
-        tried: u32,
-    },
-
-    /// The kernel's device-mapper interface is too old for the request.
-    #[error("{ioctl} needs device-mapper interface 4.{needed}, the kernel has {kernel}")]
-    TooOld {
-        /// The ioctl.
-        ioctl: &'static str,
-        /// The minor version that it needs.
-        needed: u32,
-        /// The kernel's version.
-        kernel: DmVersion,
-    },
-
-    /// The kernel, or a file, said something that cannot be understood.
-    #[error("malformed {what}: {raw:?}")]
-    Malformed {
-        /// What it should have been.
-        what: &'static str,
-        /// What it is; cut after some hundred bytes.
-        raw: String,
-    },
-
-    /// The answer outgrew every buffer that this crate is ready to give.
-    #[error("the answer to {ioctl} on {device} does not fit into {capacity} bytes")]
-    AnswerTooLarge {
-        /// The ioctl.
-        ioctl: &'static str,
-        /// What it was about.
-        device: String,
-        /// The largest buffer given.
-        capacity: usize,
-    },
+    /// Mount or unmount failed.
+    #[error(transparent)]
+    Mount(#[from] Box<MountError>),
 
     /// A name that the kernel, or this crate, does not take.
     #[error("{what} {value:?}: {reason}")]
@@ -120,15 +60,6 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// A storage option that is unknown, malformed, or has no meaning here.
-    #[error("storage option {option}: {reason}")]
-    StorageOption {
-        /// The option as it was given.
-        option: String,
-        /// What is wrong with it, or what replaces it.
-        reason: &'static str,
-    },
-
     /// A file operation failed.
     #[error("{action} {path}: {source}", path = path.display())]
     Io {
@@ -140,78 +71,23 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Mount or unmount failed.
-    #[error(transparent)]
-    Mount(#[from] Box<MountError>),
-
-    // ── thin pool ──
-    /// A device is not what it should be.
-    #[error("{device} is a {found:?} device, not {expected:?}")]
-    WrongTarget {
-        /// The device.
-        device: String,
-        /// Its target type; empty if it has no table.
-        found: String,
-        /// The type that was expected.
-        expected: &'static str,
+    /// A file that the tree needs is gone, or is there where it should not be.
+    #[error("{path}: {reason}", path = path.display())]
+    BackingFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
     },
 
-    /// A device is not the one that was opened: that one is gone, and its name or number is another one's.
-    #[error("{device} is another device now: {found} instead of {expected}")]
-    Replaced {
-        /// The device's name.
-        device: String,
-        /// The number of the one that was opened.
-        expected: DeviceNumber,
-        /// The number that was found.
-        found: DeviceNumber,
+    /// A storage option that is unknown, malformed, or has no meaning here.
+    #[error("storage option {option}: {reason}")]
+    StorageOption {
+        /// The option as it was given.
+        option: String,
+        /// What is wrong with it, or what replaces it.
+        reason: &'static str,
     },
-
-    /// The pool cannot do what was asked in the mode it is in.
-    #[error("pool {pool} is {mode}: {consequence}")]
-    PoolMode {
-        /// The pool's name.
-        pool: String,
-        /// The mode it is in.
-        mode: crate::thin::PoolMode,
-        /// What that means for the operation.
-        consequence: &'static str,
-    },
-
-    /// Less is free than must stay free.
-    #[error(
-        "pool {pool}: {free:#} of {space} free, at least {needed:#} required ({}); {}", space.option(), space.remedy()
-    )]
-    LowSpace {
-        /// The pool's name.
-        pool: String,
-        /// Of what.
-        space: crate::thin::Space,
-        /// What is free.
-        free: Bytes,
-        /// What has to be.
-        needed: Bytes,
-    },
-
-    /// The pool's one metadata snapshot is held: by a program that reads it, or left by one that was killed.
-    #[error(
-        "the metadata snapshot of pool {pool} is held; if nobody reads it any more, release_metadata_snap lets go of it"
-    )]
-    MetadataSnapHeld {
-        /// The pool's name.
-        pool: String,
-    },
-
-    /// The metadata snapshot that was just reserved is gone: another program released it.
-    #[error("the metadata snapshot of pool {pool} was released by another program")]
-    MetadataSnapGone {
-        /// The pool's name.
-        pool: String,
-    },
-
-    /// The pool's metadata cannot be read as what the kernel wrote.
-    #[error(transparent)]
-    Metadata(#[from] crate::thin::metadata::MetadataError),
 
     /// The metadata of a pool that is not active is damaged.
     #[error("{path}: {source}; thin_repair may save what is left", path = path.display())]
@@ -219,65 +95,13 @@ pub enum Error {
         /// The metadata device or file.
         path: PathBuf,
         /// What is wrong.
-        source: crate::thin::metadata::MetadataError,
-    },
-
-    /// A device that a pool is to be made on contains something already.
-    #[error("{device} contains {found}; set force_device to overwrite it", device = device.display())]
-    DeviceInUse {
-        /// The device.
-        device: PathBuf,
-        /// What it contains, as `blkid` names it where that is installed.
-        found: String,
-    },
-
-    /// A device has no label of this crate.
-    #[error("{device} has no dm-thin label", device = device.display())]
-    NoLabel {
-        /// The device.
-        device: PathBuf,
-    },
-
-    /// A program for the pool's metadata is not installed.
-    #[error("{program} is not installed (package {package})")]
-    ToolMissing {
-        /// The program.
-        program: &'static str,
-        /// The usual package.
-        package: &'static str,
-    },
-
-    /// A program for the pool's metadata failed, or found something wrong.
-    #[error("{program} on {device}: {status}: {output}")]
-    Tool {
-        /// The program.
-        program: &'static str,
-        /// The device it worked on.
-        device: String,
-        /// How it ended.
-        status: String,
-        /// The end of what it said.
-        output: String,
-    },
-
-    /// Something that stays as it is as long as the device is in use.
-    #[error("{what} of {device} is {is}; it cannot become {asked}")]
-    Unchangeable {
-        /// The device.
-        device: String,
-        /// What of it.
-        what: &'static str,
-        /// What it is.
-        is: String,
-        /// What was asked for.
-        asked: String,
+        source: MetadataError,
     },
 
     /// Every one of the 2^24 device ids is in use.
     #[error("no free thin device id")]
     NoFreeDeviceId,
 
-    // ── snapshot tree ──
     /// The root cannot hold a tree.
     #[error("root {path}: {problem}", path = path.display())]
     Root {
@@ -345,9 +169,9 @@ pub enum Error {
         /// The pool, or its metadata device.
         pool: String,
         /// The transaction id that this tree's pool has.
-        expected: crate::thin::TransactionId,
+        expected: TransactionId,
         /// The one that was found.
-        found: crate::thin::TransactionId,
+        found: TransactionId,
     },
 
     /// The state is older than the pool.
@@ -372,15 +196,6 @@ pub enum Error {
         pool: u64,
     },
 
-    /// A file that the tree needs is gone, or is there where it should not be.
-    #[error("{path}: {reason}", path = path.display())]
-    BackingFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: &'static str,
-    },
-
     /// An option differs from what the tree was made with.
     #[error("{option}: the tree has {recorded}, {asked} was asked for; it cannot be changed to that")]
     OptionConflict {
@@ -394,7 +209,7 @@ pub enum Error {
 
     /// A send stream cannot be written or read.
     #[error(transparent)]
-    Stream(#[from] crate::tree::stream::StreamError),
+    Stream(#[from] StreamError),
 
     /// No snapshot of that id.
     #[error("no snapshot {id:?}")]
@@ -571,7 +386,7 @@ pub enum Error {
         /// The snapshot; `None` is the base.
         id: Option<String>,
         /// The volume's id in the pool.
-        thin_id: crate::thin::ThinId,
+        thin_id: ThinId,
         /// The pool's name.
         pool: String,
     },
@@ -638,7 +453,7 @@ pub enum StateAge {
     /// A volume that the state does not know was in use.
     UnknownVolume {
         /// Its thin device id.
-        thin_id: crate::thin::ThinId,
+        thin_id: ThinId,
     },
 }
 
@@ -690,33 +505,54 @@ impl From<ParseBytesError> for Error {
     }
 }
 
+impl From<dm::Error> for Error {
+    fn from(error: dm::Error) -> Self {
+        Self::Thin(error.into())
+    }
+}
+
+impl From<loopdev::Error> for Error {
+    fn from(error: loopdev::Error) -> Self {
+        Self::Thin(error.into())
+    }
+}
+
+impl From<MetadataError> for Error {
+    fn from(error: MetadataError) -> Self {
+        Self::Thin(error.into())
+    }
+}
+
+impl From<Error> for std::io::Error {
+    /// Of the kind that the errno has, or that the condition comes nearest to.
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match (error.errno(), error.condition()) {
+            (Some(errno), _) => Self::from(errno).kind(),
+            (None, Some(Condition::Busy)) => ErrorKind::ResourceBusy,
+            (None, Some(Condition::NotFound)) => ErrorKind::NotFound,
+            (None, Some(Condition::Exists)) => ErrorKind::AlreadyExists,
+            (None, Some(Condition::OutOfSpace)) => ErrorKind::StorageFull,
+            (None, None) => match error {
+                Error::InvalidName { .. } | Error::InvalidOption { .. } | Error::StorageOption { .. } => {
+                    ErrorKind::InvalidInput
+                }
+                Error::Corrupt { .. } | Error::Stream(_) => ErrorKind::InvalidData,
+                _ => ErrorKind::Other,
+            },
+        };
+        Self::new(kind, error)
+    }
+}
+
 impl Error {
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { action, path, source }
-    }
-
-    /// The same with an errno, as the seam gives it.
-    pub(crate) fn os(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Self {
-        let error = Self::io(action, path);
-        move |errno| error(errno.into())
-    }
-
-    /// The same where a directory cannot be opened that is to hold `path`.
-    pub(crate) fn above(action: &'static str, path: &std::path::Path) -> impl FnOnce(Errno) -> Self {
+    /// Where a directory cannot be opened that is to hold `path`.
+    pub(crate) fn above(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> Self {
         let (above, path) = (path.parent().map(PathBuf::from), path.to_owned());
         move |errno| match above {
             Some(above) if errno == Errno::ENOENT => Self::NoDirectory { above, path },
-            _ => Self::os(action, path)(errno),
+            _ => Self::io(action, path)(errno),
         }
-    }
-
-    /// The same, told of a device by its name, however the request addressed it.
-    pub(crate) fn of_device(mut self, name: &dyn fmt::Display) -> Self {
-        if let Self::Ioctl(refused) = &mut self {
-            refused.device = name.to_string();
-        }
-        self
     }
 
     /// An error in a child of the process.
@@ -727,11 +563,10 @@ impl Error {
     /// The kernel's errno, where there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Ioctl(error) => Some(error.errno),
+            Self::Thin(error) => error.errno(),
             Self::Mount(error) => Some(error.errno),
-            Self::Open { errno, .. } | Self::NoDeviceMapper { errno, .. } => Some(*errno),
-            Self::NotPermitted { .. } => Some(Errno::EPERM),
-            Self::MetadataSnapHeld { .. } | Self::MountInUse { .. } => Some(Errno::EBUSY),
+            Self::Open { errno, .. } => Some(*errno),
+            Self::MountInUse { .. } => Some(Errno::EBUSY),
             Self::NoPool { .. } => Some(Errno::ENXIO),
             Self::VolumeGone { .. } => Some(Errno::ENODATA),
             Self::NoDirectory { .. } => Some(Errno::ENOENT),
@@ -742,21 +577,50 @@ impl Error {
     }
 
     pub(crate) fn condition(&self) -> Option<Condition> {
-        use crate::thin::PoolMode;
         match self {
+            Self::Thin(error) => error.condition(),
             Self::Busy { .. } | Self::Mounted { .. } | Self::Covered { .. } => Some(Condition::Busy),
-            Self::UnknownSnapshot { .. } | Self::Replaced { .. } => Some(Condition::NotFound),
+            Self::UnknownSnapshot { .. } => Some(Condition::NotFound),
             Self::SnapshotExists { .. } => Some(Condition::Exists),
-            Self::PoolMode { mode: PoolMode::OutOfDataSpace, .. } | Self::LowSpace { .. } => {
-                Some(Condition::OutOfSpace)
-            }
             _ => self.errno().and_then(Condition::of),
         }
     }
 }
 
-predicates!(Error);
+floor_error!(Error);
 
 fn volume(id: &Option<String>) -> String {
     id.as_ref().map_or("the base".to_owned(), |id| format!("snapshot {id:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::kernel::IoctlError;
+
+    #[test]
+    fn what_a_lower_floor_says_is_kept() {
+        let refused =
+            IoctlError { ioctl: "DM_DEV_CREATE", device: "a".to_owned(), detail: None, errno: Errno::EBUSY };
+        let text = refused.to_string();
+        let error = Error::from(dm::Error::from(Box::new(refused)));
+        assert!(error.is_busy() && !error.is_not_found());
+        assert_eq!((error.errno(), error.to_string()), (Some(Errno::EBUSY), text.clone()));
+        let error = io::Error::from(error);
+        assert_eq!((error.kind(), error.to_string()), (io::ErrorKind::ResourceBusy, text));
+        assert!(error.get_ref().is_some_and(|inner| inner.is::<Error>()));
+    }
+
+    #[test]
+    fn conditions_without_an_errno_have_a_kind() {
+        let kind = |error| io::Error::from(error).kind();
+        let id = || "a".to_owned();
+        assert_eq!(kind(Error::UnknownSnapshot { id: id() }), io::ErrorKind::NotFound);
+        assert_eq!(kind(Error::SnapshotExists { id: id() }), io::ErrorKind::AlreadyExists);
+        assert_eq!(kind(Error::Mounted { id: id(), target: "/mnt".into() }), io::ErrorKind::ResourceBusy);
+        assert_eq!(kind(Error::from("1x".parse::<Bytes>().unwrap_err())), io::ErrorKind::InvalidInput);
+        assert_eq!(kind(Error::StateUnknown), io::ErrorKind::Other);
+    }
 }
