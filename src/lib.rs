@@ -6,6 +6,8 @@
 //! between this crate and the kernel, where tests put another one.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+// What only the floors above use.
+#![cfg_attr(not(feature = "tree"), allow(dead_code, unused_imports))]
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -18,7 +20,9 @@ pub mod loopdev;
 #[cfg(feature = "model")]
 pub mod model;
 mod sys;
+#[cfg(feature = "thin")]
 pub mod thin;
+#[cfg(feature = "tree")]
 pub mod tree;
 pub mod units;
 

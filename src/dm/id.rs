@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(feature = "serde")]
 use serde::{Serialize, Serializer};
 
 use crate::abi::dm::{DM_MAX_TYPE_NAME, DM_NAME_LEN, DM_UUID_LEN};
@@ -139,6 +140,7 @@ macro_rules! kernel_name {
             }
         }
 
+        #[cfg(feature = "serde")]
         impl Serialize for $name {
             /// As it is displayed.
             fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {

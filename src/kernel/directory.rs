@@ -8,18 +8,20 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstat};
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 use super::DeviceNumber;
 use super::real::errno;
 
 /// What identifies a mount. The kernel reuses plain ids at once, so the device number counts, too.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct MountId {
     /// The id in `/proc/self/mountinfo`.
     pub id: u64,
     /// The id that is never used again (STATX_MNT_ID_UNIQUE, since 6.8).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub unique: Option<u64>,
     /// The device of its file system.
     pub device: DeviceNumber,

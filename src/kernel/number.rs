@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nix::sys::stat::{major, makedev, minor};
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 /// A text is not `major:minor`.
@@ -15,7 +16,8 @@ pub struct ParseDeviceNumberError {
 }
 
 /// A block device's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct DeviceNumber {
     /// Which driver.
     pub major: u32,

@@ -9,13 +9,15 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+#[cfg(feature = "serde")]
 use serde::Serialize;
 
 use super::DeviceNumber;
 use super::real::errno;
 
 /// What a process is called in a message: `sleep[233]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(Serialize))]
 pub struct ProcessName {
     /// Its id.
     pub pid: u32,
