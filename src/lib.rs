@@ -19,6 +19,7 @@ pub mod kernel;
 pub mod loopdev;
 #[cfg(feature = "model")]
 pub mod model;
+mod retry;
 mod sys;
 #[cfg(feature = "thin")]
 pub mod thin;

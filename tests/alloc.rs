@@ -17,7 +17,7 @@ use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::wire::{Command, Payload, Request};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, TargetSpec, TargetType, UdevPolicy};
-use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel};
+use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Files, Kernel, RealKernel};
 use dm_thin::units::Sectors;
 
 struct Counting;
@@ -136,6 +136,10 @@ impl Kernel for Nodding {
     }
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         Err(Errno::ENOSYS)
+    }
+
+    fn files(&self) -> &dyn Files {
+        &RealKernel
     }
 }
 

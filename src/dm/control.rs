@@ -10,8 +10,9 @@ use nix::errno::Errno;
 use zeroize::Zeroize;
 
 use super::udev::{self, Cookie, UdevFlags, UdevPolicy};
-use super::wire::{Command, DmVersion, EncodeError, EventNr, Request, Response};
-use super::{DmFlags, exclusive};
+use super::wire::request::SECRET;
+use super::wire::{Command, EncodeError, EventNr, Request, Response};
+use super::{DmFlags, DmVersion, claims};
 use crate::abi::Ioctl;
 use crate::dm::{Error, Result};
 use crate::kernel::{Access, Arg, DeviceFile, Kernel, RealKernel};
@@ -22,8 +23,6 @@ use crate::kernel::{IoctlError, is_permission};
 pub(super) const SMALL: usize = 480;
 /// First room for an answer that is a list or a table; doubled as long as the kernel asks.
 const LARGE: usize = 16 << 10;
-/// What errors tell of a secret.
-pub(super) const SECRET: &str = "secure data";
 /// No honest answer is larger: some 300,000 devices.
 pub(super) const LARGEST: usize = 64 << 20;
 
@@ -61,7 +60,7 @@ impl DeviceMapper {
             errno if is_permission(errno) => Error::NotPermitted { what: format!("open {}", path.display()) },
             errno => Error::Open { path: path.into(), errno },
         })?;
-        exclusive::reserve();
+        claims::reserve();
         let version = DmVersion { major: crate::abi::dm::DM_VERSION_MAJOR, minor: 0, patch: 0 };
         let (udev_is_silent, swept) = (AtomicBool::new(false), Once::new());
         let mut dm = Self { kernel, control, version, udev, udev_is_silent, swept };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::{DmVersion, TargetType};
+use super::DmVersion;
 use crate::kernel::{Condition, DeviceNumber, IoctlError, floor_error};
 
 /// The result of almost everything here.
@@ -44,10 +44,12 @@ pub enum Error {
     },
 
     /// The kernel does not know a target type, and has no module for it.
-    #[error("the kernel has no device-mapper target {target}; load the module {}", target.module())]
+    #[error("the kernel has no device-mapper target {target}; load the module {module}")]
     NoTarget {
         /// The target type.
-        target: TargetType,
+        target: String,
+        /// The module that has it.
+        module: String,
     },
 
     /// The kernel's device-mapper interface is too old for the request.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -12,7 +13,9 @@ use super::{DeviceMapper, UdevPolicy};
 use crate::abi::Ioctl;
 use crate::abi::dm::{DM_VERSION, dm_ioctl};
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Kernel, Semaphore};
+use crate::kernel::{
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Files, Kernel, RealKernel, Semaphore,
+};
 
 type Answer = Box<dyn FnMut(Ioctl, &mut [u8]) -> Result<u32, Errno> + Send>;
 
@@ -167,5 +170,13 @@ impl Kernel for Fake {
 
     fn mount_table(&self) -> Result<Vec<u8>, Errno> {
         Err(Errno::ENOSYS)
+    }
+
+    fn files(&self) -> &dyn Files {
+        &RealKernel
+    }
+
+    fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
+        RealKernel.poll(file, timeout)
     }
 }

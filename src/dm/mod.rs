@@ -1,5 +1,6 @@
 //! Device mapper, typed: one method of [`DeviceMapper`] for each `DM_*` command.
 
+mod claims;
 mod control;
 mod devices;
 mod error;
@@ -18,17 +19,19 @@ pub mod targets;
 #[cfg(test)]
 mod tests;
 mod udev;
+mod version;
 pub mod wire;
 
 pub use self::error::{Error, Result};
+pub(crate) use claims::{Claim, Exclusive};
 pub use control::DeviceMapper;
 pub use event::{DeviceEvent, DeviceEvents};
-pub(crate) use exclusive::{Claim, Exclusive};
 pub use id::{DmId, DmName, DmUuid, TargetType};
 pub use removal::Removal;
 pub use table::{TargetLine, TargetSpec};
 pub use tables::TableKind;
 pub use udev::UdevPolicy;
-pub use wire::{DeviceStatus, DmVersion, EventNr, Geometry, ListedDevice, TargetVersion};
+pub use version::DmVersion;
+pub use wire::{DeviceStatus, EventNr, Geometry, ListedDevice, TargetVersion};
 
 pub use crate::abi::dm::DmFlags;

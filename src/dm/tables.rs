@@ -112,13 +112,14 @@ impl DeviceMapper {
     /// [`Error::NoTarget`] if the kernel does not have it.
     #[doc(alias = "DM_GET_TARGET_VERSION")]
     pub fn target_version(&self, target: TargetType) -> Result<TargetVersion> {
+        let missing = || Error::NoTarget { target: target.to_string(), module: target.module() };
         let versions = self
             .transact(&Request::target_version(target), |answer| answer.target_versions())
             .map_err(|error| match error.errno() {
-                Some(Errno::EINVAL) => Error::NoTarget { target },
+                Some(Errno::EINVAL) => missing(),
                 _ => error,
             })?;
-        versions.into_iter().next().ok_or(Error::NoTarget { target })
+        versions.into_iter().next().ok_or_else(missing)
     }
 
     /// A message to the target that serves `sector`. The device's event number comes back with the

@@ -7,14 +7,14 @@
 //! A process that is killed leaves its semaphore in the system, of which there are few. The next process sweeps it.
 
 use std::hash::{BuildHasher, RandomState};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bitflags::bitflags;
 use nix::errno::Errno;
 
 use super::EventNr;
 use crate::kernel::{Kernel, Semaphore};
+use crate::retry::Retry;
 
 /// Whether to wait for udev when devices appear, change their name or disappear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -86,15 +86,12 @@ impl<'a> Cookie<'a> {
     /// # Errors
     /// ETIMEDOUT if it did not within the bound; EIDRM or EINVAL if somebody removed the semaphore.
     pub(super) fn wait(&self) -> Result<(), Errno> {
-        let end = Instant::now() + PATIENCE;
-        let mut pause = Duration::from_micros(100);
+        let mut retry = Retry::within(PATIENCE);
         // Not every C library has semtimedop(2), hence looking again and again.
         while !self.kernel.is_semaphore_zero(self.semaphore)? {
-            if Instant::now() >= end {
+            if !retry.pause() {
                 return Err(Errno::ETIMEDOUT);
             }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(10));
         }
         Ok(())
     }

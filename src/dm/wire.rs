@@ -1,13 +1,13 @@
 //! Requests to bytes and bytes to answers. Pure: no I/O, and nothing from the kernel is trusted.
 
-mod request;
+pub(super) mod request;
 mod response;
 
 use crate::abi::Ioctl;
 use crate::abi::dm;
 
 pub use request::{EncodeError, Geometry, Payload, Request};
-pub use response::{DeviceStatus, DmVersion, EventNr, ListedDevice, Response, TargetVersion};
+pub use response::{DeviceStatus, EventNr, ListedDevice, Response, TargetVersion};
 
 /// A command of the control device, with the interface minor that first had it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
 use super::DeviceNumber;
-use super::real::errno;
+use super::error::errno;
 
 /// What identifies a mount. The kernel reuses plain ids at once, so the device number counts, too.
 #[derive(Debug, Clone, Copy)]

@@ -48,6 +48,10 @@ impl fmt::Display for MountError {
 
 impl std::error::Error for MountError {}
 
+pub(super) fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
 /// Whether an open failed for lack of privilege.
 pub(crate) fn is_permission(errno: Errno) -> bool {
     matches!(errno, Errno::EACCES | Errno::EPERM)

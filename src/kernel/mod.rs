@@ -14,6 +14,7 @@ mod proc;
 mod process;
 mod program;
 mod real;
+mod real_files;
 mod semaphore;
 
 use std::ffi::{OsStr, OsString};
@@ -52,9 +53,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno>;
 
     /// `poll(2)` for input, until the timeout or without one: whether there is some. An interruption by a signal ends it
-    /// early. Asks the file's descriptor unless implemented.
+    /// early. ENOSYS unless implemented.
     fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
-        RealKernel.poll(file, timeout)
+        let _ = (file, timeout);
+        Err(Errno::ENOSYS)
     }
 
     /// `pread(2)`: the number of bytes read, 0 at the end of the device. ENOSYS unless implemented.
@@ -206,10 +208,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         Err(Errno::ENOSYS)
     }
 
-    /// Its files and directories: those of this system unless implemented.
-    fn files(&self) -> &dyn Files {
-        &RealKernel
-    }
+    /// Its files and directories.
+    fn files(&self) -> &dyn Files;
 }
 
 /// The index of a loop device's name, `loop7`.

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use serde::Serialize;
 
 use super::DeviceNumber;
-use super::real::errno;
+use super::error::errno;
 
 /// What a process is called in a message: `sleep[233]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

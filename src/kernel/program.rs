@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use nix::errno::Errno;
 
-use super::real::errno;
+use super::error::errno;
 
 /// Runs a program in the C locale and without input.
 pub(super) fn run(program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {

@@ -15,8 +15,10 @@ use nix::sys::stat::{Mode, SFlag, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
 use nix::unistd::fdatasync;
 
+use super::error::errno;
 use super::{
-    Access, Arg, DeviceFile, DeviceNumber, FileLock, Kernel, ProcessInfo, Semaphore, proc, program, semaphore,
+    Access, Arg, DeviceFile, DeviceNumber, FileLock, Files, Kernel, ProcessInfo, Semaphore, proc, program,
+    semaphore,
 };
 use crate::abi::Ioctl;
 use crate::abi::mount::{MountFlags, UnmountFlags};
@@ -181,6 +183,10 @@ impl Kernel for RealKernel {
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         program::run(program, arguments)
     }
+
+    fn files(&self) -> &dyn Files {
+        self
+    }
 }
 
 fn offset_of(offset: u64) -> Result<libc::off_t, Errno> {
@@ -190,10 +196,6 @@ fn offset_of(offset: u64) -> Result<libc::off_t, Errno> {
 fn names_in(directory: &str) -> Result<Vec<OsString>, Errno> {
     let entries = std::fs::read_dir(directory).map_err(errno)?;
     entries.map(|entry| entry.map(|entry| entry.file_name()).map_err(errno)).collect()
-}
-
-pub(super) fn errno(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::Semaphore;
-use super::real::errno;
+use super::error::errno;
 
 /// A new set, counted up to 1.
 pub(super) fn create(key: u32) -> Result<Semaphore, Errno> {

@@ -7,18 +7,15 @@
 //!    again, a bounded number of times.
 
 use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
-use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::control::{device_path, refused};
 use super::device::label;
+use super::index::{device_path, refused};
 use super::{LoopControl, LoopDevice, LoopFlags, LoopIndex};
 use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
@@ -27,6 +24,7 @@ use crate::abi::loopdev::{
 use crate::kernel::is_permission;
 use crate::kernel::{Access, Arg};
 use crate::loopdev::{Error, Result};
+use crate::retry::Retry;
 use crate::sys;
 use crate::units::Bytes;
 
@@ -104,14 +102,15 @@ impl LoopControl {
         let read_only = options.flags.contains(LoopFlags::READ_ONLY);
         let access = if read_only { Access::READ } else { Access::READ_WRITE };
         let mut unusable = Vec::new();
-        for attempt in 0..TRIES {
+        let mut retry = Retry::unlimited();
+        for _ in 0..TRIES {
             let index = self.find_free_except(&unusable)?;
             let device = match self.device_with_node(index, access) {
                 Ok(device) => device,
                 // Being torn down, removed since it was found, or its node is another device's.
                 Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV | Errno::EBUSY) => {
                     unusable.push(index);
-                    back_off(attempt);
+                    retry.pause();
                     continue;
                 }
                 Err(errno) if is_permission(errno) => {
@@ -128,7 +127,7 @@ impl LoopControl {
                     if device.status().is_err_and(|error| is_free(&error)) {
                         unusable.push(index);
                     }
-                    back_off(attempt);
+                    retry.pause();
                 }
                 Err(error) => return Err(error),
             }
@@ -201,10 +200,4 @@ fn set_up(device: &LoopDevice, mut info: loop_info64, options: &AttachOptions) -
         let _ = device.raw_ioctl(LOOP_SET_DIRECT_IO, Arg::Value(1));
     }
     Ok(())
-}
-
-/// Wait a random time, longer with each attempt, at most 32 ms: rivals must not stay in step.
-pub(super) fn back_off(attempt: u32) {
-    let bound = 250u64 << attempt.min(7);
-    thread::sleep(Duration::from_micros(RandomState::new().hash_one(attempt) % bound));
 }

@@ -1,33 +1,22 @@
 //! `/dev/loop-control`, and what stands in for it where there is none.
 
-use std::fmt;
 use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use nix::errno::Errno;
 
-use super::LoopDevice;
+use super::index::{device_path, refused};
+use super::{LoopDevice, LoopIndex};
 use crate::abi::Ioctl;
 use crate::abi::loopdev::{LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE};
+use crate::kernel::is_permission;
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, loop_index};
-use crate::kernel::{IoctlError, is_permission};
 use crate::loopdev::{Error, Result};
 
 const PATH: &str = "/dev/loop-control";
 const LOOP_MAJOR: u32 = 7;
-
-/// N of `/dev/loopN`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LoopIndex(pub u32);
-
-impl fmt::Display for LoopIndex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// The loop driver.
 #[derive(Debug)]
@@ -201,14 +190,4 @@ impl LoopControl {
             Some(Err(errno)) => Err(refused(request, device_path(index).display(), errno)),
         }
     }
-}
-
-pub(super) fn device_path(index: LoopIndex) -> PathBuf {
-    format!("/dev/loop{index}").into()
-}
-
-#[cold]
-pub(super) fn refused(request: Ioctl, device: impl std::fmt::Display, errno: Errno) -> Error {
-    let error = IoctlError { ioctl: request.name(), device: device.to_string(), detail: None, errno };
-    Error::Ioctl(Box::new(error))
 }

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use zerocopy::IntoBytes;
 
-use super::attach::back_off;
-use super::control::{LoopIndex, device_path, refused};
+use super::index::{LoopIndex, device_path, refused};
 use crate::abi::Ioctl;
 use crate::abi::block::{BLKFLSBUF, BLKGETSIZE64};
 use crate::abi::loopdev::{
@@ -21,6 +20,7 @@ use crate::abi::loopdev::{
 };
 use crate::kernel::{Arg, DeviceFile, DeviceNumber, Kernel};
 use crate::loopdev::{Error, Result};
+use crate::retry::Retry;
 use crate::units::Bytes;
 
 /// LOOP_SET_STATUS64 says EAGAIN on kernels 5.0 to 5.7 while the page cache is dirty.
@@ -153,14 +153,14 @@ impl LoopDevice {
     }
 
     pub(super) fn set_info(&self, request: Ioctl, info: &mut [u8]) -> Result<()> {
-        let mut attempt = 0;
+        let mut retry = Retry::unlimited();
+        let mut attempts = 1..STATUS_TRIES;
         loop {
             match self.raw_ioctl(request, Arg::Bytes(info)) {
                 Ok(_) => return Ok(()),
-                Err(Errno::EAGAIN) if attempt < STATUS_TRIES => back_off(attempt),
+                Err(Errno::EAGAIN) if attempts.next().is_some() => drop(retry.pause()),
                 Err(errno) => return Err(refused(request, self.path().display(), errno)),
             }
-            attempt += 1;
         }
     }
 

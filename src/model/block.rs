@@ -5,8 +5,9 @@ use std::ops::Range;
 use nix::errno::Errno;
 
 use super::io::Io;
-use super::table::{Kind, Table};
-use super::world::{DM_MAJOR, Limits, World};
+use super::number::DM_MAJOR;
+use super::target::{Kind, Table};
+use super::world::{Limits, World};
 use crate::abi::Ioctl;
 use crate::abi::block as abi;
 use crate::kernel::{Arg, DeviceNumber};

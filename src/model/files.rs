@@ -10,7 +10,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::ModelKernel;
-use super::filesystem::Node;
+use super::file_tree::Node;
 use super::world::World;
 use crate::kernel::{Directory, Entry, FileLock, FileStatus, Files, Links, RealKernel};
 use crate::units::Bytes;

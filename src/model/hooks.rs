@@ -10,11 +10,12 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use super::io::Io;
+use super::number::{dm_number, loop_number};
 use super::pool::Mode;
 use super::store;
 use super::table::new_marker;
 use super::volume::Volume;
-use super::world::{Disk, World, dm_number, loop_number};
+use super::world::{Disk, World};
 use super::{ModelKernel, State};
 use crate::kernel::{DeviceNumber, ProcessName};
 use crate::units::{Bytes, Sectors};

@@ -1,7 +1,7 @@
 //! What TABLE_STATUS says of a target: its parameters, or its status.
 
 use super::pool::{Mode, Pool};
-use super::table::Kind;
+use super::target::Kind;
 use super::world::World;
 
 impl World {

@@ -15,7 +15,7 @@
 //! let dm = DeviceMapper::with_kernel(kernel.clone(), UdevPolicy::None)?;
 //! assert!(dm.list()?.is_empty());
 //! assert!(kernel.is_clean());
-//! # Ok::<(), dm_thin::Error>(())
+//! # Ok::<(), dm_thin::tree::Error>(())
 //! ```
 //!
 //! A tree without root, in any directory. The model's file systems are superblocks with a few files, that its own
@@ -51,8 +51,12 @@
 
 #![allow(clippy::disallowed_methods)] // files below loop devices, and the directories that are mounted on, are the host's
 
+mod binding;
 mod block;
+mod cookie;
+mod failures;
 mod faults;
+mod file_tree;
 mod files;
 mod filesystem;
 mod handle;
@@ -63,12 +67,17 @@ mod lines;
 mod loopdev;
 mod mapper;
 mod metadata;
+mod mount;
 mod mounts;
+mod number;
+mod options;
 mod pool;
 mod processes;
 mod programs;
 mod store;
 mod table;
+mod target;
+mod transfer;
 mod udev;
 mod volume;
 mod world;
@@ -77,52 +86,38 @@ mod world;
 mod tests;
 
 use std::collections::BTreeMap;
+
 use std::ffi::{OsStr, OsString};
+
 use std::fmt;
+
 use std::path::{Path, PathBuf};
+
 use std::process::Output;
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use self::faults::{Action, Faults, Verdict};
+
 pub use self::faults::{Call, Cut};
+pub use self::options::ModelOptions;
+
 pub use self::pool::Mode;
+
 use self::world::World;
+
 use crate::abi::mount::{MountFlags, UnmountFlags};
+
 use crate::abi::{Argument, Ioctl, dm};
+
 use crate::kernel::{
     Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, ProcessInfo, ProcessName,
     RealKernel, Semaphore,
 };
-
-/// What kind of kernel it is.
-#[derive(Debug, Clone)]
-pub struct ModelOptions {
-    /// Device mapper's interface version is 4.this.
-    pub interface_minor: u32,
-    /// Whether `/dev/loop-control` is there (since 3.1).
-    pub loop_control: bool,
-    /// Loop devices that are there from the start.
-    pub loop_devices: u32,
-    /// Whether udev runs. It makes the nodes of mapped devices, and is done with every event at once.
-    pub udev: bool,
-    /// How long DEV_WAIT waits before it is interrupted.
-    pub wait_limit: Duration,
-}
-
-impl Default for ModelOptions {
-    fn default() -> Self {
-        Self {
-            interface_minor: 48,
-            loop_control: true,
-            loop_devices: 8,
-            udev: false,
-            wait_limit: Duration::from_secs(1),
-        }
-    }
-}
 
 /// The kernel, as one process sees it. Share it in an [`Arc`].
 pub struct ModelKernel {

@@ -6,50 +6,11 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::filesystem::Kind;
+use super::file_tree::Kind;
+use super::mount::{Mount, ROOT_DEVICE};
 use super::world::World;
 use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::{DeviceNumber, Directory, MountId, ProcessName};
-
-pub(super) const ROOT_DEVICE: DeviceNumber = DeviceNumber { major: 8, minor: 1 };
-
-/// A mount of a block device, or the root of everything.
-#[derive(Debug)]
-pub(super) struct Mount {
-    id: u32,
-    /// None for the root, which is no device of the model.
-    pub(super) number: Option<DeviceNumber>,
-    source: PathBuf,
-    pub(super) target: PathBuf,
-    filesystem: String,
-    flags: MountFlags,
-    options: String,
-    /// A process that works below it.
-    pub(super) user: Option<ProcessName>,
-}
-
-impl Mount {
-    pub(super) fn root() -> Self {
-        Self {
-            id: 1,
-            number: None,
-            source: "/dev/root".into(),
-            target: "/".into(),
-            filesystem: "ext4".into(),
-            flags: MountFlags::empty(),
-            options: String::new(),
-            user: Some(ProcessName { pid: 1, command: "init".to_owned() }),
-        }
-    }
-
-    pub(super) fn id(&self) -> u64 {
-        self.id.into()
-    }
-
-    pub(super) fn flags(&self) -> MountFlags {
-        self.flags
-    }
-}
+use crate::kernel::{DeviceNumber, Directory, MountId};
 
 impl World {
     pub(super) fn mount(

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::mounts::ROOT_DEVICE;
+use super::mount::ROOT_DEVICE;
 use super::world::World;
 use crate::kernel::{DeviceNumber, Kernel, ProcessInfo, ProcessName, RealKernel, UsedFile};
 

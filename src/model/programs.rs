@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Output};
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::filesystem::{FileSystem, Kind};
+use super::file_tree::{FileSystem, Kind};
 use super::world::World;
 use crate::kernel::DeviceNumber;
 

@@ -6,20 +6,13 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::world::{DM_MAJOR, World, dm_number};
+use super::cookie::Counter;
+use super::number::{DM_MAJOR, dm_number};
+use super::world::World;
 use crate::kernel::{DeviceNumber, Semaphore};
 
 /// The upper half of the keys of cookies.
 const COOKIE_MAGIC: u32 = 0x0d4d;
-
-/// A semaphore, which counts to 1 and down again.
-#[derive(Debug)]
-pub(super) struct Counter {
-    key: u32,
-    is_zero: bool,
-    /// Its process was killed.
-    pub(super) abandoned: bool,
-}
 
 impl World {
     pub(super) fn create_semaphore(&mut self, key: u32) -> Result<Semaphore, Errno> {

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::io::Io;
 use super::pool::{Mode, Write};
-use super::table::Kind;
+use super::target::Kind;
 use super::world::World;
 use crate::kernel::DeviceNumber;
 use crate::thin::metadata::format::BLOCK_SIZE;

@@ -11,30 +11,18 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::ModelOptions;
-use super::filesystem::FileSystem;
+use super::binding::Loop;
+use super::cookie::Counter;
+use super::file_tree::FileSystem;
 use super::handle::{Handle, drop_closed};
-use super::loopdev::Loop;
 use super::metadata::Metadata;
-use super::mounts::Mount;
+use super::mount::Mount;
+use super::number::{DM_MAJOR, LOOP_CONTROL, LOOP_MAJOR, MAPPER_CONTROL, dm_number, loop_number};
+use super::options::ModelOptions;
 use super::pool::Pool;
 use super::store::{self, Store};
-use super::table::{Kind, Table};
-use super::udev::Counter;
+use super::target::{Kind, Table};
 use crate::kernel::{Access, DeviceFile, DeviceKind, DeviceNumber, ProcessName, Semaphore, loop_index};
-
-pub(super) const DM_MAJOR: u32 = 253;
-pub(super) const LOOP_MAJOR: u32 = 7;
-const MAPPER_CONTROL: DeviceNumber = DeviceNumber { major: 10, minor: 236 };
-const LOOP_CONTROL: DeviceNumber = DeviceNumber { major: 10, minor: 237 };
-
-pub(super) const fn dm_number(minor: u32) -> DeviceNumber {
-    DeviceNumber { major: DM_MAJOR, minor }
-}
-
-pub(super) const fn loop_number(minor: u32) -> DeviceNumber {
-    DeviceNumber { major: LOOP_MAJOR, minor }
-}
 
 /// A mapped device.
 #[derive(Debug, Default)]

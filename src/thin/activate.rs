@@ -1,14 +1,15 @@
 //! Thin devices of a pool to block devices.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
 use super::identity::Identity;
+use super::reload::while_pool_is_suspended;
 use super::{ThinId, ThinPool, ThinTable, ThinVolume};
-use crate::dm;
-use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
+use crate::dm::{DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
+use crate::retry::Retry;
 use crate::thin::{Error, Result};
 use crate::units::Sectors;
 
@@ -104,7 +105,7 @@ impl ThinPool {
         options: &ActivateOptions,
         patience: Duration,
     ) -> Result<ThinVolume> {
-        let end = Instant::now().checked_add(patience);
+        let mut retry = Retry::within(patience);
         loop {
             let taken = match self.activate_with(name, uuid, id, size, options) {
                 Err(error) if error.errno() == Some(Errno::EBUSY) => error,
@@ -117,10 +118,9 @@ impl ThinPool {
                 Err(error) if error.errno() == Some(Errno::ENXIO) => return Err(taken),
                 Err(error) => return Err(error),
             }
-            if end.is_some_and(|end| Instant::now() >= end) {
+            if !retry.pause() {
                 return Err(taken);
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -180,32 +180,5 @@ impl ThinPool {
     fn not_the_volume(&self, name: &DmName, volume: &ThinVolume) -> Error {
         let found = format!("thin {} {}", self.number(), volume.id);
         Error::WrongTarget { device: name.to_string(), found, expected: "thin" }
-    }
-}
-
-/// How long another process's change of the pool is waited for.
-const SUSPENDED: Duration = Duration::from_secs(2);
-
-/// Loads the table of a thin volume, again and again while its pool is suspended, as it is while its own table is
-/// replaced: the kernel answers EINVAL then (`thin_ctr`). It does so before the pool's status says suspended, and after
-/// that: so the status does not tell this EINVAL from one for another reason.
-pub(super) fn while_pool_is_suspended<T>(
-    dm: &DeviceMapper,
-    pool: &Identity,
-    mut load: impl FnMut() -> dm::Result<T>,
-) -> dm::Result<T> {
-    let mut end = None;
-    loop {
-        let error = match load() {
-            Err(error) if error.errno() == Some(Errno::EINVAL) => error,
-            result => return result,
-        };
-        // Waits for this process's change of the pool.
-        drop(pool.exclusive(dm));
-        let end = *end.get_or_insert_with(|| Instant::now() + SUSPENDED);
-        if Instant::now() >= end {
-            return Err(error);
-        }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -22,7 +22,7 @@ pub trait Backing: fmt::Debug + Send + Sync {
     fn limit(&self) -> Result<Sectors>;
 
     /// What is below it; `None` if all of it is there for certain.
-    fn below(&self) -> Result<Option<Below>>;
+    fn below(&self) -> Result<Option<BackingSpace>>;
 
     /// Make it at least `size` large. The pool does not know before it is reloaded.
     fn extend(&self, size: Sectors) -> Result<()>;
@@ -30,16 +30,16 @@ pub trait Backing: fmt::Debug + Send + Sync {
 
 /// What is below a device that promises more than it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Below {
+pub struct BackingSpace {
     /// Free in the file system that holds the file.
     pub free: Bytes,
     /// What the file has of it already.
     pub allocated: Bytes,
 }
 
-impl Below {
+impl BackingSpace {
     /// What the file has and does not use, when `used` of the device is in use.
-    pub fn spare(&self, used: Bytes) -> Bytes {
+    pub fn unused(&self, used: Bytes) -> Bytes {
         Bytes(self.allocated.0.saturating_sub(used.0))
     }
 }
@@ -105,11 +105,11 @@ impl Backing for LoopFile {
         Ok(Bytes(i64::MAX.unsigned_abs()).sectors())
     }
 
-    fn below(&self) -> Result<Option<Below>> {
+    fn below(&self) -> Result<Option<BackingSpace>> {
         let file = self.open()?;
         let allocated = self.status(&file)?.allocated;
         let free = self.files().free_space(file.as_fd()).map_err(Error::io("statvfs", &self.path))?;
-        Ok(Some(Below { free, allocated }))
+        Ok(Some(BackingSpace { free, allocated }))
     }
 
     fn extend(&self, size: Sectors) -> Result<()> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use super::metadata::MetadataError;
-use super::{PoolMode, Space};
+use super::{InvalidThinId, PoolMode, Space};
 use crate::kernel::{Condition, floor_error};
 use crate::units::Bytes;
 use crate::{dm, loopdev};
@@ -17,6 +17,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A number is no thin device id.
+    #[error(transparent)]
+    InvalidThinId(#[from] InvalidThinId),
+
     /// Device mapper failed.
     #[error(transparent)]
     Dm(#[from] dm::Error),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::space::percent_of;
 use super::{Backing, METADATA_BLOCK_SIZE, METADATA_MAX, PoolStatus, ThinPool};
 use crate::thin::{Error, Result};
 use crate::units::{Blocks, Bytes, Sectors};
@@ -46,7 +47,7 @@ pub struct Extended {
 ///
 /// ```no_run
 /// # use dm_thin::thin::{AutoExtend, ThinPool};
-/// # fn run(pool: &ThinPool, policy: &AutoExtend) -> dm_thin::Result<()> {
+/// # fn run(pool: &ThinPool, policy: &AutoExtend) -> dm_thin::thin::Result<()> {
 /// policy.apply(pool)?;
 /// for event in pool.watch()? {
 ///     println!("{}: {}", pool.name(), event?);
@@ -179,7 +180,7 @@ impl ExtendRule {
             return Ok(Extension::NotNeeded);
         }
         // What is not there below must not be promised above.
-        let below = backing.below()?.map(|below| used + (below.free + below.spare(used.bytes())).sectors());
+        let below = backing.below()?.map(|below| used + (below.free + below.unused(used.bytes())).sectors());
         let below = below.unwrap_or(Sectors(u64::MAX));
         let limit = backing.limit()?.min(below).min(self.maximum.sectors()).0;
         let possible = wanted.0.min(limit - limit % block.0);
@@ -201,12 +202,6 @@ impl ExtendRule {
     }
 }
 
-pub(super) fn percent_of(amount: u64, percent: u8) -> u64 {
-    #[allow(clippy::cast_possible_truncation)] // at most 2.55 times a u64, and then capped
-    let part = (u128::from(amount) * u128::from(percent) / 100).min(u128::from(u64::MAX)) as u64;
-    part
-}
-
 fn is_under(
     pool: &ThinPool,
     what: &'static str,
@@ -224,7 +219,7 @@ fn is_under(
 mod tests {
     use super::*;
     use crate::kernel::DeviceNumber;
-    use crate::thin::Below;
+    use crate::thin::BackingSpace;
 
     const BLOCK: Sectors = Sectors(128);
     const RULE: ExtendRule = ExtendRule { threshold: 80, step: 20, maximum: Bytes::mib(64) };
@@ -244,7 +239,7 @@ mod tests {
     #[derive(Debug)]
     struct Fake {
         limit: u64,
-        below: Option<Below>,
+        below: Option<BackingSpace>,
     }
 
     impl Backing for Fake {
@@ -257,7 +252,7 @@ mod tests {
         fn limit(&self) -> Result<Sectors> {
             Ok(Sectors(self.limit))
         }
-        fn below(&self) -> Result<Option<Below>> {
+        fn below(&self) -> Result<Option<BackingSpace>> {
             Ok(self.below)
         }
         fn extend(&self, _: Sectors) -> Result<()> {
@@ -268,7 +263,7 @@ mod tests {
     #[test]
     fn no_more_is_promised_than_there_is() {
         let decide = |limit: u64, below: Option<u64>| {
-            let below = below.map(|free| Below { free: Sectors(free).bytes(), allocated: Bytes(0) });
+            let below = below.map(|free| BackingSpace { free: Sectors(free).bytes(), allocated: Bytes(0) });
             RULE.decide(&Fake { limit, below }, Sectors(100 * 128), Sectors(12_800), BLOCK).unwrap()
         };
         let to = |sectors| Extension::To(Sectors(sectors));

@@ -3,73 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
+use super::{ThinId, TransactionId};
 use crate::thin::{Error, Result};
-
-/// A thin device's id within its pool: 24 bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-#[doc(alias = "dev_id")]
-pub struct ThinId(u32);
-
-/// A number in the pool's metadata that ties it to its user's own records: 0 in a fresh pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TransactionId(pub u64);
-
-impl fmt::Display for TransactionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl ThinId {
-    /// The largest id.
-    pub const MAX: Self = Self((1 << 24) - 1);
-
-    /// Check that `id` has 24 bits.
-    pub fn new(id: u32) -> Result<Self> {
-        let invalid = || Error::InvalidOption {
-            option: "thin device id",
-            value: id.to_string(),
-            reason: "more than 24 bits",
-        };
-        if id > Self::MAX.0 { Err(invalid()) } else { Ok(Self(id)) }
-    }
-
-    /// The number.
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-impl TryFrom<u32> for ThinId {
-    type Error = Error;
-    fn try_from(id: u32) -> Result<Self> {
-        Self::new(id)
-    }
-}
-
-impl From<ThinId> for u32 {
-    fn from(id: ThinId) -> Self {
-        id.0
-    }
-}
-
-impl fmt::Display for ThinId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl FromStr for ThinId {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        let invalid = |_| Error::Malformed { what: "thin device id", raw: text.to_owned() };
-        text.parse().map_err(invalid).and_then(Self::new)
-    }
-}
 
 /// A message to a thin pool. The kernel commits the pool's metadata after each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,7 +89,7 @@ mod tests {
     proptest! {
         #[test]
         fn messages_round_trip(id in 0u32..1 << 24, origin in 0u32..1 << 24, current: u64, new: u64) {
-            let (id, origin) = (ThinId(id), ThinId(origin));
+            let (id, origin) = (ThinId::new(id).unwrap(), ThinId::new(origin).unwrap());
             for message in [
                 Message::CreateThin { id },
                 Message::CreateSnap { id, origin },
@@ -193,13 +128,5 @@ mod tests {
         );
         assert_eq!(text(Message::ReserveMetadataSnap), "reserve_metadata_snap");
         assert_eq!(text(Message::ReleaseMetadataSnap), "release_metadata_snap");
-    }
-
-    #[test]
-    fn an_id_has_24_bits() {
-        assert_eq!(
-            ThinId::new(1 << 24).unwrap_err().to_string(),
-            "thin device id: 16777216: more than 24 bits"
-        );
     }
 }

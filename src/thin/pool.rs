@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
-use super::guard::Watch;
+use super::guard_state::GuardState;
 use super::identity::Identity;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, TransactionId};
 use crate::dm;
@@ -48,7 +48,7 @@ pub struct ThinPool {
     /// The event number of the last status, doubled, plus one if the metadata could be changed then. In one
     /// word, so that the two are never of different times.
     seen: AtomicU64,
-    pub(super) guard: Option<Watch>,
+    pub(super) guard: Option<GuardState>,
     /// There is one metadata snapshot.
     pub(super) holding: Mutex<()>,
 }
@@ -154,7 +154,7 @@ impl ThinPool {
         let status: PoolStatus = self.only_line(&lines)?.text.parse()?;
         self.seen.store(seen(device.event_nr, status.mode().is_sound()), Ordering::Release);
         if let Some(guard) = &self.guard {
-            guard.saw(&status, device.event_nr);
+            guard.record(&status, device.event_nr);
         }
         Ok((status, device))
     }
@@ -288,7 +288,7 @@ impl ThinPool {
     /// the message has had its effect.
     fn take_back_if_low(&self, message: Message) -> Result<()> {
         let (Message::CreateThin { id } | Message::CreateSnap { id, .. }) = message else { return Ok(()) };
-        let Some(Err(low)) = self.guard.as_ref().map(|guard| guard.judge(self)) else { return Ok(()) };
+        let Some(Err(low)) = self.guard.as_ref().map(|guard| guard.check(self.name())) else { return Ok(()) };
         match self.delete(id) {
             Ok(()) => Err(low),
             Err(_) => Ok(()),

@@ -1,6 +1,12 @@
 //! Another table for a device that is in use.
 
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::identity::Identity;
 use crate::dm::{DeviceMapper, DmFlags, DmId, Exclusive, Result, TableKind, TargetSpec};
+use crate::retry::Retry;
 
 /// Load a table and put it to use; the device goes on with the old one if that fails.
 ///
@@ -42,4 +48,29 @@ fn restore(dm: &DeviceMapper, held: &Exclusive, id: DmId<'_>) -> Result<()> {
         dm.load_held(held, id, &lines, status.flags & DmFlags::READONLY)?;
     }
     dm.resume_held(held, id)
+}
+
+/// How long another process's change of the pool is waited for.
+const SUSPENDED: Duration = Duration::from_secs(2);
+
+/// Loads the table of a thin volume, again and again while its pool is suspended, as it is while its own table is
+/// replaced: the kernel answers EINVAL then (`thin_ctr`). It does so before the pool's status says suspended, and after
+/// that: so the status does not tell this EINVAL from one for another reason.
+pub(super) fn while_pool_is_suspended<T>(
+    dm: &DeviceMapper,
+    pool: &Identity,
+    mut load: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut retry = None;
+    loop {
+        let error = match load() {
+            Err(error) if error.errno() == Some(Errno::EINVAL) => error,
+            result => return result,
+        };
+        // Waits for this process's change of the pool.
+        drop(pool.exclusive(dm));
+        if !retry.get_or_insert_with(|| Retry::within(SUSPENDED)).pause() {
+            return Err(error);
+        }
+    }
 }

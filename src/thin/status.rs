@@ -3,45 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::table::malformed;
-use super::{Discards, NoSpace, TransactionId};
+use super::{Discards, NoSpace, PoolMode, TransactionId};
 use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
-
-/// The mode that a pool is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum PoolMode {
-    /// All is well (`rw`).
-    ReadWrite,
-    /// No data block is left; the metadata still works (`out_of_data_space`).
-    OutOfDataSpace,
-    /// The metadata cannot be changed (`ro`).
-    ReadOnly,
-    /// No I/O is possible (`Fail`).
-    Fail,
-}
-
-impl PoolMode {
-    /// Whether the metadata can be changed, and a commit reaches the disk.
-    pub fn is_sound(self) -> bool {
-        matches!(self, Self::ReadWrite | Self::OutOfDataSpace)
-    }
-}
-
-impl fmt::Display for PoolMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ReadWrite => "rw",
-            Self::OutOfDataSpace => "out_of_data_space",
-            Self::ReadOnly => "ro",
-            Self::Fail => "Fail",
-        })
-    }
-}
 
 /// What a pool says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

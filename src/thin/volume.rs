@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::activate::while_pool_is_suspended;
 use super::identity::Identity;
-use super::reload::reload;
+use super::reload::{reload, while_pool_is_suspended};
 use super::{PoolTable, ThinId, ThinStatus, ThinTable, check_block_size};
 use crate::abi::Ioctl;
 use crate::abi::block::{BLKDISCARD, BLKGETSIZE64, BLKZEROOUT};

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use uuid::Uuid;
 
+use super::live::holder::{Holder, Listed};
 use super::stream::StreamError;
-use super::{Holder, Listed};
+use crate::dm::DmName;
 use crate::kernel::{Condition, MountError, Process, ProcessName, floor_error};
 use crate::thin::metadata::MetadataError;
-use crate::thin::{ThinId, TransactionId};
+use crate::thin::{InvalidThinId, ThinId, TransactionId};
 use crate::units::{Bytes, NOT_A_SIZE, ParseBytesError};
 use crate::{dm, loopdev, thin};
 
@@ -517,6 +518,12 @@ impl From<loopdev::Error> for Error {
     }
 }
 
+impl From<InvalidThinId> for Error {
+    fn from(error: InvalidThinId) -> Self {
+        Self::Thin(error.into())
+    }
+}
+
 impl From<MetadataError> for Error {
     fn from(error: MetadataError) -> Self {
         Self::Thin(error.into())
@@ -591,6 +598,15 @@ floor_error!(Error);
 
 fn volume(id: &Option<String>) -> String {
     id.as_ref().map_or("the base".to_owned(), |id| format!("snapshot {id:?}"))
+}
+
+/// Whose device it is, and who has it open, is added where that is known.
+pub(in crate::tree) fn busy(device: &DmName, open_count: u32) -> Error {
+    Error::Busy { snapshot: None, device: device.to_string(), open_count, holders: Vec::new() }
+}
+
+pub(in crate::tree) fn unknown(id: &str) -> Error {
+    Error::UnknownSnapshot { id: id.to_owned() }
 }
 
 #[cfg(test)]

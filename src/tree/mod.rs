@@ -4,7 +4,7 @@
 //! ```no_run
 //! use dm_thin::tree::{Options, Parent, SnapshotTree};
 //!
-//! # fn main() -> dm_thin::Result<()> {
+//! # fn main() -> dm_thin::tree::Result<()> {
 //! let tree = SnapshotTree::open("/var/lib/example", Options::new())?;
 //! tree.add("image", Parent::Base)?;
 //! tree.mount("image", "/mnt/image")?;
@@ -20,6 +20,7 @@
 
 mod error;
 mod live;
+mod names;
 mod ops;
 mod options;
 mod pool;
@@ -42,8 +43,7 @@ use crate::{dm, thin};
 pub use self::error::{Error, Result, RootProblem, StateAge};
 pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
-pub use live::holders::Holder;
-pub(crate) use live::holders::Listed;
+pub use live::holder::Holder;
 pub use live::init_layer::InitLayer;
 pub use ops::add::{AddOptions, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
@@ -57,17 +57,19 @@ pub use ops::send::{Progress, SendOptions};
 pub use ops::status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use ops::usage::SnapshotUsage;
 pub use ops::writer::SnapshotWriter;
-pub use options::{Filesystem, Options};
+pub use options::Options;
 pub use pool::pool_source::PoolSource;
 pub use pool::resize::PoolNews;
 pub use state::files;
+pub use state::filesystem::Filesystem;
 pub use state::id::SnapshotId;
 pub use state::labels::Labels;
 pub use state::lineage::{Lineage, Place};
 
-use live::active::SlotCell;
+use live::active::ActiveCell;
 use live::mount::Mounts;
-use ops::changed::OwnData;
+use live::own_data::OwnData;
+use names::volume_name;
 use pool::claim::Claim;
 use pool::generation::PoolGeneration;
 use state::hold::HoldNote;
@@ -93,7 +95,7 @@ pub struct SnapshotTree {
     /// What of the state's generation the pool has been told.
     generation: Mutex<PoolGeneration>,
     /// What is active. Snapshots that are neither active nor in use by a call have no slot.
-    slots: Mutex<HashMap<SnapshotId, Arc<SlotCell>>>,
+    slots: Mutex<HashMap<SnapshotId, Arc<ActiveCell>>>,
     /// Own data that was told, and still holds.
     own_data: Mutex<OwnData>,
     /// What this tree has mounted.
@@ -230,22 +232,4 @@ impl SnapshotTree {
     fn volume_uuid(&self, id: ThinId) -> Result<DmUuid> {
         Ok(DmUuid::format(format_args!("DMTHIN-{}-{id}", self.tree.simple()))?)
     }
-}
-
-/// `<prefix>-<major>:<minor>-<inode of the root>-<what>`.
-fn volume_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
-    Ok(DmName::format(format_args!("{prefix}{}", root.suffix(what)))?)
-}
-
-/// `<prefix>-<major>:<minor>-<inode of the root>+<what>`, of a volume that is not published: no snapshot has this name.
-fn unpublished_name(prefix: &str, root: &Root, what: &str) -> Result<DmName> {
-    Ok(DmName::format(format_args!("{prefix}-{}-{}+{what}", root.device, root.inode))?)
-}
-
-fn pool_uuid(tree: Uuid) -> Result<DmUuid> {
-    Ok(DmUuid::format(format_args!("DMTHIN-{}-pool", tree.simple()))?)
-}
-
-fn unknown(id: &str) -> Error {
-    Error::UnknownSnapshot { id: id.to_owned() }
 }

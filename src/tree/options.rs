@@ -3,32 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
 use crate::thin::tools::CheckPolicy;
 use crate::thin::{ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
 use crate::tree::state::files::StateDir;
+use crate::tree::state::filesystem::Filesystem;
 use crate::tree::state::journal::{PoolRecord, State};
+use crate::tree::state::size::check_size;
 use crate::tree::{Error, Result};
 use crate::tree::{InitLayer, PoolSource};
 use crate::units::{Blocks, Bytes};
-
-/// The file system that the base is made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Filesystem {
-    /// ext4, by `mkfs.ext4`.
-    #[default]
-    Ext4,
-    /// XFS, by `mkfs.xfs`.
-    Xfs,
-    /// None: the base is an empty block device. Snapshots are activated, not mounted.
-    None,
-}
 
 /// Options of a [`SnapshotTree`](crate::tree::SnapshotTree).
 ///
@@ -112,9 +98,13 @@ impl Default for Options {
 }
 
 const DATA_SIZE: Bytes = Bytes::gib(100);
+
 const METADATA_MIN: Bytes = Bytes::mib(2);
+
 pub(super) const BASE_SIZE: Bytes = Bytes::gib(10);
+
 const BLOCK_SIZE: Bytes = Bytes::kib(64);
+
 const LOW_WATER_MARK: Blocks = Blocks(32_768);
 
 /// LVM's rule: 64 bytes for each data block.
@@ -412,20 +402,6 @@ impl Options {
 const XFS_MIN: Bytes = Bytes::mib(300);
 
 const METADATA_RANGE: std::ops::RangeInclusive<Bytes> = METADATA_MIN..=METADATA_MAX.bytes();
-
-/// The kernel's largest device: 8 EiB.
-pub(super) const SIZE_MAX: Bytes = Bytes::gib(1 << 33);
-
-/// A size is a multiple of 4 KiB, so that every file system and loop device can use all of it.
-pub(super) fn check_size(option: &'static str, size: Bytes) -> Result<()> {
-    if size.0 == 0 || !size.0.is_multiple_of(Bytes::kib(4).0) {
-        return Err(invalid(option, size, "not a multiple of 4096 bytes above 0"));
-    }
-    if size > SIZE_MAX {
-        return Err(invalid(option, size, "larger than the kernel's largest device (8 EiB)"));
-    }
-    Ok(())
-}
 
 fn invalid(option: &'static str, value: impl ToString, reason: &'static str) -> Error {
     Error::InvalidOption { option, value: value.to_string(), reason }

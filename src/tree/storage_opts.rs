@@ -13,7 +13,7 @@ impl Options {
     /// ```
     /// # use dm_thin::tree::Options;
     /// let options = Options::from_storage_opts(["dm.basesize=20G", "dm.fs=xfs", "dm.mountopt=noatime,discard"])?;
-    /// # Ok::<(), dm_thin::Error>(())
+    /// # Ok::<(), dm_thin::tree::Error>(())
     /// ```
     ///
     /// | key | value |

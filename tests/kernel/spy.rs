@@ -4,13 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dm_thin::Errno;
 use dm_thin::abi::Ioctl;
 use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::kernel::{
-    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Kernel, ProcessInfo, RealKernel, Semaphore,
+    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, ProcessInfo, RealKernel,
+    Semaphore,
 };
 
 use crate::dying::Life;
@@ -214,6 +216,14 @@ impl Kernel for Spy {
 
     fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
         RealKernel.run(program, arguments)
+    }
+
+    fn files(&self) -> &dyn Files {
+        &RealKernel
+    }
+
+    fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
+        RealKernel.poll(file, timeout)
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use dm_thin::kernel::ProcessName;
 use dm_thin::loopdev::LoopControl;
+use dm_thin::thin;
 use dm_thin::thin::{Backing, ExtendRule, Extended, Extension, LoopFile, MinFree, PoolEvent, ThinId};
 use dm_thin::tree::Error;
 use dm_thin::tree::{AddOptions, Filesystem, Options, Parent, PoolSource, SnapshotTree};
@@ -119,7 +120,7 @@ fn an_event_is_told_whatever_keeps_the_pool_from_growing() {
     let (file, away) = (rig.root().join("pool/data"), rig.root().join("pool/away"));
     std::fs::rename(&file, &away).unwrap();
     let error = news.next().unwrap().unwrap_err();
-    assert!(matches!(error, Error::Io { action: "open", .. }), "{error}");
+    assert!(matches!(error, Error::Thin(thin::Error::Io { action: "open", .. })), "{error}");
     let told = news.next().unwrap().unwrap();
     assert!(matches!(told.event, PoolEvent::LowWater { .. }) && told.extended.is_none(), "{told:?}");
     std::fs::rename(&away, &file).unwrap();

@@ -7,7 +7,6 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Command, EventNr};
 use crate::abi::dm::{DM_VERSION_MAJOR, DmFlags, dm_ioctl, dm_target_msg, dm_target_spec};
-use crate::dm::control::SECRET;
 use crate::dm::{DmId, DmName, DmUuid, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
@@ -15,6 +14,9 @@ use crate::units::Sectors;
 const HEADER: usize = size_of::<dm_ioctl>();
 #[allow(clippy::cast_possible_truncation)] // 312
 const DATA_START: u32 = HEADER as u32;
+
+/// What errors tell of a secret.
+pub(in crate::dm) const SECRET: &str = "secure data";
 
 /// What follows the header.
 #[derive(Clone, Copy)]

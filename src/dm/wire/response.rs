@@ -12,33 +12,10 @@ use crate::abi::dm::{
     DM_IOCTL_MIN_SIZE, DM_NAME_LIST_FLAG_HAS_UUID, DmFlags, dm_ioctl, dm_name_list, dm_name_list_tail,
     dm_target_deps, dm_target_spec, dm_target_versions,
 };
-use crate::dm::{DmName, DmUuid, TargetLine, TargetType};
+use crate::dm::{DmName, DmUuid, DmVersion, TargetLine, TargetType};
 use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
-
-/// The version of device mapper's interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DmVersion {
-    /// No compatibility across it.
-    pub major: u32,
-    /// Grows with what was added.
-    pub minor: u32,
-    /// Nothing that a caller sees.
-    pub patch: u32,
-}
-
-impl From<[u32; 3]> for DmVersion {
-    fn from([major, minor, patch]: [u32; 3]) -> Self {
-        Self { major, minor, patch }
-    }
-}
-
-impl fmt::Display for DmVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
-    }
-}
 
 /// How many events a device has had (`event_nr`). It wraps around, so that only another one is news, not
 /// a greater one.

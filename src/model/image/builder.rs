@@ -6,8 +6,8 @@ use std::sync::Arc;
 use zerocopy::little_endian::U64;
 use zerocopy::{Immutable, IntoBytes};
 
+use super::contents::{HeldRoot, ImageError, Mappings, PoolContents, ThinContents};
 use super::node::{Tree, children, data_blocks, encode, max_entries, split};
-use super::{HeldRoot, ImageError, Mappings, PoolContents, ThinContents};
 use crate::thin::metadata::format::{
     Block, BlockKind, DM_SM_METADATA_MAX_BLOCKS, ENTRIES_PER_BITMAP, MAPPING_TIME_BITS, disk_device_details,
 };

@@ -9,9 +9,11 @@ use crate::abi::dm::{
     dm_name_list, dm_name_list_tail,
 };
 use crate::kernel::DeviceNumber;
+use crate::model::number::{DM_MAJOR, dm_number};
 use crate::model::pool::digits;
-use crate::model::table::{Kind, split_args};
-use crate::model::world::{DM_MAJOR, Device, World, dm_number};
+use crate::model::table::split_args;
+use crate::model::target::Kind;
+use crate::model::world::{Device, World};
 
 /// `__find_device_hash_cell`: by uuid, or name, or number, and by one of them only. The device's name
 /// and uuid are written into the header.

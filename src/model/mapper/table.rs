@@ -10,8 +10,10 @@ use super::packet::{HEADER, Packet, align, offset, until_nul};
 use crate::abi::dm::{
     DM_MAX_TYPE_NAME, DmFlags, dm_target_deps, dm_target_msg, dm_target_spec, dm_target_versions,
 };
-use crate::model::table::{Kind, TARGETS, Table, split_args};
-use crate::model::world::{World, dm_number};
+use crate::model::number::dm_number;
+use crate::model::table::split_args;
+use crate::model::target::{Kind, TARGETS, Table};
+use crate::model::world::World;
 
 const SPEC: usize = size_of::<dm_target_spec>();
 /// DM_MAX_TARGETS.

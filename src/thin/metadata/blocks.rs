@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::btree::Node;
 use super::error::{Damage, MetadataError};
-use super::format::{Block, BlockKind, DM_SM_METADATA_MAX_BLOCKS};
+use super::format::{BlockKind, DM_SM_METADATA_MAX_BLOCKS};
+use super::node::Node;
+use super::verify::verify;
 use super::{BlockSource, Superblock};
 use crate::kernel::AlignedBlock;
 
@@ -123,22 +124,5 @@ impl BlockReader {
     fn fill(&self, first: u64, buffer: &mut [AlignedBlock]) -> Result<(), MetadataError> {
         self.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         self.source.read(first, buffer).map_err(|source| MetadataError::Io { block: first, source })
-    }
-}
-
-/// Checks a block's number and checksum.
-pub(super) fn verify(kind: BlockKind, block: u64, bytes: &Block) -> Result<(), MetadataError> {
-    let stored = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    let computed = kind.checksum(bytes);
-    let damaged = |damage| Err(MetadataError::Damaged { block, damage });
-    if stored != computed {
-        return damaged(Damage::Checksum { stored, computed });
-    }
-    // Each kind has its own number at byte 8.
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[8..16]);
-    match u64::from_le_bytes(number) {
-        found if found != block => damaged(Damage::Misplaced { found }),
-        _ => Ok(()),
     }
 }

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Metadata;
 use super::blocks::BATCH;
-use super::btree::{Node, Subtree, height, read_internal, read_leaves};
+use super::btree::{Subtree, height, read_internal, read_leaves};
 use super::error::MetadataError;
 use super::mapping::{Entry, Mappings};
+use super::node::Node;
 use crate::thin::ThinId;
 
 /// What a changed range has.

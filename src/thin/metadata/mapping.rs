@@ -1,10 +1,11 @@
 //! What a thin device maps.
 
 use super::Metadata;
-use super::btree::{Leaves, Node, lookup};
+use super::btree::{Leaves, lookup};
 use super::details::device_id;
 use super::error::{Damage, MetadataError};
 use super::format::MAPPING_TIME_BITS;
+use super::node::Node;
 use crate::thin::ThinId;
 
 /// A run of virtual blocks that are mapped to as many data blocks at the same time.

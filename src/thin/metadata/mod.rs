@@ -32,11 +32,13 @@ mod diff;
 mod error;
 pub mod format;
 mod mapping;
+mod node;
 mod sharers;
 mod source;
 mod space_map;
 mod superblock;
 mod usage;
+mod verify;
 
 use std::sync::Arc;
 

@@ -3,12 +3,12 @@
 use zerocopy::FromBytes;
 
 use super::BlockSource;
-use super::blocks::verify;
 use super::error::{Damage, MetadataError};
 use super::format::{
     BLOCK_SIZE, BlockKind, THIN_METADATA_NEEDS_CHECK_FLAG, THIN_SUPERBLOCK_LOCATION, THIN_SUPERBLOCK_MAGIC,
     disk_sm_root, thin_disk_superblock,
 };
+use super::verify::verify;
 use crate::kernel::AlignedBlock;
 use crate::thin::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, TransactionId};
 use crate::units::{Blocks, Sectors};

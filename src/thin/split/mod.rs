@@ -12,7 +12,7 @@ pub use device::SplitDevice;
 pub use label::{Label, Part, Segment};
 pub use options::SplitOptions;
 
-use super::{Backing, Below};
+use super::{Backing, BackingSpace};
 use crate::kernel::DeviceNumber;
 use crate::thin::Result;
 use crate::units::Sectors;
@@ -49,7 +49,7 @@ impl Backing for SplitPart {
         Ok(self.size()? + self.device.free()?)
     }
 
-    fn below(&self) -> Result<Option<Below>> {
+    fn below(&self) -> Result<Option<BackingSpace>> {
         Ok(None)
     }
 

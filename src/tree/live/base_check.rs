@@ -6,24 +6,8 @@ use uuid::Uuid;
 
 use crate::kernel::{Access, Kernel};
 use crate::thin::blank;
+use crate::tree::Filesystem;
 use crate::tree::{Error, Result};
-use crate::tree::{Filesystem, SnapshotTree};
-
-impl SnapshotTree {
-    /// Compare the base's file system with the state.
-    pub(in crate::tree) fn check_base(&self) -> Result<()> {
-        let base = self.store.read(|graph| graph.base.clone());
-        let Some(base) = base.filter(|base| base.filesystem != Filesystem::None) else { return Ok(()) };
-        self.with_base(&base, base.size, |volume| {
-            let found = read(&*self.options.kernel, base.filesystem, &volume.path())?;
-            if found == Some(base.filesystem_uuid) {
-                return Ok(());
-            }
-            let filesystem = base.filesystem.kernel_name().unwrap_or_default();
-            Err(Error::NoFilesystem { id: None, filesystem, found })
-        })
-    }
-}
 
 /// The UUID in the superblock on `device`, if there is such a file system.
 pub(in crate::tree) fn read(

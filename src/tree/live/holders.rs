@@ -1,99 +1,10 @@
 //! Who keeps a device, a file system or a root in use: what to do about EBUSY.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Serialize;
-
-use crate::dm::DmName;
 use crate::kernel::{DeviceNumber, Directory, Kernel, ProcessName};
-use crate::tree::{Error, Result};
-use crate::tree::{SnapshotTree, live::mount};
-
-/// Somebody who keeps a device or a file system busy.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Holder {
-    /// A process has the device open.
-    Process(ProcessName),
-    /// A process has files of the file system open or mapped, or works in one of its directories.
-    Files(ProcessName),
-    /// It is mounted, or something is mounted below it.
-    Mount {
-        /// A process that sees the mount: the one of its mount namespace with the lowest id.
-        process: ProcessName,
-        /// Where.
-        target: PathBuf,
-    },
-    /// Another block device stands on it.
-    Device {
-        /// The kernel's name of that device.
-        name: String,
-    },
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Process(process) => write!(f, "open in {process}"),
-            Self::Files(process) => write!(f, "files open in {process}"),
-            Self::Mount { process, target } => {
-                write!(f, "mounted on {}, seen by {process}", target.display())
-            }
-            Self::Device { name } => write!(f, "used by device {name}"),
-        }
-    }
-}
-
-/// Holders in the text of an error: the first ones by name.
-pub(crate) struct Listed<'a>(pub(crate) &'a [Holder]);
-
-impl fmt::Display for Listed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMED: usize = 4;
-        if self.0.is_empty() {
-            return f.write_str("in use by somebody whom /proc does not show");
-        }
-        for (n, holder) in self.0.iter().take(NAMED).enumerate() {
-            write!(f, "{}{holder}", if n > 0 { "; " } else { "" })?;
-        }
-        match self.0.len().saturating_sub(NAMED) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
-        }
-    }
-}
-
-impl SnapshotTree {
-    /// Who has the device of a snapshot open, or files of the file system on it, as far as this process can see. All of
-    /// `/proc` is read for it. [`Error::Busy`] and [`Error::MountInUse`] tell the same.
-    ///
-    /// # Errors
-    /// [`Error::UnknownSnapshot`].
-    pub fn holders(&self, id: &str) -> Result<Vec<Holder>> {
-        self.check_open()?;
-        let id = self.get(id)?.id;
-        let number = self.slots().get(&id).and_then(|slot| slot.view().device).map(|(_, number)| number);
-        Ok(number.map(|number| of_device(&*self.options.kernel, number)).unwrap_or_default())
-    }
-
-    /// Adds to an error that a device is busy which snapshot's it is, and who has it open.
-    pub(in crate::tree) fn with_holders(&self, id: Option<&str>, mut error: Error) -> Error {
-        if let Error::Busy { snapshot, device, holders, .. } = &mut error
-            && holders.is_empty()
-        {
-            *snapshot = id.map(str::to_owned);
-            let name = DmName::new(device);
-            let found = name.and_then(|name| self.pool.device_mapper().find((&name).into()));
-            // Without an answer the error is as true as before.
-            if let Ok(Some(status)) = found {
-                *holders = of_device(&*self.options.kernel, status.number);
-            }
-        }
-        error
-    }
-}
+use crate::tree::live::holder::Holder;
+use crate::tree::live::mount;
 
 /// Who uses a device, or the file system on it.
 pub(in crate::tree) fn of_device(kernel: &dyn Kernel, number: DeviceNumber) -> Vec<Holder> {
@@ -162,6 +73,7 @@ fn flock(line: &[u8]) -> Option<(u32, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::live::holder::Listed;
 
     #[test]
     fn holders_as_text() {

@@ -5,56 +5,24 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::abi::mount::{MountFlags, UnmountFlags};
-use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Directory, Kernel, Links, MountId};
-use crate::thin::{ThinId, ThinVolume};
-use crate::tree::live::active::Deadline;
+use crate::thin::ThinId;
 use crate::tree::state::files::{StateDir, read_at_most};
 use crate::tree::{Error, Result};
-use crate::tree::{Filesystem, Options, SnapshotTree};
-
-/// Mounts `device` on the directory at `at`, which an error calls `target`.
-fn mount(
-    options: &Options,
-    filesystem: Filesystem,
-    device: &Path,
-    (at, target): (&Path, &Path),
-    extra: MountFlags,
-) -> Result<()> {
-    let Some(name) = filesystem.kernel_name() else {
-        return Err(Error::InvalidOption {
-            option: "mount",
-            value: device.display().to_string(),
-            reason: "the tree was made without a file system",
-        });
-    };
-    let flags = options.mount_flags | extra;
-    let parts = [filesystem.mount_options(), &options.mount_options];
-    let data = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
-    options.kernel.mount(Some(device), at, Some(name), flags, &data).map_err(|errno| {
-        let (device, target) = (device.display(), target.display());
-        let data = if data.is_empty() { data } else { format!(", options {data}") };
-        let call = format!("mount {device} on {target} ({name}, flags {:#x}{data})", flags.bits());
-        Error::Mount(Box::new(MountError { call, errno }))
-    })
-}
 
 /// A directory by the one above it and its name: what is mounted on it, and what it covers, are found from there.
 #[derive(Debug)]
-struct Place {
-    above: Directory,
-    name: OsString,
+pub(in crate::tree) struct Place {
+    pub(in crate::tree) above: Directory,
+    pub(in crate::tree) name: OsString,
 }
 
 impl Place {
-    fn open(kernel: &dyn Kernel, path: &Path) -> Result<Self> {
+    pub(in crate::tree) fn open(kernel: &dyn Kernel, path: &Path) -> Result<Self> {
         let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
         let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else {
             return Err(bad_target(path, "does not end in the name of a directory"));
@@ -64,12 +32,12 @@ impl Place {
         Ok(Self { above: directory, name: name.to_owned() })
     }
 
-    fn path(&self) -> PathBuf {
+    pub(in crate::tree) fn path(&self) -> PathBuf {
         self.above.path().join(&self.name)
     }
 
     /// The directory, or what is mounted on it; `None` if it is not there.
-    fn top(&self, kernel: &dyn Kernel) -> Result<Option<Directory>> {
+    pub(in crate::tree) fn top(&self, kernel: &dyn Kernel) -> Result<Option<Directory>> {
         match kernel.files().enter_directory(&self.above, &self.name) {
             Ok(directory) => Ok(Some(directory)),
             Err(Errno::ENOENT) => Ok(None),
@@ -80,14 +48,14 @@ impl Place {
         }
     }
 
-    fn is_same(&self, other: &Self) -> bool {
+    pub(in crate::tree) fn is_same(&self, other: &Self) -> bool {
         self.above.mount() == other.above.mount()
             && self.above.inode() == other.above.inode()
             && self.name == other.name
     }
 
     /// Removes the directory, if it is the one of that identity and empty.
-    fn remove(&self, kernel: &dyn Kernel, covered: Covered) {
+    pub(in crate::tree) fn remove(&self, kernel: &dyn Kernel, covered: Covered) {
         if self.top(kernel).is_ok_and(|top| top.is_some_and(|top| Covered::of(&top) == covered)) {
             // Somebody may have put something into it: then it is theirs now.
             let _ = kernel.files().remove_directory(&self.above, &self.name);
@@ -95,19 +63,19 @@ impl Place {
     }
 }
 
-fn bad_target(path: &Path, reason: &'static str) -> Error {
+pub(in crate::tree) fn bad_target(path: &Path, reason: &'static str) -> Error {
     Error::InvalidOption { option: "mount target", value: path.display().to_string(), reason }
 }
 
 /// Identity of a directory that is mounted on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Covered {
+pub(in crate::tree) struct Covered {
     device: DeviceNumber,
     inode: u64,
 }
 
 impl Covered {
-    fn of(directory: &Directory) -> Self {
+    pub(in crate::tree) fn of(directory: &Directory) -> Self {
         Self { device: directory.mount().device, inode: directory.inode() }
     }
 }
@@ -117,8 +85,8 @@ impl Covered {
 pub(in crate::tree) struct Mounted {
     pub(in crate::tree) target: PathBuf,
     pub(in crate::tree) count: u32,
-    id: MountId,
-    place: Place,
+    pub(in crate::tree) id: MountId,
+    pub(in crate::tree) place: Place,
 }
 
 impl Mounted {
@@ -140,22 +108,24 @@ impl Mounted {
 
 /// What is noted of a mount before it is made, for the next manager if this one dies.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Note {
-    target: PathBuf,
+pub(in crate::tree) struct Note {
+    pub(in crate::tree) target: PathBuf,
     /// The volume's.
-    device: DeviceNumber,
-    covered: Covered,
+    pub(in crate::tree) device: DeviceNumber,
+    pub(in crate::tree) covered: Covered,
     /// This tree made the directory, and removes it.
-    made: bool,
+    pub(in crate::tree) made: bool,
     /// For growing a file system: the next manager unmounts it.
-    temporary: bool,
+    pub(in crate::tree) temporary: bool,
     /// `None` while it is being mounted.
-    mount: Option<MountId>,
+    pub(in crate::tree) mount: Option<MountId>,
 }
 
 const NOTES: &str = "mounts.json";
+
 /// More than any notes are long.
 const NOTES_MAX: u64 = 256 << 20;
+
 const NOTES_TMP: &str = "mounts.json.tmp";
 
 /// The mounts that this tree made, by the volumes. They are noted in a file of the root, which is not synced: mounts
@@ -175,7 +145,7 @@ impl Mounts {
         Self { dir, notes: Mutex::new(notes) }
     }
 
-    fn notes(&self) -> MutexGuard<'_, BTreeMap<ThinId, Note>> {
+    pub(in crate::tree) fn notes(&self) -> MutexGuard<'_, BTreeMap<ThinId, Note>> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,7 +161,7 @@ impl Mounts {
     }
 
     /// Reserves a directory for a volume; `Err(Ok(other))` if another one has it.
-    fn reserve(
+    pub(in crate::tree) fn reserve(
         &self,
         kernel: &dyn Kernel,
         id: ThinId,
@@ -213,7 +183,7 @@ impl Mounts {
         self.write(&notes).map_err(Err).inspect_err(|_| drop(notes.remove(&id)))
     }
 
-    fn confirm(&self, id: ThinId, mount: MountId) {
+    pub(in crate::tree) fn confirm(&self, id: ThinId, mount: MountId) {
         let mut notes = self.notes();
         if let Some(note) = notes.get_mut(&id) {
             note.mount = Some(mount);
@@ -223,7 +193,7 @@ impl Mounts {
     }
 
     /// There is no mount.
-    fn release(&self, id: ThinId) {
+    pub(in crate::tree) fn release(&self, id: ThinId) {
         let mut notes = self.notes();
         notes.remove(&id);
         // A note without a mount is passed over by the next manager.
@@ -232,7 +202,7 @@ impl Mounts {
 
     /// The mount is gone: its note goes, and its directory, if it was made for it. The note goes last, so that the
     /// next manager does what a kill cuts short.
-    fn forget(&self, kernel: &dyn Kernel, id: ThinId, place: &Place) {
+    pub(in crate::tree) fn forget(&self, kernel: &dyn Kernel, id: ThinId, place: &Place) {
         let mut notes = self.notes();
         let Some(note) = notes.get(&id).filter(|note| note.made).cloned() else {
             drop(notes);
@@ -249,166 +219,6 @@ impl Mounts {
     }
 }
 
-impl SnapshotTree {
-    /// Mounts an active volume on `target`, which is made if it is not there, with `flags` beside those of the options.
-    pub(in crate::tree) fn mount_volume(
-        &self,
-        volume: &ThinVolume,
-        target: &Path,
-        temporary: bool,
-        flags: MountFlags,
-    ) -> Result<Mounted> {
-        let kernel = &*self.options.kernel;
-        let (id, device) = (volume.id(), volume.number());
-        let place = Place::open(kernel, target)?;
-        let made = match place.top(kernel)? {
-            Some(_) => false,
-            None => make_directory(kernel, &place)?,
-        };
-        let gone = || Error::io("open", place.path())(Errno::ENOENT);
-        let top = place.top(kernel).and_then(|top| top.ok_or_else(gone)).inspect_err(|_| {
-            if made {
-                // Best effort; it is empty.
-                let _ = kernel.files().remove_directory(&place.above, &place.name);
-            }
-        })?;
-        let target = place.path();
-        let covered = Covered::of(&top);
-        let undo = || {
-            if made {
-                place.remove(kernel, covered);
-            }
-        };
-        let note = Note { target: target.clone(), device, covered, made, temporary, mount: None };
-        if let Err(refused) = self.mounts.reserve(kernel, id, note, (&place, &top)) {
-            return Err(match refused {
-                Ok(other) => Error::Mounted { id: self.name_of(other), target },
-                Err(error) => {
-                    undo();
-                    error
-                }
-            });
-        }
-        let node = volume.path();
-        let mounted = mount(&self.options, self.filesystem, &node, (&top.proc_path(), &target), flags);
-        drop(top);
-        let found = mounted.map_err(|error| (error, false));
-        let found = found.and_then(|()| find_mount(kernel, &place, device).map_err(|error| (error, true)));
-        let mount = found.map_err(|(error, is_mounted)| {
-            if !is_mounted || unmount_unconfirmed(kernel, &place, device) {
-                self.mounts.release(id);
-                undo();
-            }
-            error
-        })?;
-        self.mounts.confirm(id, mount);
-        Ok(Mounted { target, count: 1, id: mount, place })
-    }
-
-    /// Takes down the mount, and removes the directory if this tree made it. One that is not there any more is fine:
-    /// somebody else unmounted it.
-    pub(in crate::tree) fn unmount_volume(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
-        let kernel = &*self.options.kernel;
-        match self.where_is(mounted)? {
-            Where::OnTop => {
-                match kernel.unmount(&mounted.path(), UnmountFlags::NOFOLLOW) {
-                    // Somebody else was faster.
-                    Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-                    Err(errno) => {
-                        let call = format!("unmount {}", mounted.target.display());
-                        return Err(Error::Mount(Box::new(MountError { call, errno })));
-                    }
-                }
-            }
-            Where::Covered => return Err(Error::Covered { target: mounted.target.clone() }),
-            Where::Gone => {}
-        }
-        self.forget_mount(id, &mounted.place);
-        Ok(())
-    }
-
-    fn forget_mount(&self, id: ThinId, place: &Place) {
-        self.mounts.forget(&*self.options.kernel, id, place);
-    }
-
-    pub(in crate::tree) fn where_is(&self, mounted: &Mounted) -> Result<Where> {
-        let kernel = &*self.options.kernel;
-        match mounted.place.top(kernel) {
-            Ok(Some(top)) if top.mount() == mounted.id => Ok(Where::OnTop),
-            _ if is_listed(kernel, mounted.id)? => Ok(Where::Covered),
-            _ => Ok(Where::Gone),
-        }
-    }
-
-    /// Whether `target` is where that mount is.
-    pub(in crate::tree) fn is_mounted_on(&self, mounted: &Mounted, target: &Path) -> Result<bool> {
-        Ok(Place::open(&*self.options.kernel, target)?.is_same(&mounted.place))
-    }
-
-    /// Somebody else unmounted it.
-    pub(in crate::tree) fn forget_mounted(&self, id: ThinId, mounted: &Mounted) {
-        self.forget_mount(id, &mounted.place);
-    }
-
-    /// The mounts of an earlier manager, by their volumes. Those that are gone are forgotten, together with the
-    /// directories made for them; those for growing a file system are unmounted.
-    pub(in crate::tree) fn take_over_mounts(&self) -> Result<BTreeMap<ThinId, Mounted>> {
-        let kernel = &*self.options.kernel;
-        let notes = self.mounts.notes().clone();
-        let lines = if notes.is_empty() { Vec::new() } else { mounts(kernel)? };
-        let mut found = BTreeMap::new();
-        for (id, note) in notes {
-            let Ok(place) = Place::open(kernel, &note.target) else {
-                self.mounts.release(id);
-                continue;
-            };
-            // Until it is confirmed, device and target tell.
-            let line = lines.iter().rfind(|line| {
-                line.device == note.device
-                    && note.mount.map_or(line.target == note.target, |mount| mount.id == line.id)
-            });
-            let (id_now, top) = (line.map(|line| line.mount_id()), place.top(kernel).ok().flatten());
-            // With its unique id, if it is on top.
-            let known = note.mount.or(id_now).filter(|_| line.is_some());
-            let on_top = top.filter(|top| Some(top.mount().id) == known.map(|known| known.id));
-            match (known, on_top.map(|top| top.mount())) {
-                (Some(known), Some(top)) if known != top => self.forget_mount(id, &place),
-                (Some(known), top) => {
-                    let mount = top.unwrap_or(known);
-                    self.mounts.confirm(id, mount);
-                    let mounted = Mounted { target: note.target, count: 1, id: mount, place };
-                    match note.temporary {
-                        true => self.unmount_when_grown(id, &mounted)?,
-                        false => drop(found.insert(id, mounted)),
-                    }
-                }
-                (None, _) => self.forget_mount(id, &place),
-            }
-        }
-        Ok(found)
-    }
-
-    /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started it
-    /// is killed, and keeps the mount busy until it has ended.
-    fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
-        let end = Deadline::after(self.options.busy_timeout);
-        loop {
-            match self.unmount_volume(id, mounted) {
-                Err(error) if error.is_busy() && !end.is_over() => thread::sleep(Duration::from_millis(10)),
-                result => return result,
-            }
-        }
-    }
-
-    fn name_of(&self, thin_id: ThinId) -> String {
-        let name = self.store.read(|graph| {
-            let found = graph.snapshots.iter().find(|(_, snapshot)| snapshot.thin_id == thin_id);
-            found.map(|(id, _)| id.to_string())
-        });
-        name.unwrap_or_else(|| format!("(volume {thin_id})"))
-    }
-}
-
 /// Where a mount is that this tree made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::tree) enum Where {
@@ -418,41 +228,14 @@ pub(in crate::tree) enum Where {
     Gone,
 }
 
-/// Takes down a mount that was made and not found again: best effort, since the first error is returned. If it fails
-/// the note stays, and the next manager finds the mount by device and target.
-fn unmount_unconfirmed(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> bool {
-    let is_ours = place.top(kernel).is_ok_and(|top| top.is_some_and(|top| top.mount().device == device));
-    is_ours && kernel.unmount(&place.path(), UnmountFlags::NOFOLLOW).is_ok()
-}
-
-/// Whether this call made it: another one may be faster.
-fn make_directory(kernel: &dyn Kernel, place: &Place) -> Result<bool> {
-    match kernel.files().make_directory(&place.above, &place.name, 0o755) {
-        Ok(()) => Ok(true),
-        Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(Error::io("create", place.path())(errno)),
-    }
-}
-
-/// The mount of `device` that was just made.
-fn find_mount(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> Result<MountId> {
-    if let Some(top) = place.top(kernel)?.filter(|top| top.mount().device == device) {
-        return Ok(top.mount());
-    }
-    // Somebody mounted over it already.
-    let (target, lines) = (place.path(), mounts(kernel)?);
-    let line = lines.iter().rfind(|line| line.device == device && line.target == target);
-    line.map(MountLine::mount_id).ok_or_else(|| Error::io("find the mount on", target)(Errno::ENOENT))
-}
-
-fn is_listed(kernel: &dyn Kernel, mount: MountId) -> Result<bool> {
+pub(in crate::tree) fn is_listed(kernel: &dyn Kernel, mount: MountId) -> Result<bool> {
     Ok(mounts(kernel)?.iter().any(|line| line.is(mount)))
 }
 
 /// A line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::tree) struct MountLine {
-    id: u64,
+    pub(in crate::tree) id: u64,
     pub(in crate::tree) device: DeviceNumber,
     pub(in crate::tree) target: PathBuf,
 }
@@ -463,7 +246,7 @@ impl MountLine {
         (self.id, self.device) == (mount.id, mount.device)
     }
 
-    fn mount_id(&self) -> MountId {
+    pub(in crate::tree) fn mount_id(&self) -> MountId {
         MountId { id: self.id, unique: None, device: self.device }
     }
 }

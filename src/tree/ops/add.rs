@@ -4,8 +4,8 @@ use nix::errno::Errno;
 
 use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::tree::ops::base::BASE;
-use crate::tree::options::check_size;
 use crate::tree::state::graph::{FsState, Record, Snapshot};
+use crate::tree::state::size::check_size;
 use crate::tree::state::store::Reservation;
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};

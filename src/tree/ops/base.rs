@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use crate::thin::{ThinId, ThinVolume};
-use crate::tree::Result;
+use crate::tree::live::base_check;
 use crate::tree::state::graph::{Base, FsState, Record};
+use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;
 
@@ -80,5 +81,21 @@ impl SnapshotTree {
         let worked = work(&volume);
         let removed = self.remove_volume(&volume);
         worked.and(removed)
+    }
+}
+
+impl SnapshotTree {
+    /// Compare the base's file system with the state.
+    pub(in crate::tree) fn check_base(&self) -> Result<()> {
+        let base = self.store.read(|graph| graph.base.clone());
+        let Some(base) = base.filter(|base| base.filesystem != Filesystem::None) else { return Ok(()) };
+        self.with_base(&base, base.size, |volume| {
+            let found = base_check::read(&*self.options.kernel, base.filesystem, &volume.path())?;
+            if found == Some(base.filesystem_uuid) {
+                return Ok(());
+            }
+            let filesystem = base.filesystem.kernel_name().unwrap_or_default();
+            Err(Error::NoFilesystem { id: None, filesystem, found })
+        })
     }
 }

@@ -1,6 +1,5 @@
 //! Which parts of a snapshot differ from another one's.
 
-use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -8,9 +7,10 @@ use uuid::Uuid;
 
 use crate::thin::ThinId;
 use crate::thin::metadata::{Change, ChangeKind};
+use crate::tree::live::own_data::OwnData;
 use crate::tree::state::graph::Record;
 use crate::tree::{Error, Result};
-use crate::tree::{Lineage, SnapshotId, SnapshotTree, unknown};
+use crate::tree::{Lineage, SnapshotId, SnapshotTree, error::unknown};
 use crate::units::Bytes;
 
 /// Ranges that one metadata snapshot is held for.
@@ -92,21 +92,6 @@ pub(in crate::tree) enum Compared {
 pub(in crate::tree) struct Volume {
     pub(in crate::tree) id: Option<SnapshotId>,
     pub(in crate::tree) thin_id: ThinId,
-}
-
-/// Own data of snapshots, by what they were made from and themselves. Only an active volume changes, so nothing is known
-/// any more when one has been activated.
-#[derive(Debug, Default)]
-pub(in crate::tree) struct OwnData {
-    activations: u64,
-    known: HashMap<[ThinId; 2], Bytes>,
-}
-
-impl OwnData {
-    pub(in crate::tree) fn activated(&mut self) {
-        self.activations += 1;
-        self.known.clear();
-    }
 }
 
 impl SnapshotTree {

@@ -127,7 +127,7 @@ impl SnapshotTree {
         let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.view())).collect();
         let mut own = vec![false; mounts.len()];
         for (id, slot) in slots {
-            if slot.device.is_some() && !slot.leaving && !active.contains_key(&id) {
+            if slot.device.is_some() && !slot.removal_deferred && !active.contains_key(&id) {
                 findings.push(Finding::DeviceGone { id: id.clone() });
             }
             if let Some((target, mount)) = slot.mounted {

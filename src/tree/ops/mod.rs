@@ -1,11 +1,18 @@
 //! What a tree does: one file for each operation.
 
+pub(in crate::tree) mod activate;
 pub(in crate::tree) mod add;
 pub(in crate::tree) mod base;
 pub(in crate::tree) mod changed;
 pub(in crate::tree) mod check;
 pub(in crate::tree) mod contents;
+pub(in crate::tree) mod family;
 pub(in crate::tree) mod finding;
+pub(in crate::tree) mod generation;
+pub(in crate::tree) mod holders;
+pub(in crate::tree) mod labels;
+pub(in crate::tree) mod mount;
+pub(in crate::tree) mod mounting;
 pub(in crate::tree) mod open;
 pub(in crate::tree) mod reader;
 pub(in crate::tree) mod receive;

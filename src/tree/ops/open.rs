@@ -22,7 +22,7 @@ use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
 use crate::tree::{Error, Result};
-use crate::tree::{Options, SnapshotTree, pool::source, pool_uuid, volume_name};
+use crate::tree::{Options, SnapshotTree, names::pool_uuid, names::volume_name, pool::source};
 
 impl SnapshotTree {
     /// Open the tree at `root`, or make it if there is none.

@@ -37,7 +37,7 @@ impl SnapshotTree {
     /// ```no_run
     /// use dm_thin::units::Bytes;
     ///
-    /// # fn main() -> dm_thin::Result<()> {
+    /// # fn main() -> dm_thin::tree::Result<()> {
     /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
     /// let reader = tree.open_snapshot("image")?;
     /// let mut superblock = [0; 1024];
@@ -133,7 +133,7 @@ impl Drop for SnapshotReader<'_> {
                 return Ok(());
             }
             slot.readers = slot.readers.saturating_sub(1);
-            if slot.readers > 0 || slot.held || slot.mounted.is_some() {
+            if slot.readers > 0 || slot.pinned || slot.mounted.is_some() {
                 return Ok(());
             }
             self.tree.deactivate_slot(slot, id.as_str())

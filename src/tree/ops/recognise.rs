@@ -64,7 +64,7 @@ use crate::tree::state::journal::PoolRecord;
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
 use crate::tree::{Error, Result, StateAge};
-use crate::tree::{Options, pool_uuid, volume_name};
+use crate::tree::{Options, names::pool_uuid, names::volume_name};
 
 /// A tree that is being opened: what it says of itself.
 pub(in crate::tree) struct Opening<'a> {

@@ -10,12 +10,12 @@ use uuid::Uuid;
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmId, DmName, DmUuid};
 use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId};
-use crate::tree::live::active::{Slot, SlotCell};
+use crate::tree::live::active::{ActiveCell, ActiveSnapshot};
 use crate::tree::live::mount::Mounted;
 use crate::tree::state::graph::{FsState, Record};
 use crate::tree::state::identity::{self, Volumes};
 use crate::tree::{Error, Result};
-use crate::tree::{SnapshotId, SnapshotTree, unpublished_name, volume_name};
+use crate::tree::{SnapshotId, SnapshotTree, names::unpublished_name, names::volume_name};
 
 impl SnapshotTree {
     /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.
@@ -162,14 +162,14 @@ impl SnapshotTree {
                 let _ = volume.rename(&name);
             }
             let mounted = mounts.remove(thin_id);
-            let slot = Slot {
+            let slot = ActiveSnapshot {
                 volume: Some(volume),
-                leaving: status.flags.contains(DmFlags::DEFERRED_REMOVE),
-                held: mounted.is_none(),
+                removal_deferred: status.flags.contains(DmFlags::DEFERRED_REMOVE),
+                pinned: mounted.is_none(),
                 mounted,
                 readers: 0,
             };
-            self.slots().insert(id.clone(), Arc::new(SlotCell::new(slot)));
+            self.slots().insert(id.clone(), Arc::new(ActiveCell::new(slot)));
         }
         Ok(())
     }

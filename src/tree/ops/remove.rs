@@ -13,7 +13,8 @@ use nix::errno::Errno;
 
 use crate::dm::Removal;
 use crate::kernel::Process;
-use crate::tree::live::active::{Slot, busy, lock};
+use crate::tree::error::busy;
+use crate::tree::live::active::{ActiveSnapshot, lock};
 use crate::tree::state::graph::{Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -82,7 +83,7 @@ impl SnapshotTree {
                 // So that it does not stay for ever if this process dies. Old kernels cannot; reaping does.
                 let _ = volume.deactivate_deferred();
             }
-            *slot = Slot::default();
+            *slot = ActiveSnapshot::default();
             Ok(Removal::Deferred)
         })?;
         self.compact();

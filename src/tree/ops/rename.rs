@@ -1,7 +1,7 @@
 //! Another id for a snapshot.
 
 use crate::tree::Result;
-use crate::tree::live::active::{Slot, lock};
+use crate::tree::live::active::{ActiveSnapshot, lock};
 use crate::tree::state::graph::Record;
 use crate::tree::{SnapshotId, SnapshotTree};
 
@@ -49,8 +49,8 @@ impl SnapshotTree {
         Ok(())
     }
 
-    fn rename_slot(&self, slot: &mut Slot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
-        if slot.leaving {
+    fn rename_slot(&self, slot: &mut ActiveSnapshot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
+        if slot.removal_deferred {
             // It may go at any moment, together with the name that it has.
             self.deactivate_slot(slot, from.as_str())?;
         }

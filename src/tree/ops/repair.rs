@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::tree::Result;
-use crate::tree::live::active::Slot;
+use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::Where;
 use crate::tree::state::graph::Record;
 use crate::tree::{DeviceProblem, Finding, SnapshotTree};
@@ -78,7 +78,7 @@ impl SnapshotTree {
                 ..
             } => {
                 self.with_slot(id.as_str(), |slot, snapshot| {
-                    let held = slot.held;
+                    let held = slot.pinned;
                     self.deactivate_slot(slot, id.as_str())?;
                     let uuid = self.volume_uuid(snapshot.thin_id)?;
                     // Left by an activation that failed, and could not be undone.
@@ -87,7 +87,7 @@ impl SnapshotTree {
                     }
                     if held {
                         self.activate_slot(slot, id.as_str(), snapshot)?;
-                        slot.held = true;
+                        slot.pinned = true;
                     }
                     Ok(())
                 })
@@ -95,7 +95,7 @@ impl SnapshotTree {
             Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {
                 if dm.find((&self.volume_uuid(snapshot.thin_id)?).into())?.is_none() {
                     dm.remove_node(&self.volume_name(id.as_str())?)?;
-                    *slot = Slot::default();
+                    *slot = ActiveSnapshot::default();
                 }
                 Ok(())
             }),
@@ -105,7 +105,7 @@ impl SnapshotTree {
                 {
                     self.forget_mounted(snapshot.thin_id, mounted);
                     slot.mounted = None;
-                    slot.held = true;
+                    slot.pinned = true;
                 }
                 Ok(())
             }),

@@ -17,7 +17,7 @@ impl SnapshotTree {
     /// mounted on a read-only device: mount and unmount the snapshot before.
     ///
     /// ```no_run
-    /// # fn main() -> dm_thin::Result<()> {
+    /// # fn main() -> dm_thin::tree::Result<()> {
     /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
     /// let uuid = tree.seal("image")?;
     /// assert_eq!(tree.get("image")?.sealed, Some(uuid));

@@ -98,7 +98,7 @@ impl SnapshotTree {
     /// ```no_run
     /// use dm_thin::tree::{ReceiveOptions, SendOptions, SnapshotTree};
     ///
-    /// # fn main() -> dm_thin::Result<()> {
+    /// # fn main() -> dm_thin::tree::Result<()> {
     /// let tree = SnapshotTree::open("/var/lib/example", Default::default())?;
     /// tree.seal("image")?;
     /// let mut stream = Vec::new();

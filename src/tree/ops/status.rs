@@ -118,7 +118,7 @@ impl SnapshotTree {
                 .filter(|(_, s)| !s.deleting)
                 .map(|(id, s)| (id.clone(), s.clone()))
         });
-        let (id, snapshot) = known.ok_or_else(|| crate::tree::unknown(id))?;
+        let (id, snapshot) = known.ok_or_else(|| crate::tree::error::unknown(id))?;
         Ok(self.info(id, snapshot))
     }
 
@@ -138,7 +138,7 @@ impl SnapshotTree {
 
     fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
         let slot = self.slots().get(&id).map(|slot| slot.view()).unwrap_or_default();
-        let device = slot.device.filter(|_| !slot.leaving).map(|(path, _)| path);
+        let device = slot.device.filter(|_| !slot.removal_deferred).map(|(path, _)| path);
         let mounted = slot.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
         let Snapshot { thin_id, labels, size, sealed, .. } = snapshot;
@@ -151,7 +151,7 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`]; [`thin::Error::PoolMode`] if the pool has failed.
     pub fn snapshot_status(&self, id: &str) -> Result<SnapshotStatus> {
         self.with_slot(id, |slot, snapshot| {
-            if let Some(volume) = slot.volume.as_ref().filter(|_| slot.leaving) {
+            if let Some(volume) = slot.volume.as_ref().filter(|_| slot.removal_deferred) {
                 // Asking is no reason for it to stay.
                 match volume.status() {
                     Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(slot)?,

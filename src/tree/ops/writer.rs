@@ -5,10 +5,10 @@ use uuid::Uuid;
 use crate::kernel::Access;
 use crate::thin::{ActivateOptions, ThinId, ThinStatus, ThinVolume};
 use crate::tree::live::volume_file::VolumeFile;
-use crate::tree::options::check_size;
 use crate::tree::state::graph::{FsState, Making, Receiving, Record, Snapshot};
+use crate::tree::state::size::check_size;
 use crate::tree::state::store::Reservation;
-use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree, unpublished_name};
+use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree, names::unpublished_name};
 use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
 
@@ -87,7 +87,7 @@ impl SnapshotTree {
     /// use dm_thin::tree::{AddOptions, SnapshotTree};
     /// use dm_thin::units::Bytes;
     ///
-    /// # fn main() -> dm_thin::Result<()> {
+    /// # fn main() -> dm_thin::tree::Result<()> {
     /// let tree = SnapshotTree::open("/var/lib/example", Default::default())?;
     /// let writer = tree.create("disk", None, &AddOptions::new().size(Bytes::gib(1)))?;
     /// writer.write_at(Bytes::mib(1), b"hello")?;
@@ -388,7 +388,7 @@ impl SnapshotWriter<'_> {
         while let Some(name) = tree.store.read(|graph| graph.id_of(parent)) {
             let added = tree.with_slot(name.as_str(), |_, found| {
                 if found.thin_id != parent {
-                    return Err(crate::tree::unknown(name.as_str()));
+                    return Err(crate::tree::error::unknown(name.as_str()));
                 }
                 self.snapshot.parent = Some(name.clone());
                 add(&self.snapshot)

@@ -4,7 +4,6 @@
 //! uuid once, and the exclusive open ends with its process. So a device that nobody has open is a dead manager's.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,11 +12,12 @@ use uuid::Uuid;
 use crate::dm::targets::{ErrorTarget, Target};
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid};
 use crate::kernel::{Access, DeviceFile, Process};
-use crate::tree::live::active::{Deadline, busy};
-use crate::tree::live::holders::{self, Holder};
+use crate::retry::Retry;
+use crate::tree::error::busy;
+use crate::tree::live::{holder::Holder, holders};
 use crate::tree::state::root::Root;
 use crate::tree::{Error, Result};
-use crate::tree::{Options, volume_name};
+use crate::tree::{Options, names::volume_name};
 use crate::units::Sectors;
 
 /// What the device is called among a root's; no snapshot can have that id.
@@ -49,7 +49,7 @@ impl Claim {
         let name = volume_name(&options.name_prefix, root, LOCK)?;
         let uuid = DmUuid::format(format_args!("DMTHIN-{}-lock", tree.simple()))?;
         // Another manager may be making it, or going, just now.
-        let end = Deadline::after(PATIENCE);
+        let mut retry = Retry::within(PATIENCE);
         loop {
             let found = match create(dm, &name, &uuid) {
                 Ok(status) => Some((status, true)),
@@ -73,7 +73,7 @@ impl Claim {
                         return Ok(Self { dm, name, uuid, file: Some(file), released: false, owner });
                     }
                     // Gone meanwhile.
-                    Err(error) if error.is_not_found() && !end.is_over() => {}
+                    Err(error) if error.is_not_found() && !retry.is_over() => {}
                     Err(error) => {
                         // Best effort: return the original error. One that is open stays.
                         let _ = dm.remove(&uuid);
@@ -81,17 +81,17 @@ impl Claim {
                     }
                 },
                 // Its maker died before it had a table. Of this root's there is none but this one.
-                Some((status, false)) if status.name == name || end.is_over() => {
+                Some((status, false)) if status.name == name || retry.is_over() => {
                     dm.remove(&uuid)?;
                     continue;
                 }
                 Some(_) => {}
-                None if end.is_over() => {
+                None if retry.is_over() => {
                     return Err(busy(&name, 0));
                 }
                 None => {}
             }
-            thread::sleep(Duration::from_millis(10));
+            retry.pause();
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::loopdev::LoopControl;
 use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX, PoolEvent};
-use crate::tree::options::check_size;
+use crate::tree::state::size::check_size;
 use crate::tree::{Error, Result};
 use crate::tree::{PoolSource, SnapshotTree, pool::source};
 use crate::units::Bytes;
@@ -76,9 +76,9 @@ impl SnapshotTree {
     /// it a thread:
     ///
     /// ```no_run
-    /// # fn run(tree: &dm_thin::tree::SnapshotTree) -> dm_thin::Result<()> {
+    /// # fn run(tree: &dm_thin::tree::SnapshotTree) -> dm_thin::tree::Result<()> {
     /// std::thread::scope(|scope| {
-    ///     scope.spawn(|| -> dm_thin::Result<()> {
+    ///     scope.spawn(|| -> dm_thin::tree::Result<()> {
     ///         for news in tree.watch()? {
     ///             println!("{news:?}");
     ///         }

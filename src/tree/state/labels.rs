@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tree::state::graph::Record;
 use crate::tree::{Error, Result};
-use crate::tree::{SnapshotId, SnapshotTree};
 
 /// A snapshot's labels: at most 32 pairs of a key (1 to 64 letters, digits and `-._/:`) and a value (at most
 /// 256 bytes, no control characters), in the order of their keys.
@@ -90,48 +88,6 @@ impl TryFrom<BTreeMap<String, String>> for Labels {
 impl From<Labels> for BTreeMap<String, String> {
     fn from(labels: Labels) -> Self {
         labels.0
-    }
-}
-
-impl SnapshotTree {
-    /// Label a snapshot, durably.
-    ///
-    /// # Errors
-    /// [`Error::UnknownSnapshot`]; as [`Labels::set`].
-    pub fn set_label(&self, id: &str, key: &str, value: &str) -> Result<()> {
-        self.change_labels(id, |labels| labels.set(key, value))
-    }
-
-    /// Take a label away, durably; its value is returned.
-    ///
-    /// # Errors
-    /// [`Error::UnknownSnapshot`].
-    pub fn remove_label(&self, id: &str, key: &str) -> Result<Option<String>> {
-        self.change_labels(id, |labels| Ok(labels.remove(key)))
-    }
-
-    /// The labels of a snapshot.
-    ///
-    /// # Errors
-    /// [`Error::UnknownSnapshot`].
-    pub fn labels(&self, id: &str) -> Result<Labels> {
-        self.check_open()?;
-        self.store
-            .read(|graph| graph.get(id).map(|snapshot| snapshot.labels.clone()))
-            .ok_or_else(|| crate::tree::unknown(id))
-    }
-
-    fn change_labels<T>(&self, id: &str, change: impl FnOnce(&mut Labels) -> Result<T>) -> Result<T> {
-        let changed = self.with_slot(id, |_, snapshot| {
-            let mut labels = snapshot.labels.clone();
-            let result = change(&mut labels)?;
-            if labels != snapshot.labels {
-                self.store.commit(&Record::Labels { id: SnapshotId::new(id)?, labels })?;
-            }
-            Ok(result)
-        })?;
-        self.compact();
-        Ok(changed)
     }
 }
 

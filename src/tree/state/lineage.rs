@@ -2,9 +2,8 @@
 
 use serde::Serialize;
 
-use crate::tree::Result;
+use crate::tree::SnapshotId;
 use crate::tree::state::graph::{Graph, Snapshot};
-use crate::tree::{SnapshotId, SnapshotTree};
 
 /// What a snapshot was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -76,57 +75,6 @@ impl Graph {
             places.push(Place { id, parent, depth });
         }
         places
-    }
-}
-
-impl SnapshotTree {
-    /// What a snapshot was made from.
-    ///
-    /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot); so for all of these.
-    pub fn parent(&self, id: &str) -> Result<Lineage> {
-        self.lineage(id, |graph, id| graph.parent(id.as_str()))
-            .and_then(|p| p.ok_or_else(|| crate::tree::unknown(id)))
-    }
-
-    /// The snapshots that were made from this one, by their ids.
-    pub fn children(&self, id: &str) -> Result<Vec<SnapshotId>> {
-        self.lineage(id, |graph, id| {
-            let mut children = graph.children(id);
-            children.retain(|child| graph.get(child.as_str()).is_some());
-            children
-        })
-    }
-
-    /// The snapshot's parent, the parent's parent, and so on, as far as they are there.
-    pub fn ancestors(&self, id: &str) -> Result<Vec<SnapshotId>> {
-        self.lineage(id, |graph, id| graph.ancestors(id.as_str()))
-    }
-
-    /// How many ancestors it has.
-    pub fn depth(&self, id: &str) -> Result<usize> {
-        self.ancestors(id).map(|ancestors| ancestors.len())
-    }
-
-    /// All snapshots, each after its parent and before its next sibling. Siblings come by their ids; those of
-    /// the base first, then those whose parent was removed.
-    pub fn walk(&self) -> Vec<Place> {
-        self.store.read(|graph| graph.walk(None))
-    }
-
-    /// The same for a snapshot and its descendants.
-    pub fn walk_from(&self, id: &str) -> Result<Vec<Place>> {
-        self.lineage(id, |graph, id| graph.walk(Some(id)))
-    }
-
-    fn lineage<T>(&self, id: &str, look: impl FnOnce(&Graph, &SnapshotId) -> T) -> Result<T> {
-        self.check_open()?;
-        self.store
-            .read(|graph| {
-                let (known, _) = graph.snapshots.get_key_value(id).filter(|(_, s)| !s.deleting)?;
-                Some(look(graph, known))
-            })
-            .ok_or_else(|| crate::tree::unknown(id))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is durable: the graph of snapshots, its journal and checkpoint, the root directory. Knows no kernel object.
 
 pub mod files;
+pub(in crate::tree) mod filesystem;
 pub(in crate::tree) mod graph;
 pub(in crate::tree) mod hold;
 pub(in crate::tree) mod id;
@@ -9,4 +10,5 @@ pub(in crate::tree) mod journal;
 pub(in crate::tree) mod labels;
 pub(in crate::tree) mod lineage;
 pub(in crate::tree) mod root;
+pub(in crate::tree) mod size;
 pub(in crate::tree) mod store;

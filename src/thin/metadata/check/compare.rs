@@ -4,10 +4,11 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
 use super::super::blocks::BlockReader;
-use super::super::btree::{Leaves, Node};
+use super::super::btree::Leaves;
 use super::super::counts::Counts;
 use super::super::error::{Damage, MetadataError};
 use super::super::format::{ENTRIES_PER_BITMAP, disk_bitmap_header, disk_index_entry};
+use super::super::node::Node;
 use super::super::space_map::{IN_TREE, REF_COUNT_SIZE, SpaceMap, SpaceMapKind, two_bits};
 use super::report::{Finding, Report, Tree};
 use crate::units::Blocks;

@@ -11,12 +11,13 @@ pub use report::{Finding, Report, Tree};
 
 use self::compare::Comparison;
 use self::walk::{NO_NODE, Walker};
-use super::btree::{Node, Subtree};
+use super::btree::Subtree;
 use super::counts::Counts;
 use super::details::{DETAILS_SIZE, device_id};
 use super::error::{Damage, MetadataError};
 use super::format::THIN_SUPERBLOCK_LOCATION;
 use super::mapping::unpack;
+use super::node::Node;
 use super::space_map::{INDEX_ENTRY_SIZE, REF_COUNT_SIZE, SpaceMapKind};
 use super::usage::WINDOW;
 use super::{BlockSource, Metadata, Superblock};

@@ -1,10 +1,12 @@
 //! Walks over whole trees that note damage and go on, and count who refers to each metadata block.
 
-use super::super::blocks::{BlockReader, verify};
-use super::super::btree::{Node, Subtree, height};
+use super::super::blocks::BlockReader;
+use super::super::btree::{Subtree, height};
 use super::super::counts::Counts;
 use super::super::error::{Damage, MetadataError};
 use super::super::format::BlockKind;
+use super::super::node::Node;
+use super::super::verify::verify;
 use super::report::{Finding, Report, Tree};
 use crate::kernel::AlignedBlock;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::pool_mode;
+use super::inactive::pool_mode;
 use crate::dm::{DeviceMapper, DeviceStatus, DmName};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinPool};
 use crate::tree::Options;

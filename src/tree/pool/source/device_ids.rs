@@ -100,3 +100,11 @@ mod tests {
         assert_eq!(disk.is(&ids(&[])), None);
     }
 }
+
+/// What the two devices are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::tree) struct KnownDevices {
+    pub(super) data: DeviceIds,
+    pub(super) metadata: DeviceIds,
+}

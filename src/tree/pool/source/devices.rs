@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use super::device_ids::DeviceIds;
-use super::{ClaimedDevice, InactivePool, table, whole_blocks};
+use super::device_ids::{DeviceIds, KnownDevices};
+use super::inactive::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::dm::DeviceMapper;
 use crate::kernel::{Access, Kernel};
 use crate::thin::blank;
@@ -16,14 +14,6 @@ use crate::tree::state::journal::PoolRecord;
 use crate::tree::{Error, Result};
 use crate::units::Bytes;
 use crate::{dm, thin};
-
-/// What the two devices are.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::tree) struct KnownDevices {
-    data: DeviceIds,
-    metadata: DeviceIds,
-}
 
 pub(super) fn new_record(
     options: &Options,

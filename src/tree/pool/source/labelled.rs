@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{ClaimedDevice, InactivePool, table, whole_blocks};
+use super::inactive::{ClaimedDevice, InactivePool, table, whole_blocks};
+use super::sub_devices::SubDevices;
 use crate::dm::{DeviceMapper, DmName};
 use crate::thin;
 use crate::thin::{Part, PoolTable, SplitDevice, SplitOptions, tools};
@@ -13,29 +14,6 @@ use crate::tree::Options;
 use crate::tree::pool::pool_source::PoolSource;
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::{Error, Result};
-
-/// The sub-devices of an inactive pool. Dropping it removes them.
-#[derive(Debug)]
-pub(super) struct SubDevices {
-    device: SplitDevice,
-    /// The pool has taken them.
-    kept: bool,
-}
-
-impl SubDevices {
-    pub(super) fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for SubDevices {
-    fn drop(&mut self) {
-        if !self.kept {
-            // Best effort: the next open takes them as they are.
-            let _ = self.device.deactivate();
-        }
-    }
-}
 
 pub(super) fn new_record(
     options: &Options,
@@ -89,7 +67,7 @@ pub(super) fn set_up(
     let PoolTable { metadata, data, .. } = device.activate(name)?;
     let size = whole_blocks(device.label().size(Part::Data).bytes(), pool.block_size);
     let table = table(pool, metadata, data);
-    let sub_devices = Some(SubDevices { device, kept: false });
+    let sub_devices = Some(SubDevices::new(device));
     let claim = |number| {
         let node = tools::node(&**dm.kernel(), number);
         ClaimedDevice::claim(&*options.kernel, node.clone(), node)

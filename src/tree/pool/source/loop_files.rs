@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::{ClaimedDevice, InactivePool, table, whole_blocks};
+use super::inactive::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::abi::loopdev::LoopFlags;
 use crate::dm::DeviceMapper;
 use crate::loopdev::{AttachOptions, LoopControl, LoopDevice};

@@ -1,0 +1,48 @@
+//! The labels of a snapshot.
+
+use crate::tree::Labels;
+use crate::tree::Result;
+use crate::tree::state::graph::Record;
+use crate::tree::{SnapshotId, SnapshotTree};
+
+impl SnapshotTree {
+    /// Label a snapshot, durably.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot); as [`Labels::set`].
+    pub fn set_label(&self, id: &str, key: &str, value: &str) -> Result<()> {
+        self.change_labels(id, |labels| labels.set(key, value))
+    }
+
+    /// Take a label away, durably; its value is returned.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).
+    pub fn remove_label(&self, id: &str, key: &str) -> Result<Option<String>> {
+        self.change_labels(id, |labels| Ok(labels.remove(key)))
+    }
+
+    /// The labels of a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).
+    pub fn labels(&self, id: &str) -> Result<Labels> {
+        self.check_open()?;
+        self.store
+            .read(|graph| graph.get(id).map(|snapshot| snapshot.labels.clone()))
+            .ok_or_else(|| crate::tree::error::unknown(id))
+    }
+
+    fn change_labels<T>(&self, id: &str, change: impl FnOnce(&mut Labels) -> Result<T>) -> Result<T> {
+        let changed = self.with_slot(id, |_, snapshot| {
+            let mut labels = snapshot.labels.clone();
+            let result = change(&mut labels)?;
+            if labels != snapshot.labels {
+                self.store.commit(&Record::Labels { id: SnapshotId::new(id)?, labels })?;
+            }
+            Ok(result)
+        })?;
+        self.compact();
+        Ok(changed)
+    }
+}

@@ -1,0 +1,167 @@
+//! Snapshots as mounted file systems.
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::abi::mount::MountFlags;
+use crate::thin;
+use crate::thin::{PoolMode, ThinId, ThinVolume};
+use crate::tree::live::active::ActiveSnapshot;
+use crate::tree::live::mount::Where;
+use crate::tree::state::graph::Snapshot;
+use crate::tree::{Error, Result};
+use crate::tree::{SnapshotTree, live::base_check, live::holders};
+
+impl SnapshotTree {
+    /// Activate a snapshot and mount it. The directory is made if it is not there; the one above it must be.
+    /// Mounted on the same directory already, it is counted: it takes as many [`unmount`](Self::unmount)s. A sealed
+    /// snapshot is mounted read-only, and gets no init layer.
+    ///
+    /// A symbolic link at the end of `target` is not followed; one before it only if it belongs to root or to this
+    /// process's user.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::Mounted`] if it is mounted elsewhere, or another snapshot is mounted there;
+    /// [`Error::InvalidOption`] if `target` is no directory; [`Error::Mount`] with the whole call. What was not active
+    /// before is not active after an error.
+    pub fn mount(&self, id: &str, target: impl AsRef<Path>) -> Result<()> {
+        let target = target.as_ref();
+        self.with_slot(id, |slot, snapshot| {
+            self.drop_unmounted(slot, snapshot)?;
+            if let Some(mounted) = &mut slot.mounted {
+                if !self.is_mounted_on(mounted, target)? {
+                    return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
+                }
+                // The manager that mounted it may have been killed before it was prepared.
+                if let Some(volume) = &slot.volume
+                    && self.where_is(mounted)? == Where::OnTop
+                {
+                    let root = mounted.root(&*self.options.kernel)?;
+                    self.prepare(id, snapshot, volume.number(), &root)?;
+                }
+                mounted.count += 1;
+                return Ok(());
+            }
+            self.activate_slot(slot, id, snapshot)?;
+            let Some(volume) = &slot.volume else { return Err(Error::Closed) };
+            let flags = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
+            let mounted = self.mount_volume(volume, target, false, flags);
+            let mounted = mounted.map_err(|error| self.why_not_mounted(id, volume, error));
+            let mounted = mounted.and_then(|mounted| {
+                let root = mounted.root(&*self.options.kernel);
+                match root.and_then(|root| self.prepare(id, snapshot, volume.number(), &root)) {
+                    Ok(()) => Ok(mounted),
+                    Err(error) => {
+                        // The error of the preparation is returned; a mount that stays is taken over by the next open.
+                        let _ = self.unmount_volume(snapshot.thin_id, &mounted);
+                        Err(error)
+                    }
+                }
+            });
+            match mounted {
+                Ok(mounted) => {
+                    slot.mounted = Some(mounted);
+                    Ok(())
+                }
+                Err(error) => {
+                    if !slot.pinned {
+                        // Left active it does no harm; the first error counts.
+                        let _ = self.deactivate_slot(slot, id);
+                    }
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    /// Take back one [`mount`](Self::mount). The last one unmounts the file system, removes the directory
+    /// if mount made it, and deactivates the snapshot unless [`activate`](Self::activate) was called: one
+    /// step for every other caller.
+    ///
+    /// # Errors
+    /// [`Error::NotMounted`]; [`Error::MountInUse`] if files on it are open, [`Error::Covered`] if another file system
+    /// is mounted over it: it stays mounted.
+    /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
+    /// has it open: [`deactivate`](Self::deactivate) can be tried again.
+    pub fn unmount(&self, id: &str) -> Result<()> {
+        self.with_slot(id, |slot, snapshot| {
+            let mounted = slot.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
+            if mounted.count > 1 {
+                mounted.count -= 1;
+                return Ok(());
+            }
+            self.unmount_volume(snapshot.thin_id, mounted).map_err(|error| match error {
+                Error::Mount(refused) if refused.errno == Errno::EBUSY => {
+                    let (id, target) = (id.to_owned(), mounted.target.clone());
+                    let holders = holders::of_mount(&*self.options.kernel, mounted.id().device, &target);
+                    Error::MountInUse { id, target, holders }
+                }
+                error => error,
+            })?;
+            slot.mounted = None;
+            if slot.pinned || slot.readers > 0 {
+                Ok(())
+            } else if self.options.deferred_removal {
+                self.defer_slot(slot, id).map(drop)
+            } else {
+                self.deactivate_slot(slot, id)
+            }
+        })
+    }
+
+    /// What the errno of a mount means, where the pool or the volume tells.
+    pub(in crate::tree) fn why_not_mounted(&self, id: &str, volume: &ThinVolume, error: Error) -> Error {
+        let Error::Mount(refused) = &error else { return error };
+        match refused.errno {
+            // What a full pool answers to a file system that replays its journal.
+            Errno::EIO | Errno::ENOSPC => match self.pool.status() {
+                Ok(status) if status.mode() == PoolMode::OutOfDataSpace => {
+                    let (pool, mode) = (self.pool.name().to_string(), status.mode());
+                    let consequence =
+                        "a file system on it cannot be mounted; remove snapshots or grow the pool";
+                    thin::Error::PoolMode { pool, mode, consequence }.into()
+                }
+                _ => error,
+            },
+            Errno::EINVAL | Errno::EUCLEAN => {
+                match base_check::read(&*self.options.kernel, self.filesystem, &volume.path()) {
+                    Ok(None) => {
+                        let filesystem = self.filesystem.kernel_name().unwrap_or_default();
+                        Error::NoFilesystem { id: Some(id.to_owned()), filesystem, found: None }
+                    }
+                    _ => error,
+                }
+            }
+            _ => error,
+        }
+    }
+
+    /// Grow the file system of an active volume to the volume's size, through a mount of its own.
+    pub(in crate::tree) fn grow(&self, volume: &ThinVolume) -> Result<()> {
+        let target = self.grow_target(volume.id());
+        let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
+        let grown = self.filesystem.grow(&*self.options.kernel, &volume.path(), &target);
+        let unmounted = self.unmount_volume(volume.id(), &mounted);
+        grown.and(unmounted)
+    }
+
+    pub(in crate::tree) fn grow_target(&self, id: ThinId) -> PathBuf {
+        self.root.current_path().join(format!("grow-{id}"))
+    }
+
+    /// Forgets a mount that somebody else took down.
+    pub(in crate::tree) fn drop_unmounted(
+        &self,
+        slot: &mut ActiveSnapshot,
+        snapshot: &Snapshot,
+    ) -> Result<()> {
+        if let Some(mounted) = &slot.mounted
+            && self.where_is(mounted)? == Where::Gone
+        {
+            self.forget_mounted(snapshot.thin_id, mounted);
+            slot.mounted = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,228 @@
+//! The mounts of a tree: made, taken down, and taken over from an earlier manager.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use crate::abi::mount::{MountFlags, UnmountFlags};
+use crate::kernel::MountError;
+use crate::kernel::{DeviceNumber, Kernel, MountId};
+use crate::retry::Retry;
+use crate::thin::{ThinId, ThinVolume};
+use crate::tree::live::mount::{Covered, MountLine, Mounted, Note, Place, Where, is_listed, mounts};
+use crate::tree::{Error, Result};
+use crate::tree::{Filesystem, Options, SnapshotTree};
+
+/// Mounts `device` on the directory at `at`, which an error calls `target`.
+fn mount(
+    options: &Options,
+    filesystem: Filesystem,
+    device: &Path,
+    (at, target): (&Path, &Path),
+    extra: MountFlags,
+) -> Result<()> {
+    let Some(name) = filesystem.kernel_name() else {
+        return Err(Error::InvalidOption {
+            option: "mount",
+            value: device.display().to_string(),
+            reason: "the tree was made without a file system",
+        });
+    };
+    let flags = options.mount_flags | extra;
+    let parts = [filesystem.mount_options(), &options.mount_options];
+    let data = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
+    options.kernel.mount(Some(device), at, Some(name), flags, &data).map_err(|errno| {
+        let (device, target) = (device.display(), target.display());
+        let data = if data.is_empty() { data } else { format!(", options {data}") };
+        let call = format!("mount {device} on {target} ({name}, flags {:#x}{data})", flags.bits());
+        Error::Mount(Box::new(MountError { call, errno }))
+    })
+}
+
+impl SnapshotTree {
+    /// Mounts an active volume on `target`, which is made if it is not there, with `flags` beside those of the options.
+    pub(in crate::tree) fn mount_volume(
+        &self,
+        volume: &ThinVolume,
+        target: &Path,
+        temporary: bool,
+        flags: MountFlags,
+    ) -> Result<Mounted> {
+        let kernel = &*self.options.kernel;
+        let (id, device) = (volume.id(), volume.number());
+        let place = Place::open(kernel, target)?;
+        let made = match place.top(kernel)? {
+            Some(_) => false,
+            None => make_directory(kernel, &place)?,
+        };
+        let gone = || Error::io("open", place.path())(Errno::ENOENT);
+        let top = place.top(kernel).and_then(|top| top.ok_or_else(gone)).inspect_err(|_| {
+            if made {
+                // Best effort; it is empty.
+                let _ = kernel.files().remove_directory(&place.above, &place.name);
+            }
+        })?;
+        let target = place.path();
+        let covered = Covered::of(&top);
+        let undo = || {
+            if made {
+                place.remove(kernel, covered);
+            }
+        };
+        let note = Note { target: target.clone(), device, covered, made, temporary, mount: None };
+        if let Err(refused) = self.mounts.reserve(kernel, id, note, (&place, &top)) {
+            return Err(match refused {
+                Ok(other) => Error::Mounted { id: self.name_of(other), target },
+                Err(error) => {
+                    undo();
+                    error
+                }
+            });
+        }
+        let node = volume.path();
+        let mounted = mount(&self.options, self.filesystem, &node, (&top.proc_path(), &target), flags);
+        drop(top);
+        let found = mounted.map_err(|error| (error, false));
+        let found = found.and_then(|()| find_mount(kernel, &place, device).map_err(|error| (error, true)));
+        let mount = found.map_err(|(error, is_mounted)| {
+            if !is_mounted || unmount_unconfirmed(kernel, &place, device) {
+                self.mounts.release(id);
+                undo();
+            }
+            error
+        })?;
+        self.mounts.confirm(id, mount);
+        Ok(Mounted { target, count: 1, id: mount, place })
+    }
+
+    /// Takes down the mount, and removes the directory if this tree made it. One that is not there any more is fine:
+    /// somebody else unmounted it.
+    pub(in crate::tree) fn unmount_volume(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
+        let kernel = &*self.options.kernel;
+        match self.where_is(mounted)? {
+            Where::OnTop => {
+                match kernel.unmount(&mounted.path(), UnmountFlags::NOFOLLOW) {
+                    // Somebody else was faster.
+                    Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                    Err(errno) => {
+                        let call = format!("unmount {}", mounted.target.display());
+                        return Err(Error::Mount(Box::new(MountError { call, errno })));
+                    }
+                }
+            }
+            Where::Covered => return Err(Error::Covered { target: mounted.target.clone() }),
+            Where::Gone => {}
+        }
+        self.forget_mount(id, &mounted.place);
+        Ok(())
+    }
+
+    fn forget_mount(&self, id: ThinId, place: &Place) {
+        self.mounts.forget(&*self.options.kernel, id, place);
+    }
+
+    pub(in crate::tree) fn where_is(&self, mounted: &Mounted) -> Result<Where> {
+        let kernel = &*self.options.kernel;
+        match mounted.place.top(kernel) {
+            Ok(Some(top)) if top.mount() == mounted.id => Ok(Where::OnTop),
+            _ if is_listed(kernel, mounted.id)? => Ok(Where::Covered),
+            _ => Ok(Where::Gone),
+        }
+    }
+
+    /// Whether `target` is where that mount is.
+    pub(in crate::tree) fn is_mounted_on(&self, mounted: &Mounted, target: &Path) -> Result<bool> {
+        Ok(Place::open(&*self.options.kernel, target)?.is_same(&mounted.place))
+    }
+
+    /// Somebody else unmounted it.
+    pub(in crate::tree) fn forget_mounted(&self, id: ThinId, mounted: &Mounted) {
+        self.forget_mount(id, &mounted.place);
+    }
+
+    /// The mounts of an earlier manager, by their volumes. Those that are gone are forgotten, together with the
+    /// directories made for them; those for growing a file system are unmounted.
+    pub(in crate::tree) fn take_over_mounts(&self) -> Result<BTreeMap<ThinId, Mounted>> {
+        let kernel = &*self.options.kernel;
+        let notes = self.mounts.notes().clone();
+        let lines = if notes.is_empty() { Vec::new() } else { mounts(kernel)? };
+        let mut found = BTreeMap::new();
+        for (id, note) in notes {
+            let Ok(place) = Place::open(kernel, &note.target) else {
+                self.mounts.release(id);
+                continue;
+            };
+            // Until it is confirmed, device and target tell.
+            let line = lines.iter().rfind(|line| {
+                line.device == note.device
+                    && note.mount.map_or(line.target == note.target, |mount| mount.id == line.id)
+            });
+            let (id_now, top) = (line.map(|line| line.mount_id()), place.top(kernel).ok().flatten());
+            // With its unique id, if it is on top.
+            let known = note.mount.or(id_now).filter(|_| line.is_some());
+            let on_top = top.filter(|top| Some(top.mount().id) == known.map(|known| known.id));
+            match (known, on_top.map(|top| top.mount())) {
+                (Some(known), Some(top)) if known != top => self.forget_mount(id, &place),
+                (Some(known), top) => {
+                    let mount = top.unwrap_or(known);
+                    self.mounts.confirm(id, mount);
+                    let mounted = Mounted { target: note.target, count: 1, id: mount, place };
+                    match note.temporary {
+                        true => self.unmount_when_grown(id, &mounted)?,
+                        false => drop(found.insert(id, mounted)),
+                    }
+                }
+                (None, _) => self.forget_mount(id, &place),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started it
+    /// is killed, and keeps the mount busy until it has ended.
+    fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
+        let mut retry = Retry::within(self.options.busy_timeout);
+        loop {
+            match self.unmount_volume(id, mounted) {
+                Err(error) if error.is_busy() && retry.pause() => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn name_of(&self, thin_id: ThinId) -> String {
+        let name = self.store.read(|graph| {
+            let found = graph.snapshots.iter().find(|(_, snapshot)| snapshot.thin_id == thin_id);
+            found.map(|(id, _)| id.to_string())
+        });
+        name.unwrap_or_else(|| format!("(volume {thin_id})"))
+    }
+}
+
+/// Takes down a mount that was made and not found again: best effort, since the first error is returned. If it fails
+/// the note stays, and the next manager finds the mount by device and target.
+fn unmount_unconfirmed(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> bool {
+    let is_ours = place.top(kernel).is_ok_and(|top| top.is_some_and(|top| top.mount().device == device));
+    is_ours && kernel.unmount(&place.path(), UnmountFlags::NOFOLLOW).is_ok()
+}
+
+/// Whether this call made it: another one may be faster.
+fn make_directory(kernel: &dyn Kernel, place: &Place) -> Result<bool> {
+    match kernel.files().make_directory(&place.above, &place.name, 0o755) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(Error::io("create", place.path())(errno)),
+    }
+}
+
+/// The mount of `device` that was just made.
+fn find_mount(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> Result<MountId> {
+    if let Some(top) = place.top(kernel)?.filter(|top| top.mount().device == device) {
+        return Ok(top.mount());
+    }
+    // Somebody mounted over it already.
+    let (target, lines) = (place.path(), mounts(kernel)?);
+    let line = lines.iter().rfind(|line| line.device == device && line.target == target);
+    line.map(MountLine::mount_id).ok_or_else(|| Error::io("find the mount on", target)(Errno::ENOENT))
+}
