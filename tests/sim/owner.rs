@@ -11,7 +11,7 @@ use std::time::Duration;
 use dm_thin::Errno;
 use dm_thin::dm::UdevPolicy;
 use dm_thin::kernel::{Access, DeviceFile, DeviceNumber, Kernel};
-use dm_thin::model::{Call, Cut, Mode, ModelKernel};
+use dm_thin::model::{Cut, Mode, ModelKernel};
 use dm_thin::thin;
 use dm_thin::thin::{ExtendRule, MinFree};
 use dm_thin::tree::{Error, Result};
@@ -77,8 +77,10 @@ pub struct Owner {
     pub faulty: bool,
     /// Somebody does something to what is this tree's.
     pub disturbed: Arc<AtomicBool>,
-    /// The fault that was counted last.
-    pub counted: Option<Call>,
+    /// The other tree was killed when it read the pool's metadata, or could not let go of it.
+    pub is_held_elsewhere: bool,
+    /// How many of the faults that struck its process are counted.
+    pub counted: usize,
     /// The tree's identity, once it was open.
     pub uuid: Arc<Mutex<Option<Uuid>>>,
     /// The tree is open, and neither being opened nor closed.
@@ -137,7 +139,8 @@ impl Owner {
             doubt: Vec::new(),
             faulty: false,
             disturbed: Arc::default(),
-            counted: None,
+            is_held_elsewhere: false,
+            counted: 0,
             uuid: Arc::default(),
             exclusive: Arc::default(),
             held: None,
@@ -239,7 +242,7 @@ impl Owner {
 
     /// Nothing is planned, open, or waits for being closed.
     pub fn be_at_rest(&mut self) {
-        self.process.heal();
+        self.heal();
         (self.held, self.lingering) = (None, None);
         assert_eq!(self.tree.as_ref().unwrap().reap().unwrap(), 0);
     }
@@ -254,8 +257,14 @@ impl Owner {
         self.held = None;
         self.lingering = None;
         // What is still planned holds managers and machines.
-        self.process.heal();
+        self.heal();
         self.process = Arc::new(self.machine.process());
+    }
+
+    /// Nothing that was planned comes to pass.
+    pub fn heal(&mut self) {
+        self.process.heal();
+        self.counted = 0;
     }
 
     /// The machine is off, and on again.
@@ -488,8 +497,7 @@ impl Owner {
                 self.source == Source::Adopted && !own.contains(&thin_id.get())
             }
             Finding::Pool { needs_check: false, .. } => self.is_pool_full(),
-            // The other tree was killed when it read.
-            Finding::MetadataSnapHeld => self.source == Source::Adopted && foreign.is_none(),
+            Finding::MetadataSnapHeld => self.source == Source::Adopted && self.is_held_elsewhere,
             _ => false,
         };
         assert!(findings.iter().all(is_explained), "{findings:?}");

@@ -149,8 +149,7 @@ impl Simulation {
     fn plan_trouble(&mut self, index: usize) {
         let process = self.owner(index).process.clone();
         if self.plan.faults && self.rng.one_in(2) {
-            process.heal();
-            self.owner(index).counted = None;
+            self.owner(index).heal();
             let call = self.rng.call(30);
             let errnos = [Errno::EIO, Errno::ENOMEM, Errno::EINTR, Errno::EBUSY, Errno::ENOSPC];
             if self.rng.one_in(2) {
@@ -234,7 +233,7 @@ impl Simulation {
         }
         let mut owner = self.owner(index);
         // What was planned for the opening did not come to pass.
-        owner.process.heal();
+        owner.heal();
         owner.faulty = false;
     }
 
@@ -242,14 +241,13 @@ impl Simulation {
     fn count_faults(&self) {
         for index in 0..self.owners.len() {
             let mut owner = self.owner(index);
-            let (struck, end) = (owner.process.struck(), owner.process.is_cut());
-            if struck == owner.counted {
-                continue;
-            }
-            owner.counted.clone_from(&struck);
+            let (struck, is_cut) = (owner.process.all_struck(), owner.process.is_cut());
+            let new: Vec<_> =
+                struck.iter().skip(std::mem::replace(&mut owner.counted, struck.len())).collect();
             drop(owner);
-            if let Some(call) = struck {
-                self.count_fault(index, &call, if end { "end at" } else { "failure of" });
+            for (n, call) in new.iter().enumerate() {
+                let is_end = is_cut && n + 1 == new.len();
+                self.count_fault(index, call, if is_end { "end at" } else { "failure of" });
             }
         }
     }
@@ -269,7 +267,7 @@ impl Simulation {
     /// The neighbour makes amends, and the tree is as it was.
     fn settle(&mut self, index: usize) {
         if !self.owner(index).is_down() && self.rng.one_in(2) {
-            self.owner(index).process.heal();
+            self.owner(index).heal();
             self.neighbour().make_amends();
             // Not if the pool is gone.
             if self.owner(index).repair() {
@@ -292,6 +290,9 @@ impl Simulation {
             return;
         }
         let foreign = self.foreign(index);
+        let others = (0..self.owners.len()).filter(|other| *other != index).map(|other| self.owner(other));
+        let held = others.into_iter().any(|other| other.faulty || other.is_down() || other.is_over);
+        self.owner(index).is_held_elsewhere = held;
         self.owner(index).check(foreign.as_deref());
     }
 
@@ -322,7 +323,7 @@ impl Simulation {
         self.plan.cuts = false;
         for owner in &self.owners {
             let mut owner = owner.lock().unwrap();
-            if owner.is_down() { owner.die() } else { owner.process.heal() }
+            if owner.is_down() { owner.die() } else { owner.heal() }
         }
         self.neighbour().make_amends();
         for index in 0..self.owners.len() {
