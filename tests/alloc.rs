@@ -149,8 +149,8 @@ fn a_snapshot_of_an_active_origin_allocates_nothing() {
     let pool = DmName::new("docker-8:1-7077897-pool").unwrap();
     let origin = DmName::new(&"o".repeat(127)).unwrap();
     let count = allocations(|| {
-        dm.suspend((&origin).into(), DmFlags::empty()).unwrap();
-        dm.message((&pool).into(), Sectors(0), &format_args!("create_snap {} {}", 16_777_215, 7)).unwrap();
+        dm.suspend(&origin, DmFlags::empty()).unwrap();
+        dm.message(&pool, Sectors(0), &format_args!("create_snap {} {}", 16_777_215, 7)).unwrap();
         dm.resume(&origin).unwrap();
     });
     assert_eq!(count, 0);

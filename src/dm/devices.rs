@@ -183,8 +183,8 @@ impl DeviceMapper {
     /// # Errors
     /// EINVAL if `start` is beyond what the geometry spans.
     #[doc(alias = "DM_DEV_SET_GEOMETRY")]
-    pub fn set_geometry(&self, id: DmId<'_>, geometry: Geometry) -> Result<()> {
-        let request = Request::on(Command::DEV_SET_GEOMETRY, id).payload(Payload::Geometry(geometry));
+    pub fn set_geometry<'a>(&self, id: impl Into<DmId<'a>>, geometry: Geometry) -> Result<()> {
+        let request = Request::on(Command::DEV_SET_GEOMETRY, id.into()).payload(Payload::Geometry(geometry));
         self.transact(&request, |_| Ok(()))
     }
 
@@ -194,7 +194,8 @@ impl DeviceMapper {
     /// [`DmFlags::SKIP_LOCKFS`] and [`DmFlags::NOFLUSH`] leave that out. Other flags are ignored. A
     /// signal that interrupts the wait does not end it.
     #[doc(alias = "DM_DEV_SUSPEND")]
-    pub fn suspend(&self, id: DmId<'_>, flags: DmFlags) -> Result<DeviceStatus> {
+    pub fn suspend<'a>(&self, id: impl Into<DmId<'a>>, flags: DmFlags) -> Result<DeviceStatus> {
+        let id = id.into();
         let held = self.exclusive(id);
         self.suspend_held(&held, id, flags)
     }
@@ -243,12 +244,12 @@ impl DeviceMapper {
     /// # Errors
     /// ENXIO if it is not there ([`Error::is_not_found`]).
     #[doc(alias = "DM_DEV_STATUS")]
-    pub fn status(&self, id: DmId<'_>) -> Result<DeviceStatus> {
-        self.transact(&Request::on(Command::DEV_STATUS, id), |answer| answer.device())
+    pub fn status<'a>(&self, id: impl Into<DmId<'a>>) -> Result<DeviceStatus> {
+        self.transact(&Request::on(Command::DEV_STATUS, id.into()), |answer| answer.device())
     }
 
     /// The state of a device, or `None` if it is not there.
-    pub fn find(&self, id: DmId<'_>) -> Result<Option<DeviceStatus>> {
+    pub fn find<'a>(&self, id: impl Into<DmId<'a>>) -> Result<Option<DeviceStatus>> {
         match self.status(id) {
             Ok(status) => Ok(Some(status)),
             Err(error) if error.errno() == Some(Errno::ENXIO) => Ok(None),
@@ -295,7 +296,7 @@ impl DeviceMapper {
     pub fn probe_paths(&self, name: &DmName) -> Result<()> {
         let ioctl = DM_MPATH_PROBE_PATHS;
         self.needs(ioctl, 50)?;
-        let path = self.ensure_node(name, self.status(name.into())?.number)?;
+        let path = self.ensure_node(name, self.status(name)?.number)?;
         let device = match self.kernel().open(&path, Access::READ) {
             Ok(device) => device,
             Err(errno) if is_permission(errno) => {

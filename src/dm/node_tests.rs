@@ -96,7 +96,7 @@ fn a_deferred_removal_leaves_no_node_and_its_cancellation_makes_it_again() {
     let open = kernel.open(&node("a"), crate::kernel::Access::READ).unwrap();
     assert_eq!(dm.remove_deferred(&name("a")).unwrap(), Removal::Deferred);
     assert_eq!(kernel.block_device(&node("a")), Err(Errno::ENOENT));
-    dm.cancel_deferred_remove((&uuid("a")).into()).unwrap();
+    dm.cancel_deferred_remove(&uuid("a")).unwrap();
     assert_eq!(kernel.block_device(&node("a")), Ok(number));
     assert_eq!(dm.remove_deferred(&name("a")).unwrap(), Removal::Deferred);
     drop(open);
@@ -126,7 +126,7 @@ fn operations_on_one_device_do_not_meet_however_it_is_addressed() {
         drop(held);
         renamed.recv().unwrap();
     });
-    assert_eq!(dm.status((&uuid("a")).into()).unwrap().name, name("b"));
+    assert_eq!(dm.status(&uuid("a")).unwrap().name, name("b"));
     // Another device is not waited for.
     let held = dm.exclusive(&uuid("a"));
     zero(&dm, "c").unwrap();
@@ -143,7 +143,7 @@ fn remove_all_waits_for_operations_on_any_device() {
     thread::scope(|scope| {
         scope.spawn(|| sent.send(dm.remove_all(DmFlags::empty()).unwrap()).unwrap());
         assert!(removed.recv_timeout(std::time::Duration::from_millis(50)).is_err(), "removed meanwhile");
-        assert!(dm.find((&name("a")).into()).unwrap().is_some());
+        assert!(dm.find(&name("a")).unwrap().is_some());
         drop(held);
         assert_eq!(removed.recv().unwrap(), []);
     });
@@ -157,7 +157,7 @@ fn a_rename_is_done_when_its_nodes_cannot_be_changed() {
     (3..9).for_each(|call| kernel.fail_at(call, Errno::EROFS));
     dm.rename(&name("a"), &name("b")).unwrap();
     kernel.heal();
-    assert_eq!(dm.status((&uuid("a")).into()).unwrap().name, name("b"));
+    assert_eq!(dm.status(&uuid("a")).unwrap().name, name("b"));
     assert!(dm.rename(&name("a"), &name("c")).unwrap_err().is_not_found());
 }
 
@@ -170,5 +170,5 @@ fn a_foreign_file_is_named_and_left_alone() {
     assert!(node::is_foreign(&**dm.kernel(), &control));
     let renamed = dm.rename(&name("a"), &control);
     assert!(matches!(renamed, Err(Error::Io { .. })), "{renamed:?}");
-    assert!(dm.find((&name("a")).into()).unwrap().is_some());
+    assert!(dm.find(&name("a")).unwrap().is_some());
 }

@@ -109,7 +109,8 @@ impl DeviceMapper {
     /// # Errors
     /// ENXIO if the device is gone, EBUSY if it is going right now. That none is pending is no error.
     #[doc(alias = "@cancel_deferred_remove")]
-    pub fn cancel_deferred_remove(&self, id: DmId<'_>) -> Result<()> {
+    pub fn cancel_deferred_remove<'a>(&self, id: impl Into<DmId<'a>>) -> Result<()> {
+        let id = id.into();
         let _held = self.exclusive(id);
         self.message(id, Sectors(0), &"@cancel_deferred_remove")?;
         if !self.waits_for_udev() {
@@ -128,7 +129,7 @@ impl DeviceMapper {
 
     fn remove_stale_node(&self, name: &DmName) -> Result<()> {
         let Some(number) = node::number(&**self.kernel(), name)? else { return Ok(()) };
-        match self.find(name.into())? {
+        match self.find(name)? {
             Some(device) if device.number == number => Ok(()),
             _ => node::remove(&**self.kernel(), name, number),
         }

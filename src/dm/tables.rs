@@ -28,7 +28,13 @@ impl DeviceMapper {
     /// # Errors
     /// EINVAL for parameters that the target does not take: the kernel log says why.
     #[doc(alias = "DM_TABLE_LOAD")]
-    pub fn load_table(&self, id: DmId<'_>, table: &[TargetSpec<'_>], flags: DmFlags) -> Result<()> {
+    pub fn load_table<'a>(
+        &self,
+        id: impl Into<DmId<'a>>,
+        table: &[TargetSpec<'_>],
+        flags: DmFlags,
+    ) -> Result<()> {
+        let id = id.into();
         let held = self.exclusive(id);
         self.load_held(&held, id, table, flags)
     }
@@ -53,7 +59,8 @@ impl DeviceMapper {
     /// A device that is [renamed](Self::rename) after this, with no other table loaded in between, can crash
     /// kernels with IMA (`CONFIG_IMA`, 5.15 to 6.12 at least) when it is removed: dm-ima.c frees its name twice.
     #[doc(alias = "DM_TABLE_CLEAR")]
-    pub fn clear_table(&self, id: DmId<'_>) -> Result<()> {
+    pub fn clear_table<'a>(&self, id: impl Into<DmId<'a>>) -> Result<()> {
+        let id = id.into();
         let held = self.exclusive(id);
         self.clear_held(&held, id)
     }
@@ -64,8 +71,8 @@ impl DeviceMapper {
 
     /// The devices that a table uses.
     #[doc(alias = "DM_TABLE_DEPS")]
-    pub fn dependencies(&self, id: DmId<'_>, table: TableKind) -> Result<Vec<DeviceNumber>> {
-        let request = Request::on(Command::TABLE_DEPS, id);
+    pub fn dependencies<'a>(&self, id: impl Into<DmId<'a>>, table: TableKind) -> Result<Vec<DeviceNumber>> {
+        let request = Request::on(Command::TABLE_DEPS, id.into());
         self.transact(&of_table(request, table), |answer| answer.dependencies())
     }
 
@@ -76,8 +83,8 @@ impl DeviceMapper {
     /// # Errors
     /// [`Error::Malformed`] for a line that is not UTF-8: it could not be loaded again as text.
     #[doc(alias("DM_TABLE_STATUS", "DM_STATUS_TABLE_FLAG"))]
-    pub fn table(&self, id: DmId<'_>, table: TableKind) -> Result<Vec<TargetLine>> {
-        let request = Request::on(Command::TABLE_STATUS, id)
+    pub fn table<'a>(&self, id: impl Into<DmId<'a>>, table: TableKind) -> Result<Vec<TargetLine>> {
+        let request = Request::on(Command::TABLE_STATUS, id.into())
             .since(20)
             .flags(DmFlags::STATUS_TABLE | DmFlags::SECURE_DATA);
         self.transact(&of_table(request, table), |answer| answer.targets())
@@ -86,8 +93,8 @@ impl DeviceMapper {
     /// The lines of a table as the kernel's integrity measurement (IMA) sees them. Since interface 4.45
     /// and Linux 5.15; the kernels between answer with the status.
     #[doc(alias("DM_TABLE_STATUS", "DM_IMA_MEASUREMENT_FLAG"))]
-    pub fn ima_measurement(&self, id: DmId<'_>, table: TableKind) -> Result<Vec<TargetLine>> {
-        let request = Request::on(Command::TABLE_STATUS, id).since(45).flags(DmFlags::IMA_MEASUREMENT);
+    pub fn ima_measurement<'a>(&self, id: impl Into<DmId<'a>>, table: TableKind) -> Result<Vec<TargetLine>> {
+        let request = Request::on(Command::TABLE_STATUS, id.into()).since(45).flags(DmFlags::IMA_MEASUREMENT);
         self.transact(&of_table(request, table), |answer| answer.targets())
     }
 
@@ -95,8 +102,12 @@ impl DeviceMapper {
     ///
     /// [`DmFlags::NOFLUSH`] keeps a thin pool from committing first, other flags are ignored.
     #[doc(alias = "DM_TABLE_STATUS")]
-    pub fn table_status(&self, id: DmId<'_>, flags: DmFlags) -> Result<(DeviceStatus, Vec<TargetLine>)> {
-        let request = Request::on(Command::TABLE_STATUS, id).flags(flags & DmFlags::NOFLUSH);
+    pub fn table_status<'a>(
+        &self,
+        id: impl Into<DmId<'a>>,
+        flags: DmFlags,
+    ) -> Result<(DeviceStatus, Vec<TargetLine>)> {
+        let request = Request::on(Command::TABLE_STATUS, id.into()).flags(flags & DmFlags::NOFLUSH);
         self.transact(&request, |answer| Ok((answer.device()?, answer.targets()?)))
     }
 
@@ -130,8 +141,13 @@ impl DeviceMapper {
     /// [`Error::InvalidOption`] if the text has a NUL byte inside. [`Error::AnswerTooLarge`] if the
     /// target answered with a text for which there was no room: the message had its effect.
     #[doc(alias = "DM_TARGET_MSG")]
-    pub fn message(&self, id: DmId<'_>, sector: Sectors, text: &dyn std::fmt::Display) -> Result<EventNr> {
-        let request = Request::on(Command::TARGET_MSG, id).payload(Payload::Message { sector, text });
+    pub fn message<'a>(
+        &self,
+        id: impl Into<DmId<'a>>,
+        sector: Sectors,
+        text: &dyn std::fmt::Display,
+    ) -> Result<EventNr> {
+        let request = Request::on(Command::TARGET_MSG, id.into()).payload(Payload::Message { sector, text });
         self.transact(&request, |answer| Ok(answer.event_nr()))
     }
 

@@ -67,7 +67,7 @@ fn what_changes_something_is_never_sent_twice() {
         Ok(0)
     });
     let (dm, pool) = (fake.mapper(), name("pool"));
-    let result = dm.message((&pool).into(), Sectors(0), &"create_thin 1");
+    let result = dm.message(&pool, Sectors(0), &"create_thin 1");
     assert!(matches!(result, Err(Error::AnswerTooLarge { .. })));
     assert!(dm.create(&pool, None).is_err());
     assert_eq!(fake.log(), ["DM_TARGET_MSG", "DM_DEV_CREATE"]);
@@ -76,9 +76,7 @@ fn what_changes_something_is_never_sent_twice() {
 #[test]
 fn a_message_is_carried_by_less_than_512_bytes() {
     let fake = Fake::new(47, |_, _| Ok(0));
-    fake.mapper()
-        .message((&name(&"p".repeat(127))).into(), Sectors(0), &"create_snap 16777215 16777214")
-        .unwrap();
+    fake.mapper().message(&name(&"p".repeat(127)), Sectors(0), &"create_snap 16777215 16777214").unwrap();
     assert!(fake.last().len() < 512);
 }
 
@@ -86,7 +84,7 @@ fn a_message_is_carried_by_less_than_512_bytes() {
 fn a_long_message_takes_a_larger_buffer() {
     let fake = Fake::new(47, |_, _| Ok(0));
     let text = "x".repeat(20_000);
-    fake.mapper().message((&name("pool")).into(), Sectors(0), &text).unwrap();
+    fake.mapper().message(&name("pool"), Sectors(0), &text).unwrap();
     assert_eq!(fake.log().len(), 1);
     assert_eq!(&fake.last()[320..20_321], [text.as_bytes(), b"\0"].concat());
 }
@@ -95,7 +93,7 @@ fn a_long_message_takes_a_larger_buffer() {
 fn a_text_with_a_nul_is_refused_before_the_kernel_sees_it() {
     let fake = Fake::new(47, |_, _| Ok(0));
     let pool = name("pool");
-    let error = fake.mapper().message((&pool).into(), Sectors(0), &"delete 1\0").unwrap_err();
+    let error = fake.mapper().message(&pool, Sectors(0), &"delete 1\0").unwrap_err();
     assert_eq!(error.to_string(), r"DM_TARGET_MSG: delete 1\0: a NUL byte inside");
     assert!(fake.log().is_empty());
 }
@@ -111,7 +109,7 @@ fn an_old_kernel_is_not_asked_for_what_it_does_not_know() {
 #[test]
 fn a_refusal_says_what_was_asked_of_whom() {
     let fake = Fake::new(47, |_, _| Err(Errno::ENODATA));
-    let error = fake.mapper().message((&name("pool")).into(), Sectors(0), &"delete 1").unwrap_err();
+    let error = fake.mapper().message(&name("pool"), Sectors(0), &"delete 1").unwrap_err();
     assert_eq!(error.to_string(), format!("DM_TARGET_MSG on pool (delete 1): {}", Errno::ENODATA));
     assert!(error.is_not_found());
 }
@@ -156,7 +154,7 @@ fn a_secret_is_marked_and_not_told() {
         parameters: &"aes 0123 0 7:0 0",
     };
     let flags = DmFlags::SECURE_DATA | DmFlags::READONLY | DmFlags::NOFLUSH;
-    let error = dm.load_table((&crypt).into(), &[line], flags).unwrap_err();
+    let error = dm.load_table(&crypt, &[line], flags).unwrap_err();
     assert!(!error.to_string().contains("0123"));
     assert_eq!(fake.last()[28..32], (1u32 << 15 | 1).to_ne_bytes());
     let error = dm.message_secure((&crypt).into(), Sectors(0), &"key set 0123\0").unwrap_err();
@@ -172,9 +170,9 @@ fn a_secret_is_marked_and_not_told() {
         answer(bytes, &payload);
         Ok(0)
     });
-    let error = fake.mapper().table((&crypt).into(), TableKind::Live).unwrap_err();
+    let error = fake.mapper().table(&crypt, TableKind::Live).unwrap_err();
     assert_eq!(error.to_string(), r#"malformed table status: "secure data""#);
-    let error = fake.mapper().ima_measurement((&crypt).into(), TableKind::Live).unwrap_err();
+    let error = fake.mapper().ima_measurement(&crypt, TableKind::Live).unwrap_err();
     assert!(error.to_string().contains("0123"), "not asked for as a secret");
 }
 

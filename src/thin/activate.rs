@@ -128,8 +128,8 @@ impl ThinPool {
     fn take_over(&self, name: &DmName, uuid: &DmUuid, id: ThinId) -> Result<Option<ThinVolume>> {
         let dm = &self.dm;
         let take = || {
-            dm.cancel_deferred_remove(uuid.into())?;
-            if dm.table(uuid.into(), TableKind::Live)?.is_empty() {
+            dm.cancel_deferred_remove(uuid)?;
+            if dm.table(uuid, TableKind::Live)?.is_empty() {
                 return Ok(None);
             }
             let volume = self.active_volume(name)?;
@@ -146,9 +146,7 @@ impl ThinPool {
         match taken.as_ref().map_err(Error::errno) {
             Err(Some(Errno::EBUSY)) => Ok(None),
             // The uuid is not there, or no more; is it the name that is taken, by another device?
-            Err(Some(Errno::ENXIO))
-                if dm.find(name.into())?.is_none_or(|found| found.uuid == Some(*uuid)) =>
-            {
+            Err(Some(Errno::ENXIO)) if dm.find(name)?.is_none_or(|found| found.uuid == Some(*uuid)) => {
                 Ok(None)
             }
             _ => taken,
@@ -161,7 +159,7 @@ impl ThinPool {
     /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin volume of this pool.
     pub fn active_volume(&self, name: &DmName) -> Result<ThinVolume> {
         let dm = self.device_mapper();
-        let status = dm.status(name.into())?;
+        let status = dm.status(name)?;
         let lines = dm.table(Identity::from(&status).id(dm)?, TableKind::Live)?;
         let found = || lines.first().map(|line| line.to_string()).unwrap_or_default();
         let wrong = || Error::WrongTarget { device: name.to_string(), found: found(), expected: "thin" };

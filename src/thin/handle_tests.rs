@@ -144,7 +144,7 @@ fn a_pool_without_a_uuid_is_known_by_its_number() {
             parameters: table,
         };
         dm.create(&name(called), None).unwrap();
-        dm.load_table((&name(called)).into(), &[line], DmFlags::empty()).unwrap();
+        dm.load_table(&name(called), &[line], DmFlags::empty()).unwrap();
         dm.resume(&name(called)).unwrap();
     };
     make("first", &machine.table(1));
@@ -156,7 +156,7 @@ fn a_pool_without_a_uuid_is_known_by_its_number() {
     make("pool", &machine.table(3));
     assert!(matches!(pool.create_thin(id(1)), Err(Error::Dm(dm::Error::Replaced { .. }))));
     assert!(pool.deactivate().unwrap_err().is_not_found());
-    assert!(dm.find((&name("pool")).into()).unwrap().is_some());
+    assert!(dm.find(&name("pool")).unwrap().is_some());
 }
 
 #[test]
@@ -197,10 +197,10 @@ fn a_volume_that_is_renamed_while_suspended_is_resumed_and_its_successor_is_not(
     machine.dm.rename(&name("v"), &name("moved")).unwrap();
     let line = Zero.over(Sectors(0), Sectors(8));
     machine.dm.create_active(&name("v"), &uuid("stranger"), &[line], DmFlags::empty()).unwrap();
-    machine.dm.suspend((&name("v")).into(), DmFlags::empty()).unwrap();
+    machine.dm.suspend(&name("v"), DmFlags::empty()).unwrap();
     suspended.resume().unwrap();
-    assert!(!machine.dm.status((&name("moved")).into()).unwrap().is_suspended());
-    assert!(machine.dm.status((&name("v")).into()).unwrap().is_suspended());
+    assert!(!machine.dm.status(&name("moved")).unwrap().is_suspended());
+    assert!(machine.dm.status(&name("v")).unwrap().is_suspended());
 }
 
 #[test]
@@ -218,8 +218,8 @@ fn a_rename_is_of_the_device_whatever_it_is_called_now_and_costs_one_ioctl() {
     let line = Zero.over(Sectors(0), Sectors(8));
     machine.dm.create_active(&name("v"), &uuid("stranger"), &[line], DmFlags::empty()).unwrap();
     again.rename(&name("second")).unwrap();
-    assert_eq!(machine.dm.status((&uuid("v")).into()).unwrap().name, name("second"));
-    assert_eq!(machine.dm.status((&uuid("stranger")).into()).unwrap().name, name("v"));
+    assert_eq!(machine.dm.status(&uuid("v")).unwrap().name, name("second"));
+    assert_eq!(machine.dm.status(&uuid("stranger")).unwrap().name, name("v"));
     assert_eq!(machine.kernel.block_device(&again.path()), Ok(again.number()));
     volume.deactivate().unwrap();
     assert!(again.rename(&name("third")).unwrap_err().is_not_found());
@@ -254,7 +254,7 @@ fn a_failed_reload_leaves_no_inactive_table_and_clears_none() {
         "{:?}",
         machine.kernel.log()
     );
-    let status = machine.dm.status((&name("pool")).into()).unwrap();
+    let status = machine.dm.status(&name("pool")).unwrap();
     assert!(!status.flags.intersects(DmFlags::INACTIVE_PRESENT | DmFlags::SUSPEND), "{status:?}");
     assert_eq!(pool.table().unwrap().0.low_water_mark, Blocks(0));
 }

@@ -29,7 +29,7 @@ impl Identity {
         match &self.uuid {
             Some(uuid) => Ok(uuid.into()),
             None => {
-                let found = dm.status((&self.name).into())?;
+                let found = dm.status(&self.name)?;
                 self.compare(&found)?;
                 Ok((&self.name).into())
             }

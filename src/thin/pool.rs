@@ -95,7 +95,7 @@ impl ThinPool {
     /// # Errors
     /// ENXIO if there is no such device, [`Error::WrongTarget`] if it is not a thin pool.
     pub fn open(dm: Arc<DeviceMapper>, name: &DmName) -> Result<Self> {
-        let status = dm.status(name.into())?;
+        let status = dm.status(name)?;
         let pool = Self::of(dm, &status);
         pool.status()?;
         Ok(pool)

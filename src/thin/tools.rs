@@ -95,7 +95,7 @@ fn is_unformatted(kernel: &Arc<dyn Kernel>, metadata: &Path) -> Result<bool> {
 
 /// What only the superblock tells, for a repair where that is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PoolFacts {
+pub struct SuperblockOverrides {
     /// The transaction id.
     pub transaction_id: TransactionId,
     /// The size of a data block.
@@ -111,7 +111,7 @@ pub struct PoolFacts {
 /// # Errors
 /// [`Error::ToolMissing`]; [`Error::Tool`] if nothing can be saved, or `spare` is too small;
 /// [`Error::InvalidOption`] if they are the same.
-pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&PoolFacts>) -> Result<()> {
+pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&SuperblockOverrides>) -> Result<()> {
     if damaged == spare || same_device(&RealKernel, damaged, spare) {
         let (option, value) = ("spare metadata", spare.display().to_string());
         return Err(Error::InvalidOption { option, value, reason: "is what is to be repaired" });

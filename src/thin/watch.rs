@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::discriminant;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,9 +76,17 @@ impl fmt::Display for PoolEvent {
 /// an error does not end it.
 ///
 /// What holds when the watch begins is told first, so nothing is missed however late it begins.
+///
+/// `P` is a reference to the pool, or an [`Arc`] of it for a watcher that a thread or a task owns.
 #[derive(Debug)]
-pub struct PoolWatcher<'a> {
-    pool: &'a ThinPool,
+pub struct PoolWatcher<P = Arc<ThinPool>> {
+    pool: P,
+    state: WatchState,
+}
+
+/// What a watcher knows of its pool.
+#[derive(Debug)]
+pub(crate) struct WatchState {
     /// With a control file of its own: what it arms, nobody else disarms.
     dm: DeviceMapper,
     /// Who the pool is: its name and its number can be given to another device.
@@ -105,18 +114,39 @@ impl ThinPool {
     ///
     /// # Errors
     /// [`dm::Error::TooOld`](crate::dm::Error::TooOld) before that; ENXIO if the pool is gone.
-    pub fn watch(&self) -> Result<PoolWatcher<'_>> {
-        let shared = self.device_mapper();
-        let dm = DeviceMapper::with_kernel(Arc::clone(shared.kernel()), UdevPolicy::None)?;
+    pub fn watch(&self) -> Result<PoolWatcher<&Self>> {
+        Ok(PoolWatcher { state: WatchState::new(self)?, pool: self })
+    }
+
+    /// The same for a thread or a task that outlives the caller.
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub fn watch_owned(self: &Arc<Self>) -> Result<PoolWatcher> {
+        Ok(PoolWatcher { state: WatchState::new(self)?, pool: Arc::clone(self) })
+    }
+}
+
+impl<P: Deref<Target = ThinPool>> PoolWatcher<P> {
+    /// The next event; `None` if there is none within `timeout`, or the pool is gone.
+    ///
+    /// A zero timeout looks once, which together with [`AsFd`] suits an event loop: call it until it
+    /// says `None`, then wait for the file to become readable.
+    pub fn next_within(&mut self, timeout: Duration) -> Result<Option<PoolEvent>> {
+        self.state.next_until(&self.pool, Instant::now().checked_add(timeout))
+    }
+}
+
+impl WatchState {
+    pub(crate) fn new(pool: &ThinPool) -> Result<Self> {
+        let dm = DeviceMapper::with_kernel(Arc::clone(pool.device_mapper().kernel()), UdevPolicy::None)?;
         // Refused now, not at the first look.
         dm.arm_poll()?;
-        let uuid = self.uuid().copied();
         // Refused now if the pool is gone.
-        self.table()?;
-        Ok(PoolWatcher {
-            pool: self,
-            uuid,
-            sequence: sequence(&dm, self.number()),
+        pool.table()?;
+        Ok(Self {
+            uuid: pool.uuid().copied(),
+            sequence: sequence(&dm, pool.number()),
             dm,
             seen: None,
             told: Vec::new(),
@@ -125,18 +155,20 @@ impl ThinPool {
             gone: false,
         })
     }
-}
 
-impl PoolWatcher<'_> {
-    /// The next event; `None` if there is none within `timeout`, or the pool is gone.
-    ///
-    /// A zero timeout looks once, which together with [`AsFd`] suits an event loop: call it until it
-    /// says `None`, then wait for the file to become readable.
-    pub fn next_within(&mut self, timeout: Duration) -> Result<Option<PoolEvent>> {
-        self.next_until(Instant::now().checked_add(timeout))
+    /// The next event, or `None` when the pool is gone.
+    pub(crate) fn next(&mut self, pool: &ThinPool) -> Option<Result<PoolEvent>> {
+        loop {
+            match self.next_until(pool, None) {
+                Ok(None) if self.gone => return None,
+                // A wait without an end does not end; it can only have been cut short.
+                Ok(None) => {}
+                result => return result.transpose(),
+            }
+        }
     }
 
-    fn next_until(&mut self, end: Option<Instant>) -> Result<Option<PoolEvent>> {
+    pub(crate) fn next_until(&mut self, pool: &ThinPool, end: Option<Instant>) -> Result<Option<PoolEvent>> {
         loop {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(Some(event));
@@ -148,7 +180,7 @@ impl PoolWatcher<'_> {
             if self.armed && !self.dm.ready(end)? {
                 return Ok(None);
             }
-            self.look()?;
+            self.look(pool)?;
         }
     }
 
@@ -159,16 +191,15 @@ impl PoolWatcher<'_> {
 
     /// Arm, read the status, compare: whatever happens after the arming makes the poll ready, whatever happened
     /// before it is in the status.
-    fn look(&mut self) -> Result<()> {
+    fn look(&mut self, pool: &ThinPool) -> Result<()> {
         self.armed = false;
         self.dm.arm_poll()?;
-        let looked = self.pool.look().and_then(|(status, device)| {
+        let looked = pool.look().and_then(|(status, device)| {
             let uuid = self.uuid.is_none_or(|uuid| device.uuid == Some(uuid));
-            let same = uuid
-                && device.number == self.pool.number()
-                && self.sequence == sequence(&self.dm, self.pool.number());
+            let same =
+                uuid && device.number == pool.number() && self.sequence == sequence(&self.dm, pool.number());
             if same && self.seen != Some(device.event_nr) {
-                self.compare(&status)?;
+                self.compare(pool, &status)?;
                 self.seen = Some(device.event_nr);
             }
             Ok(same)
@@ -185,8 +216,8 @@ impl PoolWatcher<'_> {
     }
 
     /// After an event: what holds now and did not before is news.
-    fn compare(&mut self, status: &PoolStatus) -> Result<()> {
-        let holds = conditions(status, self.pool.table()?.0.low_water_mark);
+    fn compare(&mut self, pool: &ThinPool, status: &PoolStatus) -> Result<()> {
+        let holds = conditions(status, pool.table()?.0.low_water_mark);
         let is_old = |event: &PoolEvent| self.told.iter().any(|old| discriminant(old) == discriminant(event));
         let mut news: Vec<_> = holds.iter().filter(|event| !is_old(event)).copied().collect();
         if news.is_empty() {
@@ -229,25 +260,24 @@ fn conditions(status: &PoolStatus, low_water_mark: Blocks) -> Vec<PoolEvent> {
     .collect()
 }
 
-impl Iterator for PoolWatcher<'_> {
-    type Item = Result<PoolEvent>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.next_until(None) {
-                Ok(None) if self.gone => return None,
-                // A wait without an end does not end; it can only have been cut short.
-                Ok(None) => {}
-                result => return result.transpose(),
-            }
-        }
+impl AsFd for WatchState {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dm.as_fd()
     }
 }
 
-impl AsFd for PoolWatcher<'_> {
+impl<P: Deref<Target = ThinPool>> Iterator for PoolWatcher<P> {
+    type Item = Result<PoolEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.state.next(&self.pool)
+    }
+}
+
+impl<P> AsFd for PoolWatcher<P> {
     /// Readable when there may be something new.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.dm.as_fd()
+        self.state.as_fd()
     }
 }
 

@@ -56,15 +56,15 @@ pub use ops::repair::Repair;
 pub use ops::send::{Progress, SendOptions};
 pub use ops::status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use ops::usage::SnapshotUsage;
+pub use ops::watch::{PoolEvent, PoolWatcher};
 pub use ops::writer::SnapshotWriter;
 pub use options::Options;
 pub use pool::pool_source::PoolSource;
-pub use pool::resize::PoolNews;
 pub use state::files;
 pub use state::filesystem::Filesystem;
 pub use state::id::SnapshotId;
 pub use state::labels::Labels;
-pub use state::lineage::{Lineage, Place};
+pub use state::lineage::{Lineage, Node};
 
 use live::active::ActiveCell;
 use live::mount::Mounts;
@@ -160,7 +160,7 @@ impl SnapshotTree {
         self.deactivate_slots()?;
         for (stale, thin_id) in self.active_devices()? {
             let uuid = self.volume_uuid(thin_id)?;
-            self.patiently(&stale.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
+            self.retry_while_busy(&stale.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
         }
         self.sweep_nodes()?;
         // A close that failed may have come as far as that.
@@ -180,16 +180,16 @@ impl SnapshotTree {
     fn release_claim(&self) -> Result<()> {
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
         let (name, claim) = (*claim.name(), RefCell::new(claim));
-        self.patiently(&name, || claim.borrow_mut().release())
+        self.retry_while_busy(&name, || claim.borrow_mut().release())
     }
 
     /// Deactivate the pool, and its devices where they do not end with it.
     fn take_down(&self) -> Result<()> {
-        self.patiently(self.pool.name(), || Ok(self.pool.deactivate()?))?;
+        self.retry_while_busy(self.pool.name(), || Ok(self.pool.deactivate()?))?;
         let record = self.store.read_state(|state| state.pool.clone());
         let dm = self.pool.device_mapper();
-        pool::source::parts(&record)?.iter().try_for_each(|part| match dm.find(part.into())? {
-            Some(status) => self.patiently(&status.name, || Ok(dm.remove(part)?)),
+        pool::source::parts(&record)?.iter().try_for_each(|part| match dm.find(part)? {
+            Some(status) => self.retry_while_busy(&status.name, || Ok(dm.remove(part)?)),
             None => Ok(()),
         })
     }

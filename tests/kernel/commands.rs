@@ -35,8 +35,8 @@ fn a_device_without_a_table_has_neither_lines_nor_dependencies() {
     let (dm, device) = (dm(), name("dm-thin-bare"));
     dm.create(&device, None).unwrap();
     for kind in [TableKind::Live, TableKind::Inactive] {
-        assert_eq!(dm.table((&device).into(), kind).unwrap(), []);
-        assert_eq!(dm.dependencies((&device).into(), kind).unwrap(), []);
+        assert_eq!(dm.table(&device, kind).unwrap(), []);
+        assert_eq!(dm.dependencies(&device, kind).unwrap(), []);
     }
     dm.remove(&device).unwrap();
 }
@@ -49,7 +49,7 @@ fn a_uuid_is_given_once() {
     dm.set_uuid(&device, &uuid("DMTHIN-TEST-given")).unwrap();
     let again = dm.set_uuid(&device, &uuid("DMTHIN-TEST-other")).unwrap_err();
     assert_eq!(again.errno(), Some(Errno::EINVAL));
-    assert_eq!(dm.status((&device).into()).unwrap().uuid, Some(uuid("DMTHIN-TEST-given")));
+    assert_eq!(dm.status(&device).unwrap().uuid, Some(uuid("DMTHIN-TEST-given")));
     let found = dm.list_matching(None, Some(&uuid("DMTHIN-TEST-g"))).unwrap();
     assert_eq!(found.iter().map(|found| found.name).collect::<Vec<_>>(), [device]);
     assert_eq!(found[0].uuid, Some(uuid("DMTHIN-TEST-given")));
@@ -72,16 +72,16 @@ fn a_foreign_name_of_any_bytes_is_one_among_others() {
     let listed = devices.into_iter().find(|device| device.name == odd).unwrap();
     assert_eq!(listed.uuid, Some(uuid));
     // What the kernel told means the same device when it is given back.
-    let status = dm.status((&listed.name).into()).unwrap();
+    let status = dm.status(&listed.name).unwrap();
     assert_eq!((status.name, status.uuid, status.number), (odd, Some(uuid), listed.number));
-    assert_eq!(dm.status((&listed.uuid.unwrap()).into()).unwrap().name, odd);
+    assert_eq!(dm.status(&listed.uuid.unwrap()).unwrap().name, odd);
     assert_eq!(dm.ensure_node(&odd, listed.number).unwrap(), dm.node_path(&odd));
     assert!(dm.node_path(&odd).exists());
 
     let odder = DmName::from_bytes(b"dm-thin-\xf0\x28").unwrap();
     dm.rename(&odd, &odder).unwrap();
-    assert_eq!(dm.status((&odder).into()).unwrap().number, listed.number);
-    assert!(dm.find((&odd).into()).unwrap().is_none() && !dm.node_path(&odd).exists());
+    assert_eq!(dm.status(&odder).unwrap().number, listed.number);
+    assert!(dm.find(&odd).unwrap().is_none() && !dm.node_path(&odd).exists());
     for device in [odder, other] {
         dm.remove(&device).unwrap();
     }
@@ -93,29 +93,29 @@ fn tables_of_several_lines_come_back_as_they_were_loaded() {
     let (dm, below, above) = (dm(), name("dm-thin-below"), name("dm-thin-above"));
     let lines = [Zero.over(Sectors(0), Sectors(2048)), ErrorTarget.over(Sectors(2048), Sectors(8))];
     dm.create(&below, None).unwrap();
-    dm.load_table((&below).into(), &lines, DmFlags::SECURE_DATA).unwrap();
-    let inactive = dm.table((&below).into(), TableKind::Inactive).unwrap();
+    dm.load_table(&below, &lines, DmFlags::SECURE_DATA).unwrap();
+    let inactive = dm.table(&below, TableKind::Inactive).unwrap();
     assert_eq!(
         inactive.iter().map(ToString::to_string).collect::<Vec<_>>(),
         lines.map(|line| line.to_string())
     );
-    assert_eq!(dm.ima_measurement((&below).into(), TableKind::Inactive).unwrap().len(), 2);
+    assert_eq!(dm.ima_measurement(&below, TableKind::Inactive).unwrap().len(), 2);
     dm.resume(&below).unwrap();
 
-    let device = dm.status((&below).into()).unwrap().number;
+    let device = dm.status(&below).unwrap().number;
     let linear = Linear { device, start: Sectors(8) };
     let features = FlakeyFeatures { writes: Some(LostWrites::Drop), ..Default::default() };
     let flakey = Flakey { device, start: Sectors(0), up: 1, down: 0, features };
     let lines = [linear.over(Sectors(0), Sectors(16)), flakey.over(Sectors(16), Sectors(16))];
     dm.create_active(&above, &uuid("DMTHIN-TEST-above"), &lines, DmFlags::empty()).unwrap();
-    let live = dm.table((&above).into(), TableKind::Live).unwrap();
+    let live = dm.table(&above, TableKind::Live).unwrap();
     assert_eq!(live[0].text.parse::<Linear>().unwrap(), linear);
     assert_eq!(live[1].text.parse::<Flakey>().unwrap(), flakey);
-    assert_eq!(dm.dependencies((&above).into(), TableKind::Live).unwrap(), [device]);
+    assert_eq!(dm.dependencies(&above, TableKind::Live).unwrap(), [device]);
 
     assert!(dm.remove(&below).unwrap_err().is_busy());
     assert_eq!(dm.remove_deferred(&below).unwrap(), Removal::Deferred);
-    dm.cancel_deferred_remove((&below).into()).unwrap();
+    dm.cancel_deferred_remove(&below).unwrap();
     dm.remove(&above).unwrap();
     dm.remove(&below).unwrap();
 }
@@ -126,8 +126,8 @@ fn a_geometry_within_its_own_span() {
     let (dm, device) = (dm(), name("dm-thin-geometry"));
     zeroes(&dm, &device);
     let geometry = Geometry { cylinders: 1, heads: 1, sectors: 8, start: Sectors(8) };
-    dm.set_geometry((&device).into(), geometry).unwrap();
-    let beyond = dm.set_geometry((&device).into(), Geometry { start: Sectors(9), ..geometry });
+    dm.set_geometry(&device, geometry).unwrap();
+    let beyond = dm.set_geometry(&device, Geometry { start: Sectors(9), ..geometry });
     assert_eq!(beyond.unwrap_err().errno(), Some(Errno::EINVAL));
     dm.remove(&device).unwrap();
 }
@@ -152,7 +152,7 @@ fn a_wait_ends_when_the_number_is_another() {
     let _bench = Bench::new();
     let (dm, device) = (dm(), name("dm-thin-wait"));
     zeroes(&dm, &device);
-    let seen = dm.status((&device).into()).unwrap().event_nr;
+    let seen = dm.status(&device).unwrap().event_nr;
     // Another: not only a greater one.
     for other in [EventNr(seen.0.wrapping_sub(1)), EventNr(seen.0 + 1)] {
         let (status, lines) = dm.wait((&device).into(), other, DmFlags::empty()).unwrap();
@@ -160,7 +160,7 @@ fn a_wait_ends_when_the_number_is_another() {
     }
     // A rename is an event.
     let renamed = name("dm-thin-waited");
-    let number = dm.status((&device).into()).unwrap().number;
+    let number = dm.status(&device).unwrap().number;
     thread::scope(|scope| {
         let waiting = scope.spawn(|| crate::bench::dm().wait(number.into(), seen, DmFlags::empty()));
         thread::sleep(Duration::from_millis(100));
@@ -257,7 +257,7 @@ fn remove_all_takes_what_nobody_has_open() {
     let left = dm.remove_all(DmFlags::DEFERRED_REMOVE).unwrap();
     assert_eq!(left.len(), 1, "until it is closed");
     drop(open);
-    while dm.find((&held).into()).unwrap().is_some() {
+    while dm.find(&held).unwrap().is_some() {
         thread::sleep(Duration::from_millis(1));
     }
     assert!(dm.remove(&held).unwrap_err().is_not_found(), "its node goes all the same");

@@ -34,16 +34,16 @@ fn a_device_from_creation_to_removal() {
     assert!(fs::metadata(&path).unwrap().file_type().is_block_device());
     assert_eq!(fs::read(&path).unwrap(), [0; 4096]);
 
-    let status = dm.status((&name).into()).unwrap();
+    let status = dm.status(&name).unwrap();
     assert!(status.has_live_table() && !status.is_suspended());
-    assert_eq!(dm.table((&name).into(), TableKind::Live).unwrap()[0].to_string(), "0 8 zero ");
+    assert_eq!(dm.table(&name, TableKind::Live).unwrap()[0].to_string(), "0 8 zero ");
     assert!(dm.list().unwrap().iter().any(|device| device.name == name && device.number == status.number));
 
     let again = dm.create(&name, None).unwrap_err();
     assert!(again.is_busy(), "{again}");
     dm.remove(&name).unwrap();
     assert!(fs::symlink_metadata(&path).is_err());
-    let gone = dm.status((&name).into()).unwrap_err();
+    let gone = dm.status(&name).unwrap_err();
     assert!(gone.is_not_found());
     assert_eq!(gone.to_string(), "DM_DEV_STATUS on dm-thin-test: ENXIO: No such device or address");
 }
@@ -82,13 +82,13 @@ fn an_open_device_is_removed_later() {
     let file = fs::File::open(dm.node_path(&name)).unwrap();
     assert!(dm.remove(&name).unwrap_err().is_busy());
     assert_eq!(dm.remove_deferred(&name).unwrap(), Removal::Deferred);
-    dm.cancel_deferred_remove((&name).into()).unwrap();
+    dm.cancel_deferred_remove(&name).unwrap();
     // Nothing pending is no error.
-    dm.cancel_deferred_remove((&name).into()).unwrap();
+    dm.cancel_deferred_remove(&name).unwrap();
     drop(file);
-    assert!(dm.find((&name).into()).unwrap().is_some());
+    assert!(dm.find(&name).unwrap().is_some());
     assert_eq!(dm.remove_deferred(&name).unwrap(), Removal::Removed);
-    assert_eq!(dm.cancel_deferred_remove((&name).into()).unwrap_err().errno(), Some(Errno::ENXIO));
+    assert_eq!(dm.cancel_deferred_remove(&name).unwrap_err().errno(), Some(Errno::ENXIO));
 }
 
 #[test]
@@ -97,12 +97,12 @@ fn suspend_resume_and_a_table_that_is_not_used() {
     let dm = dm();
     let name = name("dm-thin-suspend");
     zero(&dm, &name);
-    assert!(dm.suspend((&name).into(), DmFlags::empty()).unwrap().is_suspended());
-    dm.load_table((&name).into(), &[line("error", &"")], DmFlags::empty()).unwrap();
-    assert_eq!(dm.table((&name).into(), TableKind::Inactive).unwrap()[0].target_type.as_str(), "error");
-    dm.clear_table((&name).into()).unwrap();
+    assert!(dm.suspend(&name, DmFlags::empty()).unwrap().is_suspended());
+    dm.load_table(&name, &[line("error", &"")], DmFlags::empty()).unwrap();
+    assert_eq!(dm.table(&name, TableKind::Inactive).unwrap()[0].target_type.as_str(), "error");
+    dm.clear_table(&name).unwrap();
     dm.resume(&name).unwrap();
-    let (status, lines) = dm.table_status((&name).into(), DmFlags::empty()).unwrap();
+    let (status, lines) = dm.table_status(&name, DmFlags::empty()).unwrap();
     assert!(!status.is_suspended());
     assert_eq!(lines[0].target_type.as_str(), "zero");
     dm.remove(&name).unwrap();
@@ -122,7 +122,7 @@ fn a_device_whose_table_fails_is_not_left() {
             + error.split(' ').nth(2).unwrap()
             + " (0 8 linear nonsense): EINVAL: Invalid argument"
     );
-    assert!(dm.find((&name).into()).unwrap().is_none());
+    assert!(dm.find(&name).unwrap().is_none());
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn an_answer_that_outgrows_the_buffer_is_asked_for_again() {
         .map(|i| TargetSpec { start: Sectors(i), length: Sectors(1), target_type, parameters: &"" })
         .collect();
     dm.create_active(&name, &uuid, &table, DmFlags::empty()).unwrap();
-    let lines = dm.table((&name).into(), TableKind::Live).unwrap();
+    let lines = dm.table(&name, TableKind::Live).unwrap();
     assert_eq!(lines.len(), 1000);
     assert_eq!(lines[999].start, Sectors(999));
     dm.remove(&name).unwrap();

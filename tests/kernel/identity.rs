@@ -42,7 +42,7 @@ fn renames_beside_reloads_do_not_crash_the_kernel() {
         });
         while !done.load(Ordering::Relaxed) {
             let id = uuid("v1");
-            dm.load_table((&id).into(), &[Zero.over(Sectors(0), Sectors(8))], DmFlags::empty()).unwrap();
+            dm.load_table(&id, &[Zero.over(Sectors(0), Sectors(8))], DmFlags::empty()).unwrap();
             dm.resume(&id).unwrap();
         }
     });
@@ -310,7 +310,7 @@ fn a_rename_is_done_when_dev_is_read_only() {
     let renamed = dm.rename(&name("v1"), &name("v2"));
     dev("remount,bind,rw");
     renamed.unwrap();
-    let number = dm.status((&name("v2")).into()).unwrap().number;
+    let number = dm.status(&name("v2")).unwrap().number;
     dm.ensure_node(&name("v2"), number).unwrap();
     dm.remove_node(&name("v1")).unwrap();
     dm.remove(&name("v2")).unwrap();

@@ -52,8 +52,8 @@ impl Disk {
     }
 
     fn becomes(&self, table: TargetSpec<'_>) {
-        self.dm.suspend((&self.name).into(), DmFlags::NOFLUSH | DmFlags::SKIP_LOCKFS).unwrap();
-        self.dm.load_table((&self.name).into(), &[table], DmFlags::empty()).unwrap();
+        self.dm.suspend(&self.name, DmFlags::NOFLUSH | DmFlags::SKIP_LOCKFS).unwrap();
+        self.dm.load_table(&self.name, &[table], DmFlags::empty()).unwrap();
         self.dm.resume(&self.name).unwrap();
     }
 

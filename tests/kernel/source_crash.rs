@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use dm_thin::thin::SplitDevice;
+use dm_thin::thin::LabelledDevice;
 use dm_thin::tree::files::RealDir;
 use dm_thin::tree::{Filesystem, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
@@ -47,12 +47,12 @@ fn a_crash_at_every_call_needs_no_force() {
                 made => made.is_ok(),
             };
             // A label that nobody knows is what would need force.
-            let label = SplitDevice::open(dm(), DISK).map(|device| device.label());
+            let label = LabelledDevice::open(dm(), DISK).map(|device| device.label());
             let tree = SnapshotTree::open(bench.root(), options());
             let tree = tree.unwrap_or_else(|error| panic!("call {calls}, {label:?}: {error}"));
             tree.add("a", Parent::Base).unwrap();
             assert_eq!(tree.check().unwrap(), [], "call {calls}");
-            let uuid = SplitDevice::open(dm(), DISK).unwrap().label().uuid;
+            let uuid = LabelledDevice::open(dm(), DISK).unwrap().label().uuid;
             assert!(label.is_err() || label.is_ok_and(|label| label.uuid == uuid), "call {calls}");
             tree.close().unwrap();
             bench.audit();

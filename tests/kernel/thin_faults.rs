@@ -193,8 +193,11 @@ fn damaged_metadata_is_repaired_into_a_spare() {
     // What the superblock said has to come from elsewhere.
     let error = tools::thin_repair(&rig.metadata.node(), &spare.node(), None).unwrap_err();
     assert!(matches!(&error, thin::Error::Tool { program: "thin_repair", .. }), "{error}");
-    let facts =
-        tools::PoolFacts { transaction_id: TransactionId(0), block_size: BLOCK, data_blocks: Blocks(512) };
+    let facts = tools::SuperblockOverrides {
+        transaction_id: TransactionId(0),
+        block_size: BLOCK,
+        data_blocks: Blocks(512),
+    };
     tools::thin_repair(&rig.metadata.node(), &spare.node(), Some(&facts)).unwrap();
     tools::thin_check(&spare.node()).unwrap();
     let damaged = std::mem::replace(&mut rig.metadata, spare);

@@ -19,11 +19,11 @@ use crate::spy::Spy;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn next(watcher: &mut PoolWatcher<'_>) -> PoolEvent {
+fn next(watcher: &mut PoolWatcher<&ThinPool>) -> PoolEvent {
     watcher.next_within(SOON).unwrap().expect("an event")
 }
 
-fn nothing(watcher: &mut PoolWatcher<'_>) {
+fn nothing(watcher: &mut PoolWatcher<&ThinPool>) {
     assert_eq!(watcher.next_within(Duration::from_millis(100)).unwrap(), None);
 }
 

@@ -224,14 +224,14 @@ impl Neighbour {
 
     fn devices(&self) -> Vec<DeviceStatus> {
         let listed = self.dm.list().unwrap();
-        listed.into_iter().map(|device| self.dm.status((&device.name).into()).unwrap()).collect()
+        listed.into_iter().map(|device| self.dm.status(&device.name).unwrap()).collect()
     }
 
     /// All that is his.
     fn look(&self) -> Vec<String> {
         let mut seen = Vec::new();
         for status in self.devices().iter().filter(|status| Self::is_his(status)) {
-            let table = self.dm.table((&status.name).into(), TableKind::Live).unwrap();
+            let table = self.dm.table(&status.name, TableKind::Live).unwrap();
             let table: Vec<_> = table.iter().map(ToString::to_string).collect();
             let DeviceStatus { name, uuid, number, .. } = status;
             seen.push(format!("{name} {uuid:?} {number} suspended: {} {table:?}", status.is_suspended()));
@@ -397,7 +397,7 @@ impl Neighbour {
     fn suspend(&mut self) -> bool {
         let Some(status) = self.victim(false) else { return false };
         let Some(uuid) = status.uuid.filter(|_| !status.is_suspended()) else { return false };
-        if self.dm.suspend((&uuid).into(), DmFlags::empty()).is_err() {
+        if self.dm.suspend(&uuid, DmFlags::empty()).is_err() {
             return false;
         }
         self.disturb(Some(&status));
@@ -498,7 +498,7 @@ impl Neighbour {
                 Doing::Renamed { uuid, from } => settle(self.dm.rename(&uuid, &from)),
                 Doing::Suspended(uuid) => settle(self.dm.resume(&uuid)),
                 Doing::Taken(name) => {
-                    if self.dm.find((&name).into()).unwrap().is_some_and(|status| Self::is_his(&status)) {
+                    if self.dm.find(&name).unwrap().is_some_and(|status| Self::is_his(&status)) {
                         self.dm.remove(&name).unwrap();
                     }
                 }
@@ -508,7 +508,7 @@ impl Neighbour {
                 }
                 Doing::Opened(file) => drop(file),
                 Doing::Mounted(target) => settle(self.kernel.unmount(&target, UnmountFlags::empty())),
-                Doing::MetadataSnap(uuid) => match self.dm.find((&uuid).into()).unwrap() {
+                Doing::MetadataSnap(uuid) => match self.dm.find(&uuid).unwrap() {
                     Some(status) => {
                         let pool = ThinPool::open(self.dm.clone(), &status.name);
                         settle(pool.and_then(|pool| pool.release_metadata_snap()));

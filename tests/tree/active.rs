@@ -92,13 +92,7 @@ fn looking_at_a_snapshot_does_not_keep_it_active() {
     let file = rig.kernel.open(&device, Access::READ).unwrap();
     assert_eq!(tree.deactivate_deferred("a").unwrap(), Removal::Deferred);
     let status = tree.snapshot_status("a").unwrap();
-    assert!(
-        dm(&rig)
-            .status((&name(&device)).into())
-            .unwrap()
-            .flags
-            .contains(dm_thin::dm::DmFlags::DEFERRED_REMOVE)
-    );
+    assert!(dm(&rig).status(&name(&device)).unwrap().flags.contains(dm_thin::dm::DmFlags::DEFERRED_REMOVE));
     drop(file);
     assert_eq!(tree.snapshot_status("a").unwrap(), status);
     tree.close().unwrap();
@@ -169,7 +163,7 @@ fn a_volume_is_activated_while_the_table_of_its_pool_is_replaced() {
     let other = DeviceMapper::with_kernel(other, UdevPolicy::None).unwrap();
     let pool = *tree.pool().name();
     for calls in 1..40 {
-        other.suspend((&pool).into(), DmFlags::empty()).unwrap();
+        other.suspend(&pool, DmFlags::empty()).unwrap();
         let (resumer, resumed) = (Arc::new(rig.kernel.process()), pool);
         rig.kernel.at_call(calls, move || {
             DeviceMapper::with_kernel(resumer, UdevPolicy::None).unwrap().resume(&resumed).unwrap();

@@ -87,7 +87,7 @@ fn a_device_that_an_activation_left_without_a_table_is_removed() {
     tree.add("a", Parent::Base).unwrap();
     // Made, though the caller is told that it was not: there is nothing to undo.
     let device = name(&tree.activate("a").unwrap());
-    let uuid = dm(&rig).status((&device).into()).unwrap().uuid.unwrap();
+    let uuid = dm(&rig).status(&device).unwrap().uuid.unwrap();
     tree.deactivate("a").unwrap();
     dm(&rig).create(&device, Some(&uuid)).unwrap();
     let (id, problem) = (tree.get("a").unwrap().id, DeviceProblem::Table { found: String::new() });
@@ -118,7 +118,7 @@ fn devices() {
     let path = tree.activate("a").unwrap();
     let (id, device) = (tree.get("a").unwrap().id, name(&path));
     let wrong = |device: &DmName, problem| Finding::WrongDevice { id: id.clone(), device: *device, problem };
-    dm(&rig).suspend((&device).into(), DmFlags::empty()).unwrap();
+    dm(&rig).suspend(&device, DmFlags::empty()).unwrap();
     finds(&tree, &[wrong(&device, DeviceProblem::Suspended)], true);
     dm(&rig).remove(&device).unwrap();
     finds(&tree, &[Finding::DeviceGone { id: id.clone() }], true);

@@ -254,3 +254,26 @@ fn open_waits_for_the_program_that_grows_a_file_system() {
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
+
+#[test]
+fn an_owned_watcher_moves_to_another_thread() {
+    let rig = Rig::new();
+    let tree = Arc::new(rig.open(rig.options().base_size(Bytes::mib(128)).auto_extend(RULE)).unwrap());
+    let mut watcher = tree.watch_owned().unwrap();
+    assert!(watcher.next_within(Duration::ZERO).unwrap().is_none());
+    let watching = std::thread::spawn(move || {
+        let first = watcher.next().unwrap().unwrap();
+        (first, watcher.last().unwrap().unwrap())
+    });
+    fill(&rig, &tree, 600);
+    let (first, last) = {
+        while tree.status().unwrap().data.unwrap().total == Bytes::mib(64) {
+            std::thread::yield_now();
+        }
+        tree.deactivate("full").unwrap();
+        tree.close().unwrap();
+        watching.join().unwrap()
+    };
+    assert!(matches!(first.event, PoolEvent::LowWater { .. }) && first.extended.is_some(), "{first:?}");
+    assert_eq!((last.event, last.extended), (PoolEvent::Removed, None));
+}

@@ -25,7 +25,7 @@ fn reload(tree: &SnapshotTree, device: &str, read_only: bool) {
     use dm_thin::dm::{DmFlags, TableKind, TargetSpec};
     let dm = tree.pool().device_mapper();
     let name = DmName::new(device).unwrap();
-    let line = dm.table((&name).into(), TableKind::Live).unwrap().remove(0);
+    let line = dm.table(&name, TableKind::Live).unwrap().remove(0);
     let spec = TargetSpec {
         start: line.start,
         length: line.length,
@@ -33,8 +33,8 @@ fn reload(tree: &SnapshotTree, device: &str, read_only: bool) {
         parameters: &line.text,
     };
     let flags = if read_only { DmFlags::READONLY } else { DmFlags::empty() };
-    dm.load_table((&name).into(), &[spec], flags).unwrap();
-    dm.suspend((&name).into(), DmFlags::empty()).unwrap();
+    dm.load_table(&name, &[spec], flags).unwrap();
+    dm.suspend(&name, DmFlags::empty()).unwrap();
     dm.resume(&name).unwrap();
 }
 
@@ -56,7 +56,7 @@ fn a_sealed_snapshot_cannot_be_written() {
     assert_eq!(tree.snapshot_status("image").unwrap().sealed, Some(uuid));
 
     let name = device(&tree, "image");
-    let status = tree.pool().device_mapper().status((&DmName::new(&name).unwrap()).into()).unwrap();
+    let status = tree.pool().device_mapper().status(&DmName::new(&name).unwrap()).unwrap();
     assert!(status.flags.contains(dm_thin::dm::DmFlags::READONLY));
     assert_eq!(tree.check().unwrap(), []);
 

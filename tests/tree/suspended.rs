@@ -21,7 +21,7 @@ impl<T> Watched<T> {
     fn check(&self) {
         let dm = DeviceMapper::with_kernel(self.1.clone(), UdevPolicy::None).unwrap();
         for device in dm.list().unwrap() {
-            let status = dm.find(device.number.into()).unwrap();
+            let status = dm.find(device.number).unwrap();
             assert!(status.is_none_or(|status| !status.is_suspended()), "{} is suspended", device.name);
         }
     }

@@ -16,12 +16,12 @@ use crate::tree::{Error, Result};
 
 /// A directory by the one above it and its name: what is mounted on it, and what it covers, are found from there.
 #[derive(Debug)]
-pub(in crate::tree) struct Place {
+pub(in crate::tree) struct MountPoint {
     pub(in crate::tree) above: Directory,
     pub(in crate::tree) name: OsString,
 }
 
-impl Place {
+impl MountPoint {
     pub(in crate::tree) fn open(kernel: &dyn Kernel, path: &Path) -> Result<Self> {
         let absolute = std::path::absolute(path).map_err(Error::io("resolve", path))?;
         let (Some(above), Some(name)) = (absolute.parent(), absolute.file_name()) else {
@@ -86,7 +86,7 @@ pub(in crate::tree) struct Mounted {
     pub(in crate::tree) target: PathBuf,
     pub(in crate::tree) count: u32,
     pub(in crate::tree) id: MountId,
-    pub(in crate::tree) place: Place,
+    pub(in crate::tree) place: MountPoint,
 }
 
 impl Mounted {
@@ -166,7 +166,7 @@ impl Mounts {
         kernel: &dyn Kernel,
         id: ThinId,
         note: Note,
-        (place, top): (&Place, &Directory),
+        (place, top): (&MountPoint, &Directory),
     ) -> Result<(), Result<ThinId, Error>> {
         let mut notes = self.notes();
         let is_mount = top.mount() != place.above.mount();
@@ -202,7 +202,7 @@ impl Mounts {
 
     /// The mount is gone: its note goes, and its directory, if it was made for it. The note goes last, so that the
     /// next manager does what a kill cuts short.
-    pub(in crate::tree) fn forget(&self, kernel: &dyn Kernel, id: ThinId, place: &Place) {
+    pub(in crate::tree) fn forget(&self, kernel: &dyn Kernel, id: ThinId, place: &MountPoint) {
         let mut notes = self.notes();
         let Some(note) = notes.get(&id).filter(|note| note.made).cloned() else {
             drop(notes);

@@ -47,7 +47,7 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`]; [`Error::Busy`] on kernels that cannot, before interface 4.27.
     pub fn deactivate_deferred(&self, id: &str) -> Result<Removal> {
-        self.with_slot(id, |slot, _| self.defer_slot(slot, id))
+        self.with_slot(id, |slot, _| self.defer_deactivation(slot, id))
     }
 
     /// Run `work` with the slot of a snapshot that is there, and no other call on it meanwhile.
@@ -69,12 +69,12 @@ impl SnapshotTree {
             let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(id)));
             snapshot.and_then(|snapshot| work(&mut slot, &snapshot))
         };
-        self.tidy(&name, slot);
+        self.drop_idle(&name, slot);
         result.map_err(|error| self.with_holders(Some(id), self.closed_or(error)))
     }
 
     /// Done with a slot: forget it if it is idle.
-    pub(in crate::tree) fn tidy(&self, id: &SnapshotId, slot: Arc<ActiveCell>) {
+    pub(in crate::tree) fn drop_idle(&self, id: &SnapshotId, slot: Arc<ActiveCell>) {
         drop(slot);
         let mut slots = self.slots();
         // Nobody else holds it, and nobody can get it while the map is locked.
@@ -137,7 +137,7 @@ impl SnapshotTree {
     ) -> Result<()> {
         check_unmounted(slot, id)?;
         if let Some(volume) = &slot.volume {
-            self.patiently_within(volume.name(), timeout, || self.remove_by_uuid(volume))?;
+            self.retry_while_busy_within(volume.name(), timeout, || self.remove_by_uuid(volume))?;
             if slot.removal_deferred {
                 // The kernel may have been faster, and cannot remove the node.
                 self.pool.device_mapper().remove_node(volume.name())?;
@@ -148,7 +148,7 @@ impl SnapshotTree {
     }
 
     /// Deactivate now, or when the device is closed.
-    pub(in crate::tree) fn defer_slot(&self, slot: &mut ActiveSnapshot, id: &str) -> Result<Removal> {
+    pub(in crate::tree) fn defer_deactivation(&self, slot: &mut ActiveSnapshot, id: &str) -> Result<Removal> {
         check_unmounted(slot, id)?;
         let Some(volume) = slot.volume.clone().filter(|_| !slot.removal_deferred) else {
             return Ok(if slot.removal_deferred { Removal::Deferred } else { Removal::Removed });
@@ -252,7 +252,7 @@ impl SnapshotTree {
         let dm = self.pool.device_mapper();
         let volume = match activate() {
             // Left by an activation that failed, and could not be undone.
-            Err(error) if error.is_busy() => match dm.find((&uuid).into())? {
+            Err(error) if error.is_busy() => match dm.find(&uuid)? {
                 Some(stale) if !stale.has_live_table() => {
                     dm.remove(&uuid)?;
                     activate()
@@ -267,7 +267,7 @@ impl SnapshotTree {
     }
 
     pub(in crate::tree) fn remove_volume(&self, volume: &ThinVolume) -> Result<()> {
-        self.patiently(volume.name(), || self.remove_by_uuid(volume))
+        self.retry_while_busy(volume.name(), || self.remove_by_uuid(volume))
     }
 
     /// Removes the device of a volume, whatever it is called by now.
@@ -283,7 +283,7 @@ impl SnapshotTree {
 
     /// An active volume of this tree, found by its uuid.
     pub(in crate::tree) fn find_volume(&self, id: ThinId) -> Result<Option<ThinVolume>> {
-        let found = self.pool.device_mapper().find((&self.volume_uuid(id)?).into())?;
+        let found = self.pool.device_mapper().find(&self.volume_uuid(id)?)?;
         let live = found.filter(DeviceStatus::has_live_table);
         Ok(live.map(|status| self.pool.active_volume(&status.name)).transpose()?)
     }
@@ -291,7 +291,7 @@ impl SnapshotTree {
     /// Finds a volume's device, and gives it its name and node again if somebody took them. `false` if it is gone.
     pub(in crate::tree) fn recognise(&self, volume: &mut ThinVolume, id: &str) -> Result<bool> {
         let dm = self.pool.device_mapper();
-        let Some(status) = dm.find((&self.volume_uuid(volume.id())?).into())? else { return Ok(false) };
+        let Some(status) = dm.find(&self.volume_uuid(volume.id())?)? else { return Ok(false) };
         if (status.name, status.number) != (*volume.name(), volume.number()) {
             *volume = self.pool.active_volume(&status.name)?;
         }
@@ -313,12 +313,16 @@ impl SnapshotTree {
 
     /// Repeat while somebody has the device open, until the time that the options give is over. That it
     /// is gone already is fine.
-    pub(in crate::tree) fn patiently(&self, name: &DmName, remove: impl Fn() -> Result<()>) -> Result<()> {
-        let removed = self.patiently_within(name, self.options.busy_timeout, remove);
+    pub(in crate::tree) fn retry_while_busy(
+        &self,
+        name: &DmName,
+        remove: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let removed = self.retry_while_busy_within(name, self.options.busy_timeout, remove);
         removed.map_err(|error| self.with_holders(None, error))
     }
 
-    pub(in crate::tree) fn patiently_within(
+    pub(in crate::tree) fn retry_while_busy_within(
         &self,
         name: &DmName,
         timeout: Duration,
@@ -330,7 +334,7 @@ impl SnapshotTree {
                 Err(error) if error.errno() == Some(Errno::ENXIO) => return Ok(()),
                 Err(error) if error.is_busy() && retry.pause() => {}
                 Err(error) if error.is_busy() => {
-                    let status = self.pool.device_mapper().status(name.into());
+                    let status = self.pool.device_mapper().status(name);
                     let open_count = status.map_or(0, |status| status.open_count);
                     return Err(busy(name, open_count));
                 }
@@ -363,7 +367,7 @@ mod tests {
         assert_eq!(tree.list()[0].device.as_deref(), Some(&*device));
         assert_eq!(tree.get("a").unwrap().device, Some(device));
         assert_eq!((tree.check().unwrap(), tree.holders("a").unwrap()), (vec![], vec![]));
-        tree.tidy(&SnapshotId::new("a").unwrap(), slot.clone());
+        tree.drop_idle(&SnapshotId::new("a").unwrap(), slot.clone());
         tree.activate("b").unwrap();
         drop(busy);
         drop(slot);

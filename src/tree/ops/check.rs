@@ -153,7 +153,7 @@ impl SnapshotTree {
         status: &DeviceStatus,
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
-        let lines = self.pool.device_mapper().table((&status.name).into(), TableKind::Live)?;
+        let lines = self.pool.device_mapper().table(&status.name, TableKind::Live)?;
         let mut wrong = |problem| {
             findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
         };

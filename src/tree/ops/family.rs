@@ -2,7 +2,7 @@
 
 use crate::tree::Result;
 use crate::tree::state::graph::Graph;
-use crate::tree::{Lineage, Place};
+use crate::tree::{Lineage, Node};
 use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
@@ -36,12 +36,12 @@ impl SnapshotTree {
 
     /// All snapshots, each after its parent and before its next sibling. Siblings come by their ids; those of
     /// the base first, then those whose parent was removed.
-    pub fn walk(&self) -> Vec<Place> {
+    pub fn walk(&self) -> Vec<Node> {
         self.store.read(|graph| graph.walk(None))
     }
 
     /// The same for a snapshot and its descendants.
-    pub fn walk_from(&self, id: &str) -> Result<Vec<Place>> {
+    pub fn walk_from(&self, id: &str) -> Result<Vec<Node>> {
         self.lineage(id, |graph, id| graph.walk(Some(id)))
     }
 

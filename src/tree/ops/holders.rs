@@ -26,7 +26,7 @@ impl SnapshotTree {
         {
             *snapshot = id.map(str::to_owned);
             let name = DmName::new(device);
-            let found = name.and_then(|name| self.pool.device_mapper().find((&name).into()));
+            let found = name.and_then(|name| self.pool.device_mapper().find(&name));
             // Without an answer the error is as true as before.
             if let Ok(Some(status)) = found {
                 *holders = of_device(&*self.options.kernel, status.number);

@@ -103,7 +103,7 @@ impl SnapshotTree {
             if slot.pinned || slot.readers > 0 {
                 Ok(())
             } else if self.options.deferred_removal {
-                self.defer_slot(slot, id).map(drop)
+                self.defer_deactivation(slot, id).map(drop)
             } else {
                 self.deactivate_slot(slot, id)
             }

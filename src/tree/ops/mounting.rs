@@ -10,7 +10,7 @@ use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Kernel, MountId};
 use crate::retry::Retry;
 use crate::thin::{ThinId, ThinVolume};
-use crate::tree::live::mount::{Covered, MountLine, Mounted, Note, Place, Where, is_listed, mounts};
+use crate::tree::live::mount::{Covered, MountLine, MountPoint, Mounted, Note, Where, is_listed, mounts};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, SnapshotTree};
 
@@ -51,7 +51,7 @@ impl SnapshotTree {
     ) -> Result<Mounted> {
         let kernel = &*self.options.kernel;
         let (id, device) = (volume.id(), volume.number());
-        let place = Place::open(kernel, target)?;
+        let place = MountPoint::open(kernel, target)?;
         let made = match place.top(kernel)? {
             Some(_) => false,
             None => make_directory(kernel, &place)?,
@@ -118,7 +118,7 @@ impl SnapshotTree {
         Ok(())
     }
 
-    fn forget_mount(&self, id: ThinId, place: &Place) {
+    fn forget_mount(&self, id: ThinId, place: &MountPoint) {
         self.mounts.forget(&*self.options.kernel, id, place);
     }
 
@@ -133,7 +133,7 @@ impl SnapshotTree {
 
     /// Whether `target` is where that mount is.
     pub(in crate::tree) fn is_mounted_on(&self, mounted: &Mounted, target: &Path) -> Result<bool> {
-        Ok(Place::open(&*self.options.kernel, target)?.is_same(&mounted.place))
+        Ok(MountPoint::open(&*self.options.kernel, target)?.is_same(&mounted.place))
     }
 
     /// Somebody else unmounted it.
@@ -149,7 +149,7 @@ impl SnapshotTree {
         let lines = if notes.is_empty() { Vec::new() } else { mounts(kernel)? };
         let mut found = BTreeMap::new();
         for (id, note) in notes {
-            let Ok(place) = Place::open(kernel, &note.target) else {
+            let Ok(place) = MountPoint::open(kernel, &note.target) else {
                 self.mounts.release(id);
                 continue;
             };
@@ -202,13 +202,13 @@ impl SnapshotTree {
 
 /// Takes down a mount that was made and not found again: best effort, since the first error is returned. If it fails
 /// the note stays, and the next manager finds the mount by device and target.
-fn unmount_unconfirmed(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> bool {
+fn unmount_unconfirmed(kernel: &dyn Kernel, place: &MountPoint, device: DeviceNumber) -> bool {
     let is_ours = place.top(kernel).is_ok_and(|top| top.is_some_and(|top| top.mount().device == device));
     is_ours && kernel.unmount(&place.path(), UnmountFlags::NOFOLLOW).is_ok()
 }
 
 /// Whether this call made it: another one may be faster.
-fn make_directory(kernel: &dyn Kernel, place: &Place) -> Result<bool> {
+fn make_directory(kernel: &dyn Kernel, place: &MountPoint) -> Result<bool> {
     match kernel.files().make_directory(&place.above, &place.name, 0o755) {
         Ok(()) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
@@ -217,7 +217,7 @@ fn make_directory(kernel: &dyn Kernel, place: &Place) -> Result<bool> {
 }
 
 /// The mount of `device` that was just made.
-fn find_mount(kernel: &dyn Kernel, place: &Place, device: DeviceNumber) -> Result<MountId> {
+fn find_mount(kernel: &dyn Kernel, place: &MountPoint, device: DeviceNumber) -> Result<MountId> {
     if let Some(top) = place.top(kernel)?.filter(|top| top.mount().device == device) {
         return Ok(top.mount());
     }

@@ -129,7 +129,7 @@ impl SnapshotTree {
             growing: Mutex::new(()),
             closed: AtomicBool::new(false),
         };
-        match this.agree(volumes.as_ref(), &active) {
+        match this.reconcile(volumes.as_ref(), &active) {
             Ok(()) => Ok(this),
             Err(error) => {
                 let down = !activated || this.take_down().is_ok();

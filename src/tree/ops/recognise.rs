@@ -118,7 +118,7 @@ impl Opening<'_> {
             return source::adopted(self.dm, name, &record).map(Found::Active);
         }
         let uuid = pool_uuid(tree)?;
-        match self.dm.find((&uuid).into())? {
+        match self.dm.find(&uuid)? {
             Some(status) if status.has_live_table() => {
                 if let Some(pool) = self.find_active(&status, &uuid, &record)? {
                     return Ok(Found::Active(pool));

@@ -19,7 +19,7 @@ use crate::tree::{SnapshotId, SnapshotTree, names::unpublished_name, names::volu
 
 impl SnapshotTree {
     /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.
-    pub(in crate::tree) fn agree(
+    pub(in crate::tree) fn reconcile(
         &self,
         volumes: Option<&Volumes>,
         active: &[(DeviceStatus, ThinId)],
@@ -132,7 +132,7 @@ impl SnapshotTree {
                 match dm.remove(&uuid) {
                     Err(error) if error.is_busy() && may_be_open.contains(thin_id) => {}
                     Err(error) if error.is_busy() => {
-                        self.patiently(&status.name, || Ok(dm.remove(&uuid)?))?
+                        self.retry_while_busy(&status.name, || Ok(dm.remove(&uuid)?))?
                     }
                     Err(error) if error.errno() == Some(Errno::ENXIO) => {}
                     result => result?,
@@ -201,7 +201,7 @@ impl SnapshotTree {
             if ![published, unpublished].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
                 continue;
             }
-            if dm.find((&name).into())?.is_none() {
+            if dm.find(&name)?.is_none() {
                 stale.push(name);
             }
         }

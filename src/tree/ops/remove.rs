@@ -158,7 +158,7 @@ impl SnapshotTree {
                 self.remove_device(id, &snapshot).and_then(|()| self.delete_volume(id, &snapshot))
             })
         };
-        self.tidy(id, slot);
+        self.drop_idle(id, slot);
         finished
     }
 
@@ -166,7 +166,7 @@ impl SnapshotTree {
     fn remove_device(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
         let dm = self.pool.device_mapper();
         let uuid = self.volume_uuid(snapshot.thin_id)?;
-        let Some(status) = dm.find((&uuid).into())? else {
+        let Some(status) = dm.find(&uuid)? else {
             // The kernel has removed it when it was closed, and cannot remove the node.
             return Ok(dm.remove_node(&self.volume_name(id.as_str())?)?);
         };

@@ -41,8 +41,8 @@ impl SnapshotTree {
                 Ok(())
             })
         };
-        self.tidy(&from, source);
-        self.tidy(&to, target);
+        self.drop_idle(&from, source);
+        self.drop_idle(&to, target);
         renamed?;
         drop(reservation);
         self.compact();
@@ -107,7 +107,7 @@ mod tests {
                     assert!(matches!(renaming.join().unwrap(), Err(Error::UnknownSnapshot { .. })));
                 }
             });
-            tree.tidy(&a, slot);
+            tree.drop_idle(&a, slot);
             assert!(tree.slots().get(&b).is_none());
         }
         tree.close().unwrap();

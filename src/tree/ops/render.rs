@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::tree::SnapshotTree;
-use crate::tree::state::lineage::{Lineage, Place};
+use crate::tree::state::lineage::{Lineage, Node};
 
 impl SnapshotTree {
     /// The tree as text: one snapshot a line, below what it was made from. A removed parent is named.
@@ -17,7 +17,7 @@ impl SnapshotTree {
     }
 }
 
-fn text(places: &[Place]) -> String {
+fn text(places: &[Node]) -> String {
     let mut text = String::from("base\n");
     // Whether a place has a sibling below it, for each depth: looked up from the end.
     let mut last = vec![true; places.len()];
@@ -45,10 +45,10 @@ fn text(places: &[Place]) -> String {
     text
 }
 
-fn dot(places: &[Place]) -> String {
+fn dot(places: &[Node]) -> String {
     // No character of an id has to be escaped within quotes; a blank keeps the others apart from them.
     let mut text = String::from("digraph snapshots {\n  \" base\" [label=\"base\", shape=box];\n");
-    for Place { id, parent, .. } in places {
+    for Node { id, parent, .. } in places {
         // As above.
         let _ = match parent {
             Lineage::Base => writeln!(text, "  \" base\" -> \"{id}\";"),
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use crate::tree::SnapshotId;
 
-    fn places() -> Vec<Place> {
+    fn places() -> Vec<Node> {
         let id = |id: &str| SnapshotId::new(id).unwrap();
         let of = |parent: &str| Lineage::Snapshot(id(parent));
         [
@@ -79,7 +79,7 @@ mod tests {
             ("b", Lineage::Removed(id("gone")), 0),
             ("b1", of("b"), 1),
         ]
-        .map(|(name, parent, depth)| Place { id: id(name), parent, depth })
+        .map(|(name, parent, depth)| Node { id: id(name), parent, depth })
         .into()
     }
 

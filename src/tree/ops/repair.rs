@@ -82,7 +82,7 @@ impl SnapshotTree {
                     self.deactivate_slot(slot, id.as_str())?;
                     let uuid = self.volume_uuid(snapshot.thin_id)?;
                     // Left by an activation that failed, and could not be undone.
-                    if dm.find((&uuid).into())?.is_some_and(|left| !left.has_live_table()) {
+                    if dm.find(&uuid)?.is_some_and(|left| !left.has_live_table()) {
                         dm.remove(&uuid)?;
                     }
                     if held {
@@ -93,7 +93,7 @@ impl SnapshotTree {
                 })
             }
             Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {
-                if dm.find((&self.volume_uuid(snapshot.thin_id)?).into())?.is_none() {
+                if dm.find(&self.volume_uuid(snapshot.thin_id)?)?.is_none() {
                     dm.remove_node(&self.volume_name(id.as_str())?)?;
                     *slot = ActiveSnapshot::default();
                 }

@@ -12,7 +12,7 @@ use crate::thin::metadata::ChangeKind;
 use crate::tree::ops::changed::Compared;
 use crate::tree::ops::reader::BLOCK;
 use crate::tree::stream::{Encoder, StreamFilesystem, StreamHeader, StreamSummary, VolumeHeader};
-use crate::tree::{ChangedRange, Lineage, Place, SnapshotId, SnapshotReader, SnapshotTree};
+use crate::tree::{ChangedRange, Lineage, Node, SnapshotId, SnapshotReader, SnapshotTree};
 use crate::tree::{Error, Result};
 use crate::units::Bytes;
 
@@ -156,7 +156,7 @@ impl SnapshotTree {
         let mut volumes = Vec::new();
         // Of each snapshot so far: itself if it is sealed, else its nearest sealed ancestor.
         let mut nearest: HashMap<SnapshotId, SnapshotId> = HashMap::new();
-        for Place { id, parent, .. } in self.walk_from(root)? {
+        for Node { id, parent, .. } in self.walk_from(root)? {
             let base = match &parent {
                 Lineage::Snapshot(parent) => nearest.get(parent).cloned(),
                 _ => None,

@@ -207,8 +207,8 @@ impl SnapshotTree {
     /// The same of one that may be active: somebody had it open when its writer ended.
     pub(in crate::tree) fn deactivate_and_unmake(&self, thin_id: ThinId) -> Result<()> {
         let uuid = self.volume_uuid(thin_id)?;
-        if let Some(device) = self.pool.device_mapper().find((&uuid).into())? {
-            self.patiently(&device.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
+        if let Some(device) = self.pool.device_mapper().find(&uuid)? {
+            self.retry_while_busy(&device.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
         }
         self.unmake(thin_id)
     }

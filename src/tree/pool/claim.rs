@@ -54,10 +54,10 @@ impl Claim {
             let found = match create(dm, &name, &uuid) {
                 Ok(status) => Some((status, true)),
                 Err(error) if error.is_busy() => {
-                    dm.find((&uuid).into())?.map(|status| (status, status.has_live_table()))
+                    dm.find(&uuid)?.map(|status| (status, status.has_live_table()))
                 }
                 Err(error) => {
-                    if let Ok(Some(left)) = dm.find((&uuid).into())
+                    if let Ok(Some(left)) = dm.find(&uuid)
                         && left.name == name
                     {
                         // Best effort: return the original error. Of this root's devices no other manager makes one.
@@ -131,7 +131,7 @@ impl Claim {
         }
         self.file = None;
         if let Err(error) = self.dm.remove(&self.uuid) {
-            match self.dm.find((&self.uuid).into())? {
+            match self.dm.find(&self.uuid)? {
                 None => self.dm.remove_node(&self.name)?,
                 Some(status) => match open(&self.dm, &status) {
                     // The next manager has it.

@@ -1,27 +1,13 @@
 //! A larger pool, while it is in use.
 
-use std::iter;
 use std::sync::{MutexGuard, PoisonError};
 
-use serde::Serialize;
-
 use crate::loopdev::LoopControl;
-use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX, PoolEvent};
+use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX};
 use crate::tree::state::size::check_size;
 use crate::tree::{Error, Result};
 use crate::tree::{PoolSource, SnapshotTree, pool::source};
 use crate::units::Bytes;
-
-/// Something that happened to a tree's pool, and what was done about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct PoolNews {
-    /// What happened.
-    pub event: PoolEvent,
-    /// What became of the files; `None` if the pool is gone, the tree is closed, or it failed: then the error was told
-    /// before.
-    pub extended: Option<Extended>,
-}
 
 impl SnapshotTree {
     /// Make the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
@@ -68,53 +54,6 @@ impl SnapshotTree {
         let _growing = self.growing();
         self.check_open()?;
         self.extend()
-    }
-
-    /// The events of the pool: as an iterator, that blocks until there is one, and ends with the pool: with the
-    /// [`close`](Self::close) of the tree, unless the pool was adopted. Each is answered before it is told: the pool is
-    /// [extended](Self::extend_pool), as far as the options say so. That happens only while this is iterated, so give
-    /// it a thread:
-    ///
-    /// ```no_run
-    /// # fn run(tree: &dm_thin::tree::SnapshotTree) -> dm_thin::tree::Result<()> {
-    /// std::thread::scope(|scope| {
-    ///     scope.spawn(|| -> dm_thin::tree::Result<()> {
-    ///         for news in tree.watch()? {
-    ///             println!("{news:?}");
-    ///         }
-    ///         Ok(())
-    ///     });
-    ///     // … work with the tree …
-    ///     tree.close()
-    /// })
-    /// # }
-    /// ```
-    ///
-    /// An error does not end it. What keeps the pool from being extended is told first, the event after it.
-    ///
-    /// # Errors
-    /// [`dm::Error::TooOld`](crate::dm::Error::TooOld) before device-mapper interface 4.37.
-    pub fn watch(&self) -> Result<impl Iterator<Item = Result<PoolNews>> + '_> {
-        self.check_open()?;
-        let (mut events, mut unanswered) = (self.pool.watch()?, None);
-        Ok(iter::from_fn(move || {
-            if let Some(event) = unanswered.take() {
-                return Some(Ok(PoolNews { event, extended: None }));
-            }
-            let event = match events.next()? {
-                Ok(event) => event,
-                Err(error) => return Some(Err(error.into())),
-            };
-            let extended = if event == PoolEvent::Removed { Err(Error::Closed) } else { self.extend_pool() };
-            Some(match extended {
-                Ok(extended) => Ok(PoolNews { event, extended: Some(extended) }),
-                Err(Error::Closed) => Ok(PoolNews { event, extended: None }),
-                Err(error) => {
-                    unanswered = Some(event);
-                    Err(error)
-                }
-            })
-        }))
     }
 
     /// Nobody else makes the pool larger, or takes it down, as long as this is held.

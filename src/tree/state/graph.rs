@@ -135,14 +135,14 @@ pub(in crate::tree) struct IdWindow {
     /// … up to but not including this.
     pub(in crate::tree) to: u32,
     /// Ids from earlier windows that were still under way.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(in crate::tree) stragglers: Vec<ThinId>,
+    #[serde(rename = "stragglers", default, skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::tree) in_flight: Vec<ThinId>,
 }
 
 impl IdWindow {
     /// Every id in it.
     pub(in crate::tree) fn ids(&self) -> impl Iterator<Item = ThinId> + '_ {
-        (self.from..self.to).filter_map(|id| ThinId::new(id).ok()).chain(self.stragglers.iter().copied())
+        (self.from..self.to).filter_map(|id| ThinId::new(id).ok()).chain(self.in_flight.iter().copied())
     }
 }
 
@@ -545,7 +545,7 @@ mod tests {
         let before = graph.clone();
         assert_eq!(graph.apply(&Record::Base(base(1, FsState::Making))), Err("a thin id used twice"));
         for (from, to) in [(1, 0), (0, u32::MAX), (0, 1 << 24), (u32::MAX, u32::MAX)] {
-            let window = IdWindow { from, to, stragglers: Vec::new() };
+            let window = IdWindow { from, to, in_flight: Vec::new() };
             assert_eq!(graph.apply(&Record::Reserve(window)), Err("no window of thin ids"));
         }
         assert_eq!(graph, before);

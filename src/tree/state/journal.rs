@@ -241,7 +241,7 @@ pub(in crate::tree) fn replay(
         let end = bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |len| at + len);
         let (position, record) = match parse(&bytes[at..end], before, last) {
             Ok(line) => line,
-            Err(reason) if last.seq < acknowledged || is_vouched_for(&bytes[end..], last.seq + 1) => {
+            Err(reason) if last.seq < acknowledged || is_known_durable(&bytes[end..], last.seq + 1) => {
                 return Err(corrupt(number, reason));
             }
             Err(_) => break,
@@ -284,7 +284,7 @@ fn parse(text: &[u8], before: Option<Position>, last: Position) -> Result<(Posit
 }
 
 /// Whether one of the lines in `rest` was written when `seq` was durable.
-fn is_vouched_for(rest: &[u8], seq: u64) -> bool {
+fn is_known_durable(rest: &[u8], seq: u64) -> bool {
     let mut lines = rest.split(|&byte| byte == b'\n');
     lines.any(|text| serde_json::from_slice(text).is_ok_and(|line: Line<'_>| line.synced >= seq))
 }

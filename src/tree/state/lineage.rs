@@ -20,7 +20,7 @@ pub enum Lineage {
 /// A snapshot's place in the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Place {
+pub struct Node {
     /// The snapshot.
     pub id: SnapshotId,
     /// What it was made from.
@@ -56,7 +56,7 @@ impl Graph {
 
     /// Snapshots that callers see, each after its parent and before its next sibling: `from` and its descendants, or
     /// all. Siblings by their ids; those of the base first, then those whose parent was removed.
-    pub(in crate::tree) fn walk(&self, from: Option<&SnapshotId>) -> Vec<Place> {
+    pub(in crate::tree) fn walk(&self, from: Option<&SnapshotId>) -> Vec<Node> {
         let mut places = Vec::new();
         let mut stack: Vec<(SnapshotId, usize)> = match from {
             Some(id) => vec![(id.clone(), self.ancestors(id.as_str()).len())],
@@ -72,7 +72,7 @@ impl Graph {
         while let Some((id, depth)) = stack.pop() {
             let Some(parent) = self.parent(id.as_str()) else { continue };
             stack.extend(self.children(&id).into_iter().rev().map(|child| (child, depth + 1)));
-            places.push(Place { id, parent, depth });
+            places.push(Node { id, parent, depth });
         }
         places
     }

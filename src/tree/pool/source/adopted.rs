@@ -74,7 +74,7 @@ pub(super) fn gone(name: &str) -> Error {
 
 fn find(dm: &Arc<DeviceMapper>, name: &str) -> Result<(ThinPool, DeviceStatus)> {
     let name = DmName::new(name)?;
-    let status = dm.find((&name).into())?.ok_or_else(|| gone(name.to_str().unwrap_or_default()))?;
+    let status = dm.find(&name)?.ok_or_else(|| gone(name.to_str().unwrap_or_default()))?;
     let pool = ThinPool::open(dm.clone(), &name)?;
     dm.ensure_node(&name, status.number)?;
     Ok((pool, status))

@@ -9,7 +9,7 @@ use super::inactive::{ClaimedDevice, InactivePool, table, whole_blocks};
 use super::sub_devices::SubDevices;
 use crate::dm::{DeviceMapper, DmName};
 use crate::thin;
-use crate::thin::{Part, PoolTable, SplitDevice, SplitOptions, tools};
+use crate::thin::{LabelledDevice, LabelledOptions, PoolTable, SubDevice, tools};
 use crate::tree::Options;
 use crate::tree::pool::pool_source::PoolSource;
 use crate::tree::state::journal::PoolRecord;
@@ -22,9 +22,9 @@ pub(super) fn new_record(
     path: &Path,
 ) -> Result<PoolRecord> {
     // Written when the state knows it: a label that no state knows would keep everybody out.
-    let label = SplitDevice::plan(dm, path, &split_options(options, &record))?;
-    record.data_size = label.size(Part::Data).bytes();
-    record.metadata_size = label.size(Part::Metadata).bytes();
+    let label = LabelledDevice::plan(dm, path, &split_options(options, &record))?;
+    record.data_size = label.size(SubDevice::Data).bytes();
+    record.metadata_size = label.size(SubDevice::Metadata).bytes();
     record.low_water_mark = options.new_low_water_mark(record.data_size, record.block_size);
     record.label = Some(label.uuid);
     Ok(record)
@@ -37,19 +37,19 @@ pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, path: &Path, pool:
         Err(Error::Thin(thin::Error::NoLabel { .. })) => {
             let (metadata, data) = (pool.metadata_size.sectors(), pool.data_size.sectors());
             let split = split_options(options, pool).uuid(label).metadata(metadata).data(data);
-            Ok(SplitDevice::format(dm.clone(), path, &split).map(drop)?)
+            Ok(LabelledDevice::format(dm.clone(), path, &split).map(drop)?)
         }
         Err(error) => Err(error),
     }
 }
 
-fn split_options(options: &Options, pool: &PoolRecord) -> SplitOptions {
-    SplitOptions::new().block_size(pool.block_size.sectors()).force(options.force_device)
+fn split_options(options: &Options, pool: &PoolRecord) -> LabelledOptions {
+    LabelledOptions::new().block_size(pool.block_size.sectors()).force(options.force_device)
 }
 
 pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
     if let (Some(label), PoolSource::Device { path }) = (pool.label, &pool.source)
-        && let Ok(device) = SplitDevice::open(dm.clone(), path)
+        && let Ok(device) = LabelledDevice::open(dm.clone(), path)
         && device.label().uuid == label
     {
         // Best effort: the error that undoes the tree is returned.
@@ -65,7 +65,7 @@ pub(super) fn set_up(
 ) -> Result<InactivePool> {
     let device = labelled(dm, pool, pool.label.unwrap_or_default())?;
     let PoolTable { metadata, data, .. } = device.activate(name)?;
-    let size = whole_blocks(device.label().size(Part::Data).bytes(), pool.block_size);
+    let size = whole_blocks(device.label().size(SubDevice::Data).bytes(), pool.block_size);
     let table = table(pool, metadata, data);
     let sub_devices = Some(SubDevices::new(device));
     let claim = |number| {
@@ -77,12 +77,12 @@ pub(super) fn set_up(
 }
 
 /// The device with that label, at its path or elsewhere.
-fn labelled(dm: &Arc<DeviceMapper>, pool: &PoolRecord, label: Uuid) -> Result<SplitDevice> {
+fn labelled(dm: &Arc<DeviceMapper>, pool: &PoolRecord, label: Uuid) -> Result<LabelledDevice> {
     if let PoolSource::Device { path } = &pool.source
-        && let Ok(device) = SplitDevice::open(dm.clone(), path)
+        && let Ok(device) = LabelledDevice::open(dm.clone(), path)
         && device.label().uuid == label
     {
         return Ok(device);
     }
-    Ok(SplitDevice::find(dm.clone(), label)?)
+    Ok(LabelledDevice::find(dm.clone(), label)?)
 }

@@ -11,7 +11,7 @@ mod sub_devices;
 use std::sync::Arc;
 
 use crate::dm::{DeviceMapper, DmName, DmUuid};
-use crate::thin::{SplitDevice, ThinPool};
+use crate::thin::{LabelledDevice, ThinPool};
 use crate::tree::Options;
 use crate::tree::Result;
 use crate::tree::pool::pool_source::PoolSource;
@@ -86,5 +86,5 @@ pub(in crate::tree) fn deactivate(pool: &ThinPool, record: &PoolRecord) -> Resul
 
 /// The devices that are to be removed after a pool: those that do not end with it.
 pub(in crate::tree) fn parts(pool: &PoolRecord) -> Result<Vec<DmUuid>> {
-    pool.label.map_or(Ok(Vec::new()), |label| Ok(SplitDevice::part_uuids(label).map(Vec::from)?))
+    pool.label.map_or(Ok(Vec::new()), |label| Ok(LabelledDevice::sub_device_uuids(label).map(Vec::from)?))
 }

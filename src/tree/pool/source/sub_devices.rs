@@ -1,17 +1,17 @@
 //! The metadata and data devices that a labelled device is split into.
 
-use crate::thin::SplitDevice;
+use crate::thin::LabelledDevice;
 
 /// The sub-devices of an inactive pool. Dropping it removes them.
 #[derive(Debug)]
 pub(super) struct SubDevices {
-    device: SplitDevice,
+    device: LabelledDevice,
     /// The pool has taken them.
     kept: bool,
 }
 
 impl SubDevices {
-    pub(super) fn new(device: SplitDevice) -> Self {
+    pub(super) fn new(device: LabelledDevice) -> Self {
         Self { device, kept: false }
     }
 

@@ -45,7 +45,7 @@ fn journal(changes: u32) -> (State, Vec<u8>) {
     let mut bytes = Vec::new();
     for index in 0..changes {
         let record = if index == 0 {
-            Record::Reserve(IdWindow { from: 0, to: 64, stragglers: Vec::new() })
+            Record::Reserve(IdWindow { from: 0, to: 64, in_flight: Vec::new() })
         } else {
             add(index)
         };

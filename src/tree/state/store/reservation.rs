@@ -139,8 +139,8 @@ impl Inner {
 
     fn next_window(&self) -> IdWindow {
         let from = self.state.graph.ids.to % IDS;
-        let stragglers = self.pending_ids.iter().copied().collect();
-        IdWindow { from, to: IDS.min(from + WINDOW), stragglers }
+        let in_flight = self.pending_ids.iter().copied().collect();
+        IdWindow { from, to: IDS.min(from + WINDOW), in_flight }
     }
 
     fn check_name(&self, name: Option<&SnapshotId>) -> Result<()> {

@@ -13,7 +13,8 @@ use dm_thin::dm::{DeviceMapper, DmFlags};
 use dm_thin::kernel::{Kernel, RealKernel};
 use dm_thin::thin::Error;
 use dm_thin::thin::{
-    AutoExtend, ExtendRule, Extension, Part, PoolStatus, SplitDevice, SplitOptions, SplitPart, ThinPool,
+    AutoExtend, ExtendRule, Extension, LabelledDevice, LabelledOptions, PoolStatus, SubDevice,
+    SubDeviceBacking, ThinPool,
 };
 use dm_thin::units::{Blocks, Bytes, Sectors};
 
@@ -35,13 +36,13 @@ fn disk(dm: &DeviceMapper, size: Bytes) -> std::path::PathBuf {
 fn grow_disk(dm: &DeviceMapper, size: Bytes) {
     let linear = Linear { device: RealKernel.block_device(Path::new(DISK)).unwrap(), start: Sectors(0) };
     let line = linear.over(Sectors(0), size.sectors());
-    dm.load_table((&name("data")).into(), &[line], DmFlags::empty()).unwrap();
+    dm.load_table(&name("data"), &[line], DmFlags::empty()).unwrap();
     dm.resume(&name("data")).unwrap();
 }
 
-fn pool_on(device: &SplitDevice) -> ThinPool {
+fn pool_on(device: &LabelledDevice) -> ThinPool {
     let table = device.activate(&name("pool")).unwrap();
-    let size = device.label().size(Part::Data);
+    let size = device.label().size(SubDevice::Data);
     ThinPool::create(dm(), &name("pool"), &uuid("pool"), &table, size).unwrap()
 }
 
@@ -58,10 +59,10 @@ fn labelled_used_found_again_and_grown() {
     let _down = TakeDown;
     let dm = dm();
     let path = disk(&dm, Bytes::mib(256));
-    let device = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap();
+    let device = LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new()).unwrap();
     let label = device.label();
-    assert_eq!(label.size(Part::Metadata), Bytes::mib(2).sectors());
-    assert_eq!(label.size(Part::Data), Bytes::mib(253).sectors());
+    assert_eq!(label.size(SubDevice::Metadata), Bytes::mib(2).sectors());
+    assert_eq!(label.size(SubDevice::Data), Bytes::mib(253).sectors());
     let pool = pool_on(&device);
     assert_eq!(totals(&pool), (Blocks(512), Blocks(253 * 16)));
     pool.create_thin(id(1)).unwrap();
@@ -69,7 +70,7 @@ fn labelled_used_found_again_and_grown() {
     let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), size).unwrap();
     write(&volume.path(), 0, 100, 1).unwrap();
     // In use, it is not for formatting, by force or not.
-    let error = SplitDevice::format(dm.clone(), &path, &SplitOptions::new().force(true)).unwrap_err();
+    let error = LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new().force(true)).unwrap_err();
     assert!(error.is_busy(), "{error}");
 
     // Taken down, and found again; `tests/power` does it with a restart of the machine.
@@ -78,7 +79,7 @@ fn labelled_used_found_again_and_grown() {
     device.deactivate().unwrap();
     drop(device);
     drop_caches();
-    let device = SplitDevice::find(dm.clone(), label.uuid).unwrap();
+    let device = LabelledDevice::find(dm.clone(), label.uuid).unwrap();
     assert_eq!(device.label(), label);
     let pool = pool_on(&device);
     let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), size).unwrap();
@@ -88,7 +89,7 @@ fn labelled_used_found_again_and_grown() {
     device.grow().unwrap();
     grow_disk(&dm, Bytes::gib(2));
     let grown = device.grow().unwrap();
-    let [metadata, data] = [Part::Metadata, Part::Data].map(|part| grown.size(part));
+    let [metadata, data] = [SubDevice::Metadata, SubDevice::Data].map(|part| grown.size(part));
     pool.grow_data(data).unwrap();
     assert_eq!(totals(&pool).1, Blocks(data.0 / BLOCK.0));
     assert!(data.bytes() > Bytes::mib(2000) && metadata >= Bytes::mib(2).sectors(), "{metadata} {data}");
@@ -98,11 +99,11 @@ fn labelled_used_found_again_and_grown() {
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
     device.deactivate().unwrap();
-    let again = SplitDevice::open(dm.clone(), &path).unwrap();
+    let again = LabelledDevice::open(dm.clone(), &path).unwrap();
     assert_eq!(again.label(), device.label());
     assert_eq!(again.label().generation, 2);
     let other = uuid::Uuid::nil();
-    assert!(matches!(SplitDevice::find(dm.clone(), other), Err(Error::NoLabel { .. })));
+    assert!(matches!(LabelledDevice::find(dm.clone(), other), Err(Error::NoLabel { .. })));
     dm.remove(&name("data")).unwrap();
     bench.audit();
 }
@@ -113,37 +114,37 @@ fn who_extends_it_sees_what_others_took() {
     let _down = TakeDown;
     let dm = dm();
     let path = disk(&dm, Bytes::mib(256));
-    let options = SplitOptions::new().data(Bytes::mib(16).sectors());
-    let one = SplitDevice::format(dm.clone(), &path, &options).unwrap();
+    let options = LabelledOptions::new().data(Bytes::mib(16).sectors());
+    let one = LabelledDevice::format(dm.clone(), &path, &options).unwrap();
     // Through another node of the same device.
     let node = bench.path().join("node");
     RealKernel.make_node(&node, RealKernel.block_device(&path).unwrap()).unwrap();
-    let other = SplitDevice::open(dm.clone(), &node).unwrap();
+    let other = LabelledDevice::open(dm.clone(), &node).unwrap();
     let [metadata, data] = [8, 64].map(|mib| Bytes::mib(mib).sectors());
-    one.extend(Part::Data, data).unwrap();
-    other.extend(Part::Metadata, metadata).unwrap();
-    let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
-    assert_eq!((label.size(Part::Metadata), label.size(Part::Data)), (metadata, data));
+    one.extend(SubDevice::Data, data).unwrap();
+    other.extend(SubDevice::Metadata, metadata).unwrap();
+    let label = LabelledDevice::open(dm.clone(), &path).unwrap().label();
+    assert_eq!((label.size(SubDevice::Metadata), label.size(SubDevice::Data)), (metadata, data));
     // At once: each step is taken once, and none is lost.
-    let step = |device: &SplitDevice, part, from: u64| {
+    let step = |device: &LabelledDevice, part, from: u64| {
         (from..from + 16).for_each(|mib| device.extend(part, Bytes::mib(mib).sectors()).unwrap());
     };
     thread::scope(|scope| {
-        scope.spawn(|| step(&one, Part::Data, 65));
-        scope.spawn(|| step(&one, Part::Metadata, 9));
-        scope.spawn(|| step(&other, Part::Data, 65));
+        scope.spawn(|| step(&one, SubDevice::Data, 65));
+        scope.spawn(|| step(&one, SubDevice::Metadata, 9));
+        scope.spawn(|| step(&other, SubDevice::Data, 65));
     });
-    let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
+    let label = LabelledDevice::open(dm.clone(), &path).unwrap().label();
     let sizes = [24, 80].map(|mib| Bytes::mib(mib).sectors());
-    assert_eq!([label.size(Part::Metadata), label.size(Part::Data)], sizes);
+    assert_eq!([label.size(SubDevice::Metadata), label.size(SubDevice::Data)], sizes);
     for step in 1..=40 {
         let sizes = [24 + step, 80 + step].map(|mib| Bytes::mib(mib).sectors());
         thread::scope(|scope| {
-            scope.spawn(|| one.extend(Part::Data, sizes[1]).unwrap());
-            scope.spawn(|| other.extend(Part::Metadata, sizes[0]).unwrap());
+            scope.spawn(|| one.extend(SubDevice::Data, sizes[1]).unwrap());
+            scope.spawn(|| other.extend(SubDevice::Metadata, sizes[0]).unwrap());
         });
-        let label = SplitDevice::open(dm.clone(), &path).unwrap().label();
-        assert_eq!([label.size(Part::Metadata), label.size(Part::Data)], sizes, "step {step}");
+        let label = LabelledDevice::open(dm.clone(), &path).unwrap().label();
+        assert_eq!([label.size(SubDevice::Metadata), label.size(SubDevice::Data)], sizes, "step {step}");
     }
     dm.remove(&name("data")).unwrap();
     bench.audit();
@@ -155,8 +156,8 @@ fn one_good_copy_of_the_label_is_enough() {
     let _down = TakeDown;
     let dm = dm();
     let path = disk(&dm, Bytes::mib(64));
-    assert!(matches!(SplitDevice::open(dm.clone(), &path), Err(Error::NoLabel { .. })));
-    let label = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap().label();
+    assert!(matches!(LabelledDevice::open(dm.clone(), &path), Err(Error::NoLabel { .. })));
+    let label = LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new()).unwrap().label();
     let damage = |at: u64, bytes: &[u8]| {
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(bytes, at).unwrap();
@@ -168,16 +169,16 @@ fn one_good_copy_of_the_label_is_enough() {
         File::open(&path).unwrap().read_exact_at(&mut good, at).unwrap();
         for bad in [vec![0; 4096], [&good[..2048], &[9; 2048]].concat()] {
             damage(at, &bad);
-            assert_eq!(SplitDevice::open(dm.clone(), &path).unwrap().label(), label);
+            assert_eq!(LabelledDevice::open(dm.clone(), &path).unwrap().label(), label);
         }
         damage(at, &good);
     }
     damage(100, &[1]);
     damage(second + 100, &[1]);
-    let error = SplitDevice::open(dm.clone(), &path).unwrap_err();
+    let error = LabelledDevice::open(dm.clone(), &path).unwrap_err();
     assert_eq!(error.to_string(), "malformed dm-thin label: \"wrong checksum\"");
     // Labelled, if badly: not to be taken without force.
-    let error = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap_err();
+    let error = LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "/dev/mapper/dm-thin-data contains a dm-thin label; set force_device to overwrite it"
@@ -194,7 +195,7 @@ fn what_carries_something_is_taken_only_by_force() {
         let output = Command::new(program).args(arguments).arg(&path).output().unwrap();
         assert!(output.status.success(), "{program}: {output:?}");
     };
-    let format = |force| SplitDevice::format(dm.clone(), &path, &SplitOptions::new().force(force));
+    let format = |force| LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new().force(force));
     let gpt = || {
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(b"EFI PART", (512 << 20) - 512).unwrap();
@@ -230,7 +231,7 @@ fn what_carries_something_is_taken_only_by_force() {
     // Not a block device.
     let file = bench.path().join("file");
     std::fs::write(&file, "").unwrap();
-    assert!(SplitDevice::format(dm.clone(), &file, &SplitOptions::new()).is_err());
+    assert!(LabelledDevice::format(dm.clone(), &file, &LabelledOptions::new()).is_err());
 }
 
 #[test]
@@ -239,17 +240,17 @@ fn sizes_that_do_not_fit() {
     let _down = TakeDown;
     let dm = dm();
     let path = disk(&dm, Bytes::mib(16));
-    let option = |options: SplitOptions| match SplitDevice::format(dm.clone(), &path, &options) {
+    let option = |options: LabelledOptions| match LabelledDevice::format(dm.clone(), &path, &options) {
         Err(Error::InvalidOption { option, .. }) => option,
         other => panic!("{other:?}"),
     };
-    assert_eq!(option(SplitOptions::new().block_size(Sectors(100))), "block size");
-    assert_eq!(option(SplitOptions::new().metadata(Sectors(8))), "metadata size");
-    assert_eq!(option(SplitOptions::new().metadata(Bytes::mib(15).sectors())), "data size");
-    assert_eq!(option(SplitOptions::new().data(Bytes::mib(14).sectors())), "data size");
-    assert!(matches!(SplitDevice::open(dm.clone(), &path), Err(Error::NoLabel { .. })), "untouched");
-    let device = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap();
-    let error = device.extend(Part::Data, Bytes::mib(64).sectors()).unwrap_err();
+    assert_eq!(option(LabelledOptions::new().block_size(Sectors(100))), "block size");
+    assert_eq!(option(LabelledOptions::new().metadata(Sectors(8))), "metadata size");
+    assert_eq!(option(LabelledOptions::new().metadata(Bytes::mib(15).sectors())), "data size");
+    assert_eq!(option(LabelledOptions::new().data(Bytes::mib(14).sectors())), "data size");
+    assert!(matches!(LabelledDevice::open(dm.clone(), &path), Err(Error::NoLabel { .. })), "untouched");
+    let device = LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new()).unwrap();
+    let error = device.extend(SubDevice::Data, Bytes::mib(64).sectors()).unwrap_err();
     assert!(matches!(error, Error::InvalidOption { option: "data size", .. }), "{error}");
 }
 
@@ -259,13 +260,16 @@ fn a_policy_extends_it_from_what_is_free() {
     let _down = TakeDown;
     let dm = dm();
     let path = disk(&dm, Bytes::mib(256));
-    let options = SplitOptions::new().data(Bytes::mib(64).sectors()).metadata(Bytes::mib(4).sectors());
-    let device = Arc::new(SplitDevice::format(dm.clone(), &path, &options).unwrap());
+    let options = LabelledOptions::new().data(Bytes::mib(64).sectors()).metadata(Bytes::mib(4).sectors());
+    let device = Arc::new(LabelledDevice::format(dm.clone(), &path, &options).unwrap());
     let pool = pool_on(&device);
-    let part = |part| SplitPart::new(device.clone(), part).unwrap();
+    let part = |part| SubDeviceBacking::new(device.clone(), part).unwrap();
     let rule = ExtendRule { threshold: 50, step: 100, maximum: Bytes::gib(1) };
-    let policy =
-        AutoExtend::new().data(rule, part(Part::Data)).unwrap().metadata(rule, part(Part::Metadata)).unwrap();
+    let policy = AutoExtend::new()
+        .data(rule, part(SubDevice::Data))
+        .unwrap()
+        .metadata(rule, part(SubDevice::Metadata))
+        .unwrap();
     pool.create_thin(id(1)).unwrap();
     let volume = pool.activate(&name("v1"), &uuid("v1"), id(1), Bytes::gib(1).sectors()).unwrap();
     write(&volume.path(), 0, 40 << 4, 1).unwrap();
@@ -278,7 +282,7 @@ fn a_policy_extends_it_from_what_is_free() {
     assert_eq!(policy.apply(&pool).unwrap().data, Extension::Exhausted);
     drop_caches();
     assert!(holds(&volume.path(), 0, 40 << 4, 1) && holds(&volume.path(), 120 << 4, 100 << 4, 3));
-    device.extend(Part::Metadata, Bytes::mib(4).sectors()).unwrap();
+    device.extend(SubDevice::Metadata, Bytes::mib(4).sectors()).unwrap();
     volume.deactivate().unwrap();
     pool.deactivate().unwrap();
     device.deactivate().unwrap();
@@ -290,19 +294,19 @@ fn a_suspended_device_does_not_stop_the_search_for_a_label() {
     let _down = TakeDown;
     let dm = dm();
     let path = disk(&dm, Bytes::mib(64));
-    let label = SplitDevice::format(dm.clone(), &path, &SplitOptions::new()).unwrap().label();
+    let label = LabelledDevice::format(dm.clone(), &path, &LabelledOptions::new()).unwrap().label();
     // One that is suspended, and one that stands on it. Their names come before the disks'.
     let size = Bytes::mib(16).sectors();
     let below = dm.create_active(&name("v1"), &uuid("v1"), &[Zero.over(Sectors(0), size)], DmFlags::empty());
     let linear = Linear { device: below.unwrap().number, start: Sectors(0) };
     dm.create_active(&name("v2"), &uuid("v2"), &[linear.over(Sectors(0), size)], DmFlags::empty()).unwrap();
-    dm.suspend((&name("v1")).into(), DmFlags::NOFLUSH).unwrap();
+    dm.suspend(&name("v1"), DmFlags::NOFLUSH).unwrap();
     let (sender, receiver) = mpsc::channel();
     let search = {
         let dm = dm.clone();
         thread::spawn(move || {
             let found =
-                [label.uuid, uuid::Uuid::nil()].map(|uuid| SplitDevice::find(dm.clone(), uuid).is_ok());
+                [label.uuid, uuid::Uuid::nil()].map(|uuid| LabelledDevice::find(dm.clone(), uuid).is_ok());
             sender.send(found)
         })
     };

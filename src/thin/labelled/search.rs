@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::device::SplitDevice;
-use super::label::{Part, RESERVED};
+use super::device::LabelledDevice;
+use super::label::{RESERVED, SubDevice};
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, TableKind};
 use crate::kernel::DeviceNumber;
 use crate::thin::{Error, Result};
 use crate::units::Sectors;
 
-impl SplitDevice {
+impl LabelledDevice {
     /// The device with a certain label, among all of the system. What cannot be read is passed over.
     ///
     /// Read are devices that are large enough, and neither volumes nor pools of this crate's trees: what is on those
@@ -47,11 +47,11 @@ impl SplitDevice {
     }
 }
 
-impl SplitDevice {
+impl LabelledDevice {
     /// Whether a device stands on it that the label does not describe.
     fn is_part_of_another(&self) -> bool {
         let kernel = &**self.dm.kernel();
-        let parts = [Part::Metadata, Part::Data].map(|part| self.active_number(part).ok());
+        let parts = [SubDevice::Metadata, SubDevice::Data].map(|part| self.active_number(part).ok());
         let number = |name: &OsStr| {
             let text = kernel.block_attribute(name.to_str()?, "dev").ok()?;
             std::str::from_utf8(&text).ok()?.trim().parse::<DeviceNumber>().ok()
@@ -72,7 +72,7 @@ fn is_candidate(dm: &DeviceMapper, name: &str, path: &Path) -> bool {
         return false;
     }
     let Ok(number) = dm.kernel().block_device(path) else { return false };
-    match dm.find(number.into()) {
+    match dm.find(number) {
         Ok(None) => true,
         Ok(Some(status)) => !is_of_a_tree(&status) && is_running(dm, &status, &mut Vec::new()),
         Err(_) => false,
@@ -91,10 +91,10 @@ fn is_running(dm: &DeviceMapper, status: &DeviceStatus, seen: &mut Vec<DeviceNum
         return false;
     }
     seen.push(status.number);
-    let Ok(below) = dm.dependencies(status.number.into(), TableKind::Live) else { return false };
+    let Ok(below) = dm.dependencies(status.number, TableKind::Live) else { return false };
     below.into_iter().all(|number| {
         seen.contains(&number)
-            || match dm.find(number.into()) {
+            || match dm.find(number) {
                 Ok(None) => true,
                 Ok(Some(status)) => is_running(dm, &status, seen),
                 Err(_) => false,

@@ -8,9 +8,9 @@ mod search;
 
 use std::sync::Arc;
 
-pub use device::SplitDevice;
-pub use label::{Label, Part, Segment};
-pub use options::SplitOptions;
+pub use device::LabelledDevice;
+pub use label::{Label, Segment, SubDevice};
+pub use options::LabelledOptions;
 
 use super::{Backing, BackingSpace};
 use crate::kernel::DeviceNumber;
@@ -19,24 +19,24 @@ use crate::units::Sectors;
 
 /// One part of a split device that is active, for a policy that extends it from what is free there.
 #[derive(Debug)]
-pub struct SplitPart {
-    device: Arc<SplitDevice>,
-    part: Part,
+pub struct SubDeviceBacking {
+    device: Arc<LabelledDevice>,
+    part: SubDevice,
     number: DeviceNumber,
 }
 
-impl SplitPart {
+impl SubDeviceBacking {
     /// A part of a device that is active.
     ///
     /// # Errors
     /// ENXIO if it is not.
-    pub fn new(device: Arc<SplitDevice>, part: Part) -> Result<Self> {
+    pub fn new(device: Arc<LabelledDevice>, part: SubDevice) -> Result<Self> {
         let number = device.active_number(part)?;
         Ok(Self { device, part, number })
     }
 }
 
-impl Backing for SplitPart {
+impl Backing for SubDeviceBacking {
     fn number(&self) -> DeviceNumber {
         self.number
     }

@@ -7,7 +7,7 @@ use crate::units::{Bytes, Sectors};
 /// How a device is labelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SplitOptions {
+pub struct LabelledOptions {
     pub(super) block_size: Sectors,
     pub(super) metadata: Option<Sectors>,
     pub(super) data: Option<Sectors>,
@@ -15,13 +15,13 @@ pub struct SplitOptions {
     pub(super) force: bool,
 }
 
-impl Default for SplitOptions {
+impl Default for LabelledOptions {
     fn default() -> Self {
         Self { block_size: Bytes::kib(64).sectors(), metadata: None, data: None, uuid: None, force: false }
     }
 }
 
-impl SplitOptions {
+impl LabelledOptions {
     /// Blocks of 64 KiB, metadata by [rule](crate::thin::metadata_size), all the rest for data.
     pub fn new() -> Self {
         Self::default()

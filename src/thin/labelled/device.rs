@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::label::{COPIES, Label, Part, RESERVED, SIZE};
-use super::{SplitOptions, blank};
+use super::label::{COPIES, Label, RESERVED, SIZE, SubDevice};
+use super::{LabelledOptions, blank};
 use crate::dm;
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
@@ -18,21 +18,25 @@ use crate::units::{Blocks, Sectors};
 
 /// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
 #[derive(Debug)]
-pub struct SplitDevice {
+pub struct LabelledDevice {
     pub(super) dm: Arc<DeviceMapper>,
     path: PathBuf,
     pub(super) number: DeviceNumber,
     label: Mutex<Label>,
 }
 
-impl SplitDevice {
+impl LabelledDevice {
     /// Labels a device.
     ///
     /// # Errors
-    /// [`Error::DeviceInUse`] unless its first and last 4 MiB are zero, or [`SplitOptions::force`] is set; EBUSY
+    /// [`Error::DeviceInUse`] unless its first and last 4 MiB are zero, or [`LabelledOptions::force`] is set; EBUSY
     /// if somebody (a mount, another mapping) has it for himself; [`Error::InvalidOption`] for
     /// sizes that do not fit. Nothing is written then.
-    pub fn format(dm: Arc<DeviceMapper>, path: impl Into<PathBuf>, options: &SplitOptions) -> Result<Self> {
+    pub fn format(
+        dm: Arc<DeviceMapper>,
+        path: impl Into<PathBuf>,
+        options: &LabelledOptions,
+    ) -> Result<Self> {
         let path = path.into();
         let (file, number, size) = examine(&dm, &path, options)?;
         let label = plan(size, options)?;
@@ -47,7 +51,7 @@ impl SplitDevice {
     ///
     /// # Errors
     /// As [`format`](Self::format).
-    pub fn plan(dm: &DeviceMapper, path: &Path, options: &SplitOptions) -> Result<Label> {
+    pub fn plan(dm: &DeviceMapper, path: &Path, options: &LabelledOptions) -> Result<Label> {
         let (_, _, size) = examine(dm, path, options)?;
         plan(size, options)
     }
@@ -102,8 +106,8 @@ impl SplitDevice {
     /// EBUSY if a name is taken by something else, or somebody else (a mount, another mapping) has the device.
     pub fn activate(&self, name: &DmName) -> Result<PoolTable> {
         let _locked = self.claim()?;
-        let metadata = self.activate_part(name, Part::Metadata)?;
-        let data = self.activate_part(name, Part::Data).inspect_err(|_| {
+        let metadata = self.activate_part(name, SubDevice::Metadata)?;
+        let data = self.activate_part(name, SubDevice::Data).inspect_err(|_| {
             // Best effort: return the original error.
             let _ = self.deactivate();
         })?;
@@ -116,8 +120,8 @@ impl SplitDevice {
     fn claim(&self) -> Result<FileLock> {
         let kernel = &**self.dm.kernel();
         let locked = self.lock(&open(kernel, &self.path, Access::READ)?)?;
-        for part in Self::part_uuids(self.known().uuid)? {
-            if self.dm.find((&part).into())?.is_some() {
+        for part in Self::sub_device_uuids(self.known().uuid)? {
+            if self.dm.find(&part)?.is_some() {
                 return Ok(locked);
             }
         }
@@ -126,9 +130,9 @@ impl SplitDevice {
         Ok(locked)
     }
 
-    fn activate_part(&self, name: &DmName, part: Part) -> Result<DeviceNumber> {
+    fn activate_part(&self, name: &DmName, part: SubDevice) -> Result<DeviceNumber> {
         let (name, uuid) = (part_name(name, part)?, self.part_uuid(part)?);
-        if let Some(status) = self.dm.find((&uuid).into())? {
+        if let Some(status) = self.dm.find(&uuid)? {
             if status.has_live_table() && status.name == name {
                 return Ok(status.number);
             }
@@ -145,7 +149,7 @@ impl SplitDevice {
     /// # Errors
     /// EBUSY while a pool uses them ([`Error::is_busy`]).
     pub fn deactivate(&self) -> Result<()> {
-        for part in Self::part_uuids(self.known().uuid)? {
+        for part in Self::sub_device_uuids(self.known().uuid)? {
             match self.dm.remove(&part) {
                 Err(error) if error.errno() != Some(Errno::ENXIO) => return Err(error.into()),
                 _ => {}
@@ -155,15 +159,15 @@ impl SplitDevice {
     }
 
     /// The uuids of the two devices.
-    pub(crate) fn part_uuids(label: Uuid) -> Result<[DmUuid; 2]> {
-        Ok([part_uuid(label, Part::Data)?, part_uuid(label, Part::Metadata)?])
+    pub(crate) fn sub_device_uuids(label: Uuid) -> Result<[DmUuid; 2]> {
+        Ok([part_uuid(label, SubDevice::Data)?, part_uuid(label, SubDevice::Metadata)?])
     }
 
-    fn part_uuid(&self, part: Part) -> Result<DmUuid> {
+    fn part_uuid(&self, part: SubDevice) -> Result<DmUuid> {
         part_uuid(self.known().uuid, part)
     }
 
-    fn with_lines<T>(&self, part: Part, work: impl FnOnce(&[TargetSpec<'_>]) -> T) -> T {
+    fn with_lines<T>(&self, part: SubDevice, work: impl FnOnce(&[TargetSpec<'_>]) -> T) -> T {
         let segments: Vec<_> = self.known().of(part).copied().collect();
         let linear: Vec<_> =
             segments.iter().map(|segment| Linear { device: self.number, start: segment.start }).collect();
@@ -194,7 +198,7 @@ impl SplitDevice {
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if not so much is free; [`Error::NoLabel`] if the label is another one now.
-    pub fn extend(&self, part: Part, size: Sectors) -> Result<()> {
+    pub fn extend(&self, part: SubDevice, size: Sectors) -> Result<()> {
         let kernel = &**self.dm.kernel();
         let file = open(kernel, &self.path, Access::READ)?;
         let _locked = self.lock(&file)?;
@@ -203,7 +207,7 @@ impl SplitDevice {
         let free = Sectors(size_of(kernel, &file, &self.path)?.0.saturating_sub(label.end().0));
         let more = Sectors(size.0.saturating_sub(label.size(part).0));
         if more > free {
-            let option = if part == Part::Data { "data size" } else { "metadata size" };
+            let option = if part == SubDevice::Data { "data size" } else { "metadata size" };
             let reason = "more than is free on the device";
             return Err(Error::InvalidOption { option, value: size.to_string(), reason });
         }
@@ -221,13 +225,13 @@ impl SplitDevice {
     /// [`grow_data`](crate::thin::ThinPool::grow_data). The label with the new sizes is returned.
     pub fn grow(&self) -> Result<Label> {
         let (label, free) = (self.label(), self.free()?);
-        let (metadata, data) = (label.size(Part::Metadata), label.size(Part::Data));
+        let (metadata, data) = (label.size(SubDevice::Metadata), label.size(SubDevice::Data));
         let wanted = metadata_size(data + free, label.block_size).max(metadata);
         let metadata = Sectors(wanted.0.min(metadata.0 + free.0));
-        self.extend(Part::Metadata, metadata)?;
+        self.extend(SubDevice::Metadata, metadata)?;
         let whole = data + self.free()?;
         let data = data.max(Sectors(whole.0 - whole.0 % label.block_size.0));
-        self.extend(Part::Data, data)?;
+        self.extend(SubDevice::Data, data)?;
         Ok(self.label())
     }
 
@@ -245,10 +249,10 @@ impl SplitDevice {
         Err(dm::Error::Replaced { device: self.path.display().to_string(), expected, found }.into())
     }
 
-    fn resize_active(&self, part: Part) -> Result<()> {
+    fn resize_active(&self, part: SubDevice) -> Result<()> {
         let uuid = self.part_uuid(part)?;
         let held = self.dm.exclusive(&uuid);
-        if self.dm.find((&uuid).into())?.is_none() {
+        if self.dm.find(&uuid)?.is_none() {
             return Ok(());
         }
         Ok(self.with_lines(part, |lines| {
@@ -256,23 +260,23 @@ impl SplitDevice {
         })?)
     }
 
-    pub(super) fn active_number(&self, part: Part) -> Result<DeviceNumber> {
-        Ok(self.dm.status((&self.part_uuid(part)?).into())?.number)
+    pub(super) fn active_number(&self, part: SubDevice) -> Result<DeviceNumber> {
+        Ok(self.dm.status(&self.part_uuid(part)?)?.number)
     }
 }
 
-fn suffix(part: Part) -> &'static str {
+fn suffix(part: SubDevice) -> &'static str {
     match part {
-        Part::Metadata => "tmeta",
-        Part::Data => "tdata",
+        SubDevice::Metadata => "tmeta",
+        SubDevice::Data => "tdata",
     }
 }
 
-fn part_uuid(label: Uuid, part: Part) -> Result<DmUuid> {
+fn part_uuid(label: Uuid, part: SubDevice) -> Result<DmUuid> {
     Ok(DmUuid::format(format_args!("DMTHIN-{}-{}", label.simple(), suffix(part)))?)
 }
 
-fn part_name(name: &DmName, part: Part) -> Result<DmName> {
+fn part_name(name: &DmName, part: SubDevice) -> Result<DmName> {
     Ok(DmName::format(format_args!("{name}-{}", suffix(part)))?)
 }
 
@@ -280,7 +284,7 @@ fn part_name(name: &DmName, part: Part) -> Result<DmName> {
 fn examine(
     dm: &DeviceMapper,
     path: &Path,
-    options: &SplitOptions,
+    options: &LabelledOptions,
 ) -> Result<(DeviceFile, DeviceNumber, Sectors)> {
     let kernel = &**dm.kernel();
     check_block_size(options.block_size)?;
@@ -293,7 +297,7 @@ fn examine(
     Ok((file, number, size))
 }
 
-fn plan(size: Sectors, options: &SplitOptions) -> Result<Label> {
+fn plan(size: Sectors, options: &LabelledOptions) -> Result<Label> {
     let (uuid, block_size) = (options.uuid.unwrap_or_else(Uuid::new_v4), options.block_size);
     let mut label = Label { uuid, generation: 1, block_size, segments: Vec::new() };
     let room = Sectors(size.0.saturating_sub(RESERVED.0));
@@ -311,8 +315,8 @@ fn plan(size: Sectors, options: &SplitOptions) -> Result<Label> {
     if data.0 == 0 || data > rest {
         return invalid("data size", data, "does not fit on the device beside label and metadata");
     }
-    label.append(Part::Metadata, metadata)?;
-    label.append(Part::Data, data)?;
+    label.append(SubDevice::Metadata, metadata)?;
+    label.append(SubDevice::Data, data)?;
     Ok(label)
 }
 

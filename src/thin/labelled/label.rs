@@ -28,7 +28,7 @@ const MAX_SEGMENTS: usize = (SIZE - HEAD) / SEGMENT;
 
 /// Which of a pool's devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Part {
+pub enum SubDevice {
     /// The metadata device.
     Metadata,
     /// The data device.
@@ -40,7 +40,7 @@ pub enum Part {
 #[non_exhaustive]
 pub struct Segment {
     /// What it belongs to.
-    pub part: Part,
+    pub part: SubDevice,
     /// Where it begins.
     pub start: Sectors,
     /// How long it is.
@@ -63,11 +63,11 @@ pub struct Label {
 
 impl Label {
     /// How large one of the pool's devices is.
-    pub fn size(&self, part: Part) -> Sectors {
+    pub fn size(&self, part: SubDevice) -> Sectors {
         self.of(part).fold(Sectors(0), |sum, segment| sum + segment.length)
     }
 
-    pub(super) fn of(&self, part: Part) -> impl Iterator<Item = &Segment> {
+    pub(super) fn of(&self, part: SubDevice) -> impl Iterator<Item = &Segment> {
         self.segments.iter().filter(move |segment| segment.part == part)
     }
 
@@ -77,7 +77,7 @@ impl Label {
     }
 
     /// Give a part more of what is behind the last segment.
-    pub(super) fn append(&mut self, part: Part, length: Sectors) -> Result<()> {
+    pub(super) fn append(&mut self, part: SubDevice, length: Sectors) -> Result<()> {
         let (start, count) = (self.end(), self.segments.len());
         match self.segments.last_mut() {
             Some(last) if last.part == part => last.length = last.length + length,
@@ -101,7 +101,7 @@ impl Label {
         put(48, &(self.segments.len() as u64).to_le_bytes());
         for (n, segment) in self.segments.iter().enumerate() {
             let at = HEAD + n * SEGMENT;
-            let part: u64 = if segment.part == Part::Metadata { 0 } else { 1 };
+            let part: u64 = if segment.part == SubDevice::Metadata { 0 } else { 1 };
             put(at, &part.to_le_bytes());
             put(at + 8, &segment.start.0.to_le_bytes());
             put(at + 16, &segment.length.0.to_le_bytes());
@@ -138,8 +138,8 @@ impl Label {
         let mut label = Self { uuid, generation, block_size, segments: Vec::new() };
         for at in (HEAD..).step_by(SEGMENT).take(count) {
             let part = match long(at) {
-                0 => Part::Metadata,
-                1 => Part::Data,
+                0 => SubDevice::Metadata,
+                1 => SubDevice::Data,
                 _ => return Err(malformed("unknown kind of segment")),
             };
             let (start, length) = (Sectors(long(at + 8)), Sectors(long(at + 16)));
@@ -170,7 +170,7 @@ mod tests {
         let (uuid, generation) = (Uuid::from_u128(7), 3);
         let mut label = Label { uuid, generation, block_size: Sectors(128), segments: Vec::new() };
         for &(data, length) in parts {
-            label.append(if data { Part::Data } else { Part::Metadata }, Sectors(length)).unwrap();
+            label.append(if data { SubDevice::Data } else { SubDevice::Metadata }, Sectors(length)).unwrap();
         }
         label
     }
@@ -216,7 +216,7 @@ mod tests {
     fn neighbours_are_one_segment() {
         let label = label(&[(false, 8), (true, 100), (true, 28)]);
         assert_eq!(label.segments.len(), 2);
-        assert_eq!((label.size(Part::Data), label.end()), (Sectors(128), Sectors(2048 + 136)));
+        assert_eq!((label.size(SubDevice::Data), label.end()), (Sectors(128), Sectors(2048 + 136)));
         assert_eq!(Label::decode(&[0; SIZE]).unwrap(), None);
     }
 }
