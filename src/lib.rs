@@ -15,6 +15,8 @@ mod readme {}
 
 pub mod abi;
 pub mod dm;
+#[cfg(feature = "tree")]
+mod docker;
 pub mod kernel;
 pub mod loopdev;
 #[cfg(feature = "model")]

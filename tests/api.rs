@@ -1,10 +1,11 @@
 //! The public interface, as rustdoc lists it: no type of `libc` or `nix` but `Errno`, and no bare
-//! integer but those that are listed here, each for a reason.
+//! integer but those that are listed here, each for a reason. And all of it, a line for each item, in
+//! `tests/support/public-api.txt`: a change of the interface is a line in a diff. `DM_THIN_UPDATE_API=1` writes it anew.
 //!
 //! `cargo test --test api` asks for it; a plain `cargo test` leaves it out, since all is documented anew.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -110,12 +111,42 @@ fn the_public_interface_has_types() {
     assert!(wrong.is_empty(), "in the public interface:\n{}", wrong.join("\n"));
 }
 
+#[test]
+fn the_public_interface_is_the_one_listed() {
+    let api = public_api::Builder::from_rustdoc_json(rustdoc())
+        .omit_blanket_impls(true)
+        .omit_auto_trait_impls(true)
+        .omit_auto_derived_impls(true)
+        .build()
+        .expect("a format of rustdoc that public-api knows");
+    let now = api.items().map(|item| format!("{item}\n")).collect::<String>();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/public-api.txt");
+    if std::env::var_os("DM_THIN_UPDATE_API").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let listed = std::fs::read_to_string(&path).unwrap_or_default();
+    let (old, new): (BTreeSet<_>, BTreeSet<_>) = (listed.lines().collect(), now.lines().collect());
+    let gone = old.difference(&new).map(|line| format!("- {line}"));
+    let added = new.difference(&old).map(|line| format!("+ {line}"));
+    let changes: Vec<_> = gone.chain(added).collect();
+    assert!(
+        listed == now,
+        "the interface differs from {}; DM_THIN_UPDATE_API=1 accepts it:\n{}",
+        path.display(),
+        changes.join("\n")
+    );
+}
+
 fn matches(pattern: &str, item: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == item, |prefix| item.starts_with(prefix))
 }
 
 /// rustdoc's JSON, for which a stable toolchain has to be told that it may be unstable.
 fn listing() -> Value {
+    serde_json::from_slice(&std::fs::read(rustdoc()).expect("what rustdoc wrote")).expect("JSON")
+}
+
+fn rustdoc() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = root.join("target/api");
     let status = Command::new(env!("CARGO"))
@@ -126,8 +157,7 @@ fn listing() -> Value {
         .args(["--", "-Zunstable-options", "--output-format=json"])
         .status();
     assert!(status.expect("cargo").success(), "cargo rustdoc failed");
-    let text = std::fs::read(target.join("doc/dm_thin.json")).expect("what rustdoc wrote");
-    serde_json::from_slice(&text).expect("JSON")
+    target.join("doc/dm_thin.json")
 }
 
 struct Found {

@@ -21,6 +21,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("loopdev", &["abi", "kernel", "retry", "sys", "units"]),
     ("thin", &["abi", "dm", "kernel", "loopdev", "retry", "units"]),
     ("tree", &["abi", "dm", "kernel", "loopdev", "retry", "thin", "units"]),
+    ("docker", &["abi", "dm", "kernel", "thin", "tree", "units"]),
     ("model", &["abi", "dm", "kernel", "loopdev", "thin", "units"]),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +51,13 @@ pub struct LoopDevice {
     kernel: Arc<dyn Kernel>,
     file: DeviceFile,
     index: LoopIndex,
+}
+
+impl AsFd for LoopDevice {
+    /// The open device.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl LoopDevice {

@@ -179,8 +179,11 @@ impl ThinVolume {
         check_block_size(table.block_size).map(|()| table.block_size)
     }
 
-    /// Opens the node, and checks that it leads to this volume: as long as it is open it stays that one.
-    pub(crate) fn open(&self, access: Access) -> Result<DeviceFile> {
+    /// Opens the volume's node, and checks that it leads to this volume. While it is open the device cannot be removed.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if the node cannot be opened; [`dm::Error::Replaced`] if it is another device's.
+    pub fn open(&self, access: Access) -> Result<DeviceFile> {
         let path = self.path();
         let file = self.dm.kernel().open(&path, access);
         let file = file.map_err(|errno| Error::Open { path: path.clone(), errno })?;

@@ -25,8 +25,6 @@ mod ops;
 mod options;
 mod pool;
 mod state;
-mod status_display;
-mod storage_opts;
 pub mod stream;
 
 use std::cell::RefCell;

@@ -12,7 +12,7 @@ use crate::tree::{Error, Result};
 
 impl Filesystem {
     /// The kernel's name of it.
-    pub(in crate::tree) fn kernel_name(self) -> Option<&'static str> {
+    pub(crate) fn kernel_name(self) -> Option<&'static str> {
         match self {
             Self::Ext4 => Some("ext4"),
             Self::Xfs => Some("xfs"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::tree::ops::status::{SpaceStatus, TreeStatus};
+use crate::tree::{SpaceStatus, TreeStatus};
 use crate::units::Bytes;
 
 impl fmt::Display for TreeStatus {
