@@ -12,3 +12,6 @@ pub(in crate::tree) mod lineage;
 pub(in crate::tree) mod root;
 pub(in crate::tree) mod size;
 pub(in crate::tree) mod store;
+
+#[cfg(all(test, feature = "model"))]
+mod format_tests;

@@ -1,0 +1,80 @@
+//! States that earlier versions wrote are read, and mean what they meant.
+//!
+//! `tests/support/states/format-N` is what the first version with that format wrote. A new format gets a new directory;
+//! `DM_THIN_WRITE_STATE=DIRECTORY` makes this test write one.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::dm::UdevPolicy;
+use crate::model::ModelKernel;
+use crate::tree::state::files::RealDir;
+use crate::tree::state::store::Store;
+use crate::tree::{AddOptions, Filesystem, Lineage, Options, Parent, PoolSource, SnapshotId, SnapshotTree};
+use crate::units::Bytes;
+
+const FILES: [&str; 3] = ["state.json", "journal.jsonl", "lock"];
+
+fn write(to: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let kernel = Arc::new(ModelKernel::new());
+    let options =
+        || Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None).kernel(kernel.clone());
+    let tree = SnapshotTree::open(&root, options()).unwrap();
+    tree.add("image", Parent::Base).unwrap();
+    tree.set_label("image", "made-by", "an earlier version").unwrap();
+    tree.seal("image").unwrap();
+    tree.add("container", Parent::Snapshot("image")).unwrap();
+    let large = AddOptions::new().size(Bytes::gib(20));
+    tree.add_with("large", Parent::Snapshot("container"), &large).unwrap();
+    tree.remove("container").unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    // In the journal, not in the checkpoint.
+    let tree = SnapshotTree::open(&root, options()).unwrap();
+    tree.rename("large", "larger").unwrap();
+    tree.add("second", Parent::Base).unwrap();
+    tree.add("removed", Parent::Snapshot("second")).unwrap();
+    tree.remove("removed").unwrap();
+    tree.create("made", None, &AddOptions::new().size(Bytes::mib(1))).unwrap().commit_sealed().unwrap();
+    fs::create_dir_all(to).unwrap();
+    for name in FILES {
+        fs::copy(root.join(name), to.join(name)).unwrap();
+    }
+}
+
+#[test]
+fn format_1_is_read() {
+    if let Some(to) = std::env::var_os("DM_THIN_WRITE_STATE") {
+        write(to.as_ref());
+    }
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/states/format-1");
+    let root = tempfile::tempdir().unwrap();
+    for name in FILES {
+        fs::copy(kept.join(name), root.path().join(name)).unwrap();
+    }
+    let dir = RealDir::new(fs::File::open(root.path()).unwrap());
+    let store = Store::load(root.path().into(), Arc::new(dir)).unwrap().unwrap();
+    let snapshots: Vec<_> = store.read(|graph| {
+        let snapshots = graph.snapshots.iter().map(|(id, it)| {
+            let labels: Vec<_> = it.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            (id.to_string(), it.size, it.sealed.is_some(), it.lineage(), labels)
+        });
+        snapshots.collect()
+    });
+    let removed = Lineage::Removed(SnapshotId::new("container").unwrap());
+    let label = vec!["made-by=an earlier version".to_owned()];
+    assert_eq!(
+        snapshots,
+        [
+            ("image".to_owned(), Bytes::gib(10), true, Lineage::Base, label),
+            ("larger".to_owned(), Bytes::gib(20), false, removed, vec![]),
+            ("made".to_owned(), Bytes::mib(1), true, Lineage::Base, vec![]),
+            ("second".to_owned(), Bytes::gib(10), false, Lineage::Base, vec![]),
+        ]
+    );
+    let (source, filesystem) = store.read_state(|state| (state.pool.source.clone(), state.filesystem));
+    assert_eq!((source, filesystem), (PoolSource::LoopFiles, Filesystem::None));
+}
