@@ -64,7 +64,7 @@ pub enum Error {
     },
 
     /// A device is not the one that was opened: that one is gone, and its name or number is another one's.
-    #[error("{device} is another device now: {found} instead of {expected}")]
+    #[error("{device} was replaced: it is {found} now, not {expected}")]
     Replaced {
         /// The device's name.
         device: String,

@@ -77,7 +77,7 @@ pub enum Error {
 
     /// The pool's one metadata snapshot is held: by a program that reads it, or left by one that was killed.
     #[error(
-        "the metadata snapshot of pool {pool} is held; if nobody reads it any more, release_metadata_snap lets go of it"
+        "the metadata snapshot of pool {pool} is held by another program, or was leaked by one that died: then release it with release_metadata_snap"
     )]
     MetadataSnapHeld {
         /// The pool's name.

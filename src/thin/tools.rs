@@ -114,7 +114,7 @@ pub struct SuperblockOverrides {
 pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&SuperblockOverrides>) -> Result<()> {
     if damaged == spare || same_device(&RealKernel, damaged, spare) {
         let (option, value) = ("spare metadata", spare.display().to_string());
-        return Err(Error::InvalidOption { option, value, reason: "is what is to be repaired" });
+        return Err(Error::InvalidOption { option, value, reason: "is the device to be repaired" });
     }
     let facts = facts.map(|facts| {
         [

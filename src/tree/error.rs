@@ -24,7 +24,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The pool failed.
     #[error(transparent)]
-    Thin(#[from] thin::Error),
+    Thin(thin::Error),
 
     /// A device node cannot be opened.
     #[error("open {path}: {errno}", path = path.display())]
@@ -155,7 +155,7 @@ pub enum Error {
     },
 
     /// A pool that is to be adopted was made by a tree, which deletes what it does not know.
-    #[error("pool {pool} belongs to another tree alone, and cannot be adopted")]
+    #[error("pool {pool} is the private pool of another tree and cannot be adopted")]
     PrivatePool {
         /// Its name.
         pool: String,
@@ -319,7 +319,7 @@ pub enum Error {
     },
 
     /// No receive of this volume waits for being continued.
-    #[error("no receive of {volume} waits for being continued")]
+    #[error("no interrupted receive of {volume}")]
     NoReceive {
         /// Identity of the volume's content.
         volume: Uuid,
@@ -506,27 +506,41 @@ impl From<ParseBytesError> for Error {
     }
 }
 
+impl From<thin::Error> for Error {
+    /// An option that the pool does not take is one of the tree.
+    fn from(error: thin::Error) -> Self {
+        match error {
+            thin::Error::InvalidOption { option, value, reason }
+            | thin::Error::Dm(dm::Error::InvalidOption { option, value, reason })
+            | thin::Error::Loop(loopdev::Error::InvalidOption { option, value, reason }) => {
+                Self::InvalidOption { option, value, reason }
+            }
+            error => Self::Thin(error),
+        }
+    }
+}
+
 impl From<dm::Error> for Error {
     fn from(error: dm::Error) -> Self {
-        Self::Thin(error.into())
+        thin::Error::from(error).into()
     }
 }
 
 impl From<loopdev::Error> for Error {
     fn from(error: loopdev::Error) -> Self {
-        Self::Thin(error.into())
+        thin::Error::from(error).into()
     }
 }
 
 impl From<InvalidThinId> for Error {
     fn from(error: InvalidThinId) -> Self {
-        Self::Thin(error.into())
+        thin::Error::from(error).into()
     }
 }
 
 impl From<MetadataError> for Error {
     fn from(error: MetadataError) -> Self {
-        Self::Thin(error.into())
+        thin::Error::from(error).into()
     }
 }
 

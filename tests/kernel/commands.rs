@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use dm_thin::Errno;
 use dm_thin::dm::Error;
-use dm_thin::dm::targets::{ErrorTarget, Flakey, FlakeyFeatures, Linear, LostWrites, Target, Zero};
+use dm_thin::dm::targets::{ErrorTarget, Linear, Target, Zero};
 use dm_thin::dm::{
     DeviceEvent, DeviceEvents, DeviceMapper, DmFlags, DmId, DmName, DmUuid, EventNr, Geometry, Removal,
-    TableKind,
+    TableKind, TargetSpec, TargetType,
 };
 use dm_thin::units::Sectors;
 
@@ -104,13 +104,13 @@ fn tables_of_several_lines_come_back_as_they_were_loaded() {
 
     let device = dm.status(&below).unwrap().number;
     let linear = Linear { device, start: Sectors(8) };
-    let features = FlakeyFeatures { writes: Some(LostWrites::Drop), ..Default::default() };
-    let flakey = Flakey { device, start: Sectors(0), up: 1, down: 0, features };
-    let lines = [linear.over(Sectors(0), Sectors(16)), flakey.over(Sectors(16), Sectors(16))];
+    let (target_type, parameters) = (TargetType::FLAKEY, format!("{device} 0 1 0 1 drop_writes"));
+    let flakey = TargetSpec { start: Sectors(16), length: Sectors(16), target_type, parameters: &parameters };
+    let lines = [linear.over(Sectors(0), Sectors(16)), flakey];
     dm.create_active(&above, &uuid("DMTHIN-TEST-above"), &lines, DmFlags::empty()).unwrap();
     let live = dm.table(&above, TableKind::Live).unwrap();
     assert_eq!(live[0].text.parse::<Linear>().unwrap(), linear);
-    assert_eq!(live[1].text.parse::<Flakey>().unwrap(), flakey);
+    assert_eq!(live[1].text, parameters);
     assert_eq!(dm.dependencies(&above, TableKind::Live).unwrap(), [device]);
 
     assert!(dm.remove(&below).unwrap_err().is_busy());

@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dm_thin::dm::targets::{ErrorTarget, Flakey, FlakeyFeatures, Linear, LostWrites, Target};
-use dm_thin::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
+use dm_thin::dm::targets::{ErrorTarget, Linear, Target};
+use dm_thin::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec, TargetType};
 use dm_thin::kernel::DeviceNumber;
 use dm_thin::loopdev::{AttachOptions, LoopControl, LoopDevice};
 use dm_thin::thin::{PoolFeatures, PoolMode, PoolStatus, PoolTable, PoolUsage, ThinId, ThinPool, ThinVolume};
@@ -63,10 +63,10 @@ impl Disk {
 
     /// Reads go on, writes fail from now on.
     pub fn fail_writes(&self) {
-        let features = FlakeyFeatures { writes: Some(LostWrites::Error), ..Default::default() };
-        let device = self.loop_device.number();
-        let flakey = Flakey { device, start: Sectors(0), up: 0, down: 3600, features };
-        self.becomes(flakey.over(Sectors(0), self.size()));
+        // Up for no second, down for an hour.
+        let parameters = format!("{} 0 0 3600 1 error_writes", self.loop_device.number());
+        let (length, target_type) = (self.size(), TargetType::FLAKEY);
+        self.becomes(TargetSpec { start: Sectors(0), length, target_type, parameters: &parameters });
     }
 
     /// Everything fails from now on.

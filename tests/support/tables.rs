@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use dm_thin::dm::targets::{ErrorTarget, Flakey, Linear, Zero};
+use dm_thin::dm::targets::{ErrorTarget, Linear, Zero};
 use dm_thin::kernel::DeviceNumber;
 use dm_thin::thin::{Message, PoolStatus, PoolTable, ThinStatus, ThinTable};
 use dm_thin::units::Bytes;
@@ -15,7 +15,6 @@ pub fn fuzz(bytes: &[u8]) {
     check::<Linear>(&text);
     check::<Zero>(&text);
     check::<ErrorTarget>(&text);
-    check::<Flakey>(&text);
     check::<PoolTable>(&text);
     check::<ThinTable>(&text);
     check::<PoolStatus>(&text);

@@ -270,7 +270,7 @@ fn another_device_is_not_taken_for_the_trees() {
     let data = DeviceNumber { major: 254, minor: 16 };
     // Another disk is in its place.
     rig.kernel.set_disk_serial(data, "new").unwrap();
-    refused("is another device than the pool's, which is not there");
+    refused("is not the pool's device, which was not found");
     // Copies of it are at other places.
     for minor in [48, 64] {
         rig.kernel.set_disk_serial(DeviceNumber { major: 254, minor }, "disk-16").unwrap();

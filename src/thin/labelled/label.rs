@@ -83,7 +83,11 @@ impl Label {
             Some(last) if last.part == part => last.length = last.length + length,
             _ if count == MAX_SEGMENTS => {
                 let (option, value) = ("segments", MAX_SEGMENTS.to_string());
-                return Err(Error::InvalidOption { option, value, reason: "the label holds no more" });
+                return Err(Error::InvalidOption {
+                    option,
+                    value,
+                    reason: "the label has no room for another segment",
+                });
             }
             _ => self.segments.push(Segment { part, start, length }),
         }

@@ -58,7 +58,7 @@ pub enum Damage {
         computed: u32,
     },
     /// It was written for another place (the kernel's ENOTBLK).
-    #[error("misplaced: it says that it is block {found}")]
+    #[error("misplaced: its header says block {found}")]
     Misplaced {
         /// Its number in itself.
         found: u64,
@@ -94,7 +94,7 @@ pub enum Damage {
         sectors: u32,
     },
     /// Neither an internal node nor a leaf where one must be, or leaves at different depths.
-    #[error("node flags {flags:#x}: not the {expected} that its place in the tree asks for")]
+    #[error("node flags {flags:#x}, expected {expected}")]
     Kind {
         /// Its flags.
         flags: u32,
@@ -138,7 +138,7 @@ pub enum Damage {
         key: u64,
     },
     /// A child beyond the end of the metadata, or the superblock.
-    #[error("leads to metadata block {child}, which cannot be")]
+    #[error("points to metadata block {child}, which is out of range")]
     Child {
         /// The block.
         child: u64,
@@ -147,7 +147,7 @@ pub enum Damage {
     #[error("the tree is deeper than 16 levels")]
     Depth,
     /// A node that leads to itself, or to one above it.
-    #[error("leads back to a node above it")]
+    #[error("points back to one of its ancestors")]
     Cycle,
     /// A thin device id of more than 24 bits.
     #[error("thin device id {id} has more than 24 bits")]

@@ -50,7 +50,7 @@ impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMED: usize = 4;
         if self.0.is_empty() {
-            return f.write_str("in use by somebody whom /proc does not show");
+            return f.write_str("in use, by a process that /proc does not show");
         }
         for (n, holder) in self.0.iter().take(NAMED).enumerate() {
             write!(f, "{}{holder}", if n > 0 { "; " } else { "" })?;

@@ -90,7 +90,7 @@ mod tests {
                     used by device dm-3";
         assert_eq!(Listed(&holders[..4]).to_string(), text);
         assert_eq!(Listed(&holders).to_string(), format!("{text}; and 1 more"));
-        assert_eq!(Listed(&[]).to_string(), "in use by somebody whom /proc does not show");
+        assert_eq!(Listed(&[]).to_string(), "in use, by a process that /proc does not show");
     }
 
     #[test]

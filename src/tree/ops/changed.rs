@@ -141,7 +141,7 @@ impl SnapshotTree {
             _ if bookmark.tree != self.tree => Err(bookmark.invalid("of another tree")),
             (Some(id), _) => Ok(Compared::Volume(self.volume(&id)?.0)),
             (None, Some(Lineage::Removed(_))) => Ok(Compared::Time(bookmark.clone())),
-            _ => Err(bookmark.invalid("the snapshot does not descend from the one that it remembers")),
+            _ => Err(bookmark.invalid("the snapshot does not descend from the bookmark's snapshot")),
         }
     }
 
@@ -267,7 +267,7 @@ impl Changed<'_> {
                 Compared::Time(bookmark) => {
                     let created = metadata.device(target)?.map_or(0, |device| device.creation_time);
                     if created <= bookmark.time {
-                        let reason = "the snapshot was made before the one that it remembers was sealed";
+                        let reason = "the snapshot was made before the bookmark's snapshot was sealed";
                         return Err(bookmark.invalid(reason));
                     }
                     metadata.changed_since(target, bookmark.time, from)?

@@ -148,10 +148,10 @@ impl fmt::Display for Finding {
                 write!(f, "the pool is {mode}; its metadata needs thin_check")
             }
             Self::MetadataSnapHeld => {
-                f.write_str("a snapshot of the pool's metadata is held, or was left behind")
+                f.write_str("the pool's metadata snapshot is held, or was leaked by a process that died")
             }
             Self::Generation { state, pool } => {
-                write!(f, "transaction id mismatch: the state says {state}, the pool {pool}")
+                write!(f, "transaction id mismatch: state.json says {state}, the pool {pool}")
             }
             Self::MissingVolume { id: Some(id), thin_id } => {
                 write!(f, "snapshot {id}: thin device {thin_id} is not in the pool")
@@ -160,25 +160,29 @@ impl fmt::Display for Finding {
                 write!(f, "the base: thin device {thin_id} is not in the pool")
             }
             Self::UnknownVolume { thin_id, own: true } => {
-                write!(f, "thin device {thin_id} is left from a snapshot that was never finished")
+                write!(f, "thin device {thin_id} is left over from a snapshot that was never completed")
             }
             Self::UnknownVolume { thin_id, own: false } => {
-                write!(f, "thin device {thin_id} is in the pool, and nothing of this tree's")
+                write!(f, "thin device {thin_id} of the pool does not belong to this tree")
             }
             Self::Orphan { thin_id } => {
                 write!(
                     f,
-                    "thin device {thin_id} is an orphan: no snapshot, and maybe the only copy of its data"
+                    "thin device {thin_id} is an orphan: no snapshot refers to it, and it may be the only copy of its data"
                 )
             }
-            Self::Deferred { id } => write!(f, "snapshot {id} was removed, and waits for being closed"),
-            Self::Unfinished { thin_id } => write!(f, "thin device {thin_id} was made and never published"),
+            Self::Deferred { id } => {
+                write!(f, "snapshot {id} was removed; its volume is deleted once its device is closed")
+            }
+            Self::Unfinished { thin_id } => {
+                write!(f, "thin device {thin_id} was created but never published")
+            }
             Self::UnknownDevice { device, thin_id } => {
-                write!(f, "device {device} is active for thin device {thin_id}, which the tree does not have")
+                write!(f, "device {device} is active for thin device {thin_id}, which is not in the tree")
             }
             Self::WrongDevice { id, device, problem } => match problem {
                 DeviceProblem::Suspended => write!(f, "snapshot {id}: device {device} is suspended"),
-                DeviceProblem::Name => write!(f, "snapshot {id}: device {device} has another one's name"),
+                DeviceProblem::Name => write!(f, "snapshot {id}: device {device} has the wrong name"),
                 DeviceProblem::Mode { read_only: true } => {
                     write!(f, "snapshot {id}: device {device} is read-only, but the snapshot is not sealed")
                 }
@@ -187,18 +191,20 @@ impl fmt::Display for Finding {
                 }
                 DeviceProblem::Table { found } => write!(f, "snapshot {id}: device {device} is {found:?}"),
             },
-            Self::DeviceGone { id } => write!(f, "snapshot {id}: its device was removed by somebody else"),
+            Self::DeviceGone { id } => write!(f, "snapshot {id}: another program removed its device"),
             Self::NotMounted { id, target } => {
-                write!(f, "snapshot {id}: unmounted from {} by somebody else", target.display())
+                write!(f, "snapshot {id}: another program unmounted it from {}", target.display())
             }
             Self::AlsoMounted { id, target } => {
-                write!(f, "snapshot {id}: mounted on {} by somebody else", target.display())
+                write!(f, "snapshot {id}: another program mounted it on {}", target.display())
             }
             Self::StaleNode { name } => write!(f, "node /dev/mapper/{name} has no device"),
             Self::Truncated { path, size, expected } => {
-                write!(f, "{} is {size} long, the pool's device {expected}: its end is lost", path.display())
+                write!(f, "{} was truncated to {size}; the pool's device has {expected}", path.display())
             }
-            Self::NotBound { path } => write!(f, "{} is not what the pool works on", path.display()),
+            Self::NotBound { path } => {
+                write!(f, "{} is not the file that the pool's device uses", path.display())
+            }
         }
     }
 }

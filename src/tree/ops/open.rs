@@ -163,7 +163,7 @@ fn refuse_orphans(options: &Options, root: &Root, dir: &dyn StateDir) -> Result<
     } else {
         return Ok(());
     };
-    Err(Error::BackingFile { path, reason: "is there, but state.json is not: it was lost or moved away" })
+    Err(Error::BackingFile { path, reason: "exists, but state.json does not: it was lost or moved" })
 }
 
 /// The tree's pool, active.

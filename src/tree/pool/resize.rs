@@ -17,7 +17,7 @@ impl SnapshotTree {
     /// [`pool`](Self::pool).
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] for a size that no device has, and for a pool that is not on loop files;
+    /// [`Error::InvalidOption`] for not a possible device size, and for a pool that is not on loop files;
     /// [`Error::OptionConflict`] for a size below what the pool has. Whatever fails, what has grown stays grown.
     pub fn grow_pool(&self, size: Bytes) -> Result<()> {
         check_size("data size", size)?;

@@ -128,7 +128,7 @@ impl State {
         let mut sizes = pool.into_iter().chain(base).chain(snapshots);
         match sizes.find(|(_, size)| size.0 == 0 || *size > SIZE_MAX) {
             Some((option, size)) => {
-                let reason = "a size that no device has";
+                let reason = "not a possible device size";
                 Err(Error::InvalidOption { option, value: size.to_string(), reason })
             }
             None => Ok(()),

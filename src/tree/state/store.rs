@@ -427,7 +427,7 @@ impl Drop for Compacting<'_> {
 fn read(file: &dyn StateFile, max: u64, path: &Path) -> Result<Vec<u8>> {
     read_at_most(file, max).map_err(|error| match error.raw_os_error() {
         Some(libc::EFBIG) => {
-            let reason = format!("longer than {} MiB, which nothing that was ever written is", max >> 20);
+            let reason = format!("longer than {} MiB, the most that is ever written", max >> 20);
             Error::Corrupt { path: path.into(), line: None, reason }
         }
         _ => Error::io("read", path)(error),

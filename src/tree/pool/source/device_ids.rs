@@ -72,8 +72,8 @@ impl DeviceIds {
         match (&mut found[..], at_path) {
             ([node], _) => Ok(std::mem::take(node)),
             ([], Ok(None)) => Ok(path.into()),
-            ([], Ok(_)) => refused("is another device than the pool's, which is not there"),
-            ([], Err(_)) => refused("is not there, nor is the pool's device anywhere else"),
+            ([], Ok(_)) => refused("is not the pool's device, which was not found"),
+            ([], Err(_)) => refused("not found, and no other device is the pool's"),
             _ => refused(
                 "is not the pool's device, and several others have its ids; have it lead to the right one",
             ),

@@ -71,7 +71,7 @@ fn attach(
     let path = root.pool_path().join(name);
     let wrong = |reason| Error::BackingFile { path: path.clone(), reason };
     let file = root.pool_file(name).map_err(|errno| match errno {
-        Errno::ENOENT => wrong("is gone; the tree cannot work without it"),
+        Errno::ENOENT => wrong("is missing"),
         errno => Error::io("open", &path)(errno),
     })?;
     let files = control.kernel().files();
@@ -92,7 +92,7 @@ fn attach(
         return if is_whole_file(&device)? {
             Ok(device)
         } else {
-            Err(wrong("is bound to a loop device that somebody else set up; detach that (losetup -d)"))
+            Err(wrong("another program bound it to a loop device; detach that with losetup -d"))
         };
     }
     Ok(control.attach(&file, &path, &AttachOptions::new().autoclear(true).direct_io(direct_io))?)
