@@ -12,6 +12,8 @@ use crate::abi::dm::dm_ioctl;
 use crate::abi::{Argument, DeviceKind, Ioctl};
 
 /// An ioctl's third argument.
+///
+/// Complete: no variant will be added.
 #[derive(Debug)]
 pub enum Arg<'a> {
     /// An integer.

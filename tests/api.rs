@@ -108,6 +108,19 @@ fn the_public_interface_has_types() {
 }
 
 #[test]
+fn enums_are_non_exhaustive_or_say_that_they_are_complete() {
+    let listing = listing();
+    let items = listing["index"].as_object().unwrap().values();
+    let enums = items.filter(|item| item["crate_id"] == 0 && item["inner"]["enum"].is_object());
+    let open = enums.filter(|item| {
+        let exhaustive = !item["attrs"].to_string().contains("non_exhaustive");
+        exhaustive && item["visibility"] == "public" && !item["docs"].to_string().contains("Complete:")
+    });
+    let open: Vec<_> = open.map(|item| item["name"].to_string()).collect();
+    assert!(open.is_empty(), "neither non_exhaustive nor documented as complete: {open:?}");
+}
+
+#[test]
 fn the_public_interface_is_the_one_listed() {
     let api = public_api::Builder::from_rustdoc_json(rustdoc())
         .omit_blanket_impls(true)

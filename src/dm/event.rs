@@ -20,6 +20,8 @@ use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 
 /// What became of a device between two looks.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceEvent {
     /// It is there now.

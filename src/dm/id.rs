@@ -242,6 +242,8 @@ impl TargetType {
 }
 
 /// How a request says which device it means.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DmId<'a> {
     /// By name.

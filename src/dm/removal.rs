@@ -7,6 +7,8 @@ use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 
 /// What became of a removal.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use]
 pub enum Removal {

@@ -10,6 +10,8 @@ use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 
 /// Which of a device's two tables is meant.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TableKind {
     /// The one in use.

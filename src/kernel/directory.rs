@@ -38,6 +38,8 @@ impl PartialEq for MountId {
 }
 
 /// Which symbolic links are followed on the way to a directory.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Links {
     /// All, as `open(2)` does.

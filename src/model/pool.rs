@@ -6,6 +6,8 @@ use super::metadata::{Change, Metadata};
 use crate::kernel::DeviceNumber;
 
 /// The mode of a thin pool, the better ones first.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Status `rw`.

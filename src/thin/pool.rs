@@ -19,6 +19,7 @@ use crate::units::Sectors;
 
 /// What a snapshot is taken of.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Origin<'a> {
     /// A thin device that is not active. The kernel does not check that: a snapshot of one that is active can be
     /// corrupt.

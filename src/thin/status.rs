@@ -11,6 +11,8 @@ use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
 
 /// What a pool says of itself.
+///
+/// Complete: these are all that the kernel prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolStatus {
@@ -174,6 +176,8 @@ impl fmt::Display for PoolUsage {
 }
 
 /// What a thin volume says of itself.
+///
+/// Complete: these are all that the kernel prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThinStatus {

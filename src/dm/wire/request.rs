@@ -20,6 +20,7 @@ pub(in crate::dm) const SECRET: &str = "secure data";
 
 /// What follows the header.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub enum Payload<'a> {
     /// Nothing.
     None,

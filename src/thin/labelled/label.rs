@@ -27,6 +27,8 @@ const SEGMENT: usize = 24;
 const MAX_SEGMENTS: usize = (SIZE - HEAD) / SEGMENT;
 
 /// Which of a pool's devices.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SubDevice {
     /// The metadata device.

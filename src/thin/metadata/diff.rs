@@ -18,6 +18,8 @@ use super::node::Node;
 use crate::thin::ThinId;
 
 /// What a changed range has.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {

@@ -26,6 +26,8 @@ pub(super) const IN_TREE: u8 = 3;
 const CACHED: usize = 1024;
 
 /// One of the two space maps of a pool.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SpaceMapKind {
     /// Counts the leaves that name a data block.

@@ -13,6 +13,7 @@ use crate::units::Bytes;
 
 /// What a snapshot is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Parent<'a> {
     /// The base: an empty file system.
     Base,

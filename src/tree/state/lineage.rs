@@ -6,6 +6,8 @@ use crate::tree::SnapshotId;
 use crate::tree::state::graph::{Graph, Snapshot};
 
 /// What a snapshot was made from.
+///
+/// Complete: no variant will be added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Lineage {
