@@ -49,8 +49,8 @@ amount! {
 }
 
 impl fmt::Display for Bytes {
-    /// In the largest binary unit of which it is a whole number: `64 KiB`, `1000 bytes`. The alternate form (`{:#}`) rounds
-    /// to a tenth of the unit that suits it: `1.5 MiB`.
+    /// In the largest binary unit of which it is a whole number: `64 KiB`, `1000 bytes`. The alternate form (`{:#}`)
+    /// rounds to a tenth of the unit that suits it: `1.5 MiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 6] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"];
         let (whole, largest) = (self.0.trailing_zeros() / 10, self.0.checked_ilog2().unwrap_or(0) / 10);
@@ -117,7 +117,8 @@ pub struct ParseBytesError {
 impl FromStr for Bytes {
     type Err = ParseBytesError;
 
-    /// A number of bytes, or of a binary unit: `20G`, `512m`, `1.5 GiB`, `64kB`, and as it is printed. A fraction is rounded down.
+    /// A number of bytes, or of a binary unit: `20G`, `512m`, `1.5 GiB`, `64kB`, and as it is printed. A fraction is
+    /// rounded down.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse_bytes(text).map(Self).ok_or_else(|| ParseBytesError { text: text.to_owned() })
     }

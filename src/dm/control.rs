@@ -42,7 +42,7 @@ pub struct DeviceMapper {
 }
 
 impl DeviceMapper {
-    /// Open `/dev/mapper/control` of the running kernel.
+    /// Opens `/dev/mapper/control` of the running kernel.
     ///
     /// # Errors
     /// [`Error::NoDeviceMapper`], [`Error::NotPermitted`]; EINVAL if the interface is not version 4.
@@ -132,7 +132,7 @@ impl DeviceMapper {
         Ok(decoded)
     }
 
-    /// Send a request; a query grows its buffer until the answer fits.
+    /// Sends a request; a query grows its buffer until the answer fits.
     pub(super) fn transact<T>(
         &self,
         request: &Request<'_>,

@@ -32,7 +32,7 @@ impl DeviceMapper {
         self.transact(&request, |answer| answer.devices())
     }
 
-    /// Create a device without a table. Its node is there when this returns, unless udev makes it,
+    /// Creates a device without a table. Its node is there when this returns, unless udev makes it,
     /// which it does at the first [`resume`](Self::resume).
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl DeviceMapper {
         Ok(status)
     }
 
-    /// Create a device, load its table and resume it; undone if any of that fails.
+    /// Creates a device, loads its table and resumes it; undone if any of that fails.
     ///
     /// The state before the resume is returned, with the number that the device got.
     pub fn create_active(
@@ -163,7 +163,7 @@ impl DeviceMapper {
         Ok(())
     }
 
-    /// Give a device that has none a uuid, which cannot be changed after. Since interface 4.19.
+    /// Gives a device that has none a uuid, which cannot be changed after. Since interface 4.19.
     ///
     /// # Errors
     /// EBUSY if another device has it, EINVAL if this one has a uuid, ENXIO if there is no such device.
@@ -177,7 +177,7 @@ impl DeviceMapper {
         self.with_udev(request, |_| Ok(()))
     }
 
-    /// Set what HDIO_GETGEO answers; it is forgotten when the device's size changes. Since interface
+    /// Sets what HDIO_GETGEO answers; it is forgotten when the device's size changes. Since interface
     /// 4.6.
     ///
     /// # Errors
@@ -188,7 +188,7 @@ impl DeviceMapper {
         self.transact(&request, |_| Ok(()))
     }
 
-    /// Suspend a device: new I/O waits until [`resume`](Self::resume). A suspended one stays so.
+    /// Suspends a device: new I/O waits until [`resume`](Self::resume). A suspended one stays so.
     ///
     /// With no flag, a mounted file system is frozen and I/O on its way is finished first;
     /// [`DmFlags::SKIP_LOCKFS`] and [`DmFlags::NOFLUSH`] leave that out. Other flags are ignored. A
@@ -216,7 +216,7 @@ impl DeviceMapper {
         }
     }
 
-    /// Resume a device; an inactive table becomes the live one. A resume that swaps tables suspends first; a
+    /// Resumes a device; an inactive table becomes the live one. A resume that swaps tables suspends first; a
     /// signal that interrupts that does not end it.
     ///
     /// # Errors
@@ -242,13 +242,13 @@ impl DeviceMapper {
     /// The state of a device.
     ///
     /// # Errors
-    /// ENXIO if it is not there ([`Error::is_not_found`]).
+    /// ENXIO if it does not exist ([`Error::is_not_found`]).
     #[doc(alias = "DM_DEV_STATUS")]
     pub fn status<'a>(&self, id: impl Into<DmId<'a>>) -> Result<DeviceStatus> {
         self.transact(&Request::on(Command::DEV_STATUS, id.into()), |answer| answer.device())
     }
 
-    /// The state of a device, or `None` if it is not there.
+    /// The state of a device, or `None` if it does not exist.
     pub fn find<'a>(&self, id: impl Into<DmId<'a>>) -> Result<Option<DeviceStatus>> {
         match self.status(id) {
             Ok(status) => Ok(Some(status)),
@@ -257,14 +257,14 @@ impl DeviceMapper {
         }
     }
 
-    /// Wait until a device's event number is another than `seen`, which a [`DeviceStatus`] or an earlier
+    /// Waits until a device's event number is another than `seen`, which a [`DeviceStatus`] or an earlier
     /// wait told: it returns at once if that has happened already, so that no event is missed. What
     /// the targets say then comes with it.
     ///
     /// [`DmFlags::NOFLUSH`] keeps a thin pool from committing for that, other flags are ignored.
     ///
     /// # Errors
-    /// EINTR if a signal with a handler came; ENXIO if the device is not there.
+    /// EINTR if a signal with a handler came; ENXIO if the device does not exist.
     #[doc(alias = "DM_DEV_WAIT")]
     pub fn wait(
         &self,
@@ -276,7 +276,7 @@ impl DeviceMapper {
         self.transact(&request, |answer| Ok((answer.device()?, answer.targets()?)))
     }
 
-    /// Arm the control file: [`AsFd`](std::os::fd::AsFd) then polls readable once a device was created,
+    /// Arms the control file: [`AsFd`](std::os::fd::AsFd) then polls readable once a device was created,
     /// removed, renamed, suspended or resumed, or had an event, and stays so until armed again. Since
     /// interface 4.37.
     ///
@@ -287,7 +287,7 @@ impl DeviceMapper {
         self.transact(&Request::new(Command::DEV_ARM_POLL), |_| Ok(()))
     }
 
-    /// Let a multipath device test the paths that it does not use now, and wait for the outcome. Since
+    /// Lets a multipath device test the paths that it does not use now, and wait for the outcome. Since
     /// interface 4.50.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::DmVersion;
 use crate::kernel::{Condition, DeviceNumber, IoctlError, floor_error};
 
-/// The result of almost everything here.
+/// A [`Result`](std::result::Result) with this floor's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of device mapper.

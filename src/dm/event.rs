@@ -19,7 +19,7 @@ use crate::abi::dm::DM_DEV_ARM_POLL;
 use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 
-/// What became of a device between two looks.
+/// A change of a device between two lists.
 ///
 /// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ pub enum DeviceEvent {
 /// removed and made again with all of them is the same to it.
 #[derive(Debug)]
 pub struct DeviceEvents {
-    /// With a control file of its own: what it arms, nobody else disarms.
+    /// A control file of its own: arming is per open file.
     dm: DeviceMapper,
     known: BTreeMap<DeviceNumber, ListedDevice>,
     pending: VecDeque<DeviceEvent>,
@@ -63,7 +63,7 @@ impl DeviceMapper {
         Ok(events)
     }
 
-    /// Wait until something happened since this was [armed](Self::arm_poll); false if the time is up.
+    /// Waits until something happened since this was [armed](Self::arm_poll); false if the time is up.
     pub(crate) fn ready(&self, end: Option<Instant>) -> Result<bool> {
         loop {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
@@ -106,7 +106,7 @@ impl DeviceEvents {
         }
     }
 
-    /// Arm, list, compare.
+    /// Arms, lists, compares.
     fn look(&mut self) -> Result<()> {
         self.armed = false;
         self.dm.arm_poll()?;

@@ -64,7 +64,7 @@ macro_rules! fixed_text {
         pub struct $name(FixedText<{ $len }>);
 
         impl $name {
-            /// Check `text`. [`Error::InvalidName`] says what is wrong with it.
+            /// Checks `text`. [`Error::InvalidName`] says what is wrong with it.
             pub fn new(text: &str) -> Result<Self> {
                 Self::format(format_args!("{text}"))
             }

@@ -1,4 +1,4 @@
-//! Nodes under `/dev/mapper`: judged by the number they carry, made when nobody else does.
+//! Nodes under `/dev/mapper`: judged by the number they carry, created where udev does not.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

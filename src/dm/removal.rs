@@ -6,7 +6,7 @@ use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 
-/// What became of a removal.
+/// Outcome of a removal.
 ///
 /// Complete: no variant will be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,16 +19,16 @@ pub enum Removal {
 }
 
 impl DeviceMapper {
-    /// Remove a device and its node.
+    /// Removes a device and its node.
     ///
     /// # Errors
-    /// EBUSY if it is open ([`Error::is_busy`]), ENXIO if it is not there ([`Error::is_not_found`]).
+    /// EBUSY if it is open ([`Error::is_busy`]), ENXIO if it does not exist ([`Error::is_not_found`]).
     #[doc(alias = "DM_DEV_REMOVE")]
     pub fn remove<'a>(&self, id: impl Into<DmId<'a>>) -> Result<()> {
         self.remove_with(id.into(), DmFlags::empty()).map(drop)
     }
 
-    /// Remove a device now if it is closed, else when it is closed for the last time.
+    /// Removes a device now if it is closed, else when it is closed for the last time.
     ///
     /// A device waiting for that can still be used, until [`cancel_deferred_remove`](Self::cancel_deferred_remove)
     /// or its end, by whoever has it open. Where udev does not run, its node goes at once: nobody would remove it
@@ -87,7 +87,7 @@ impl DeviceMapper {
         Ok(if deferred { Removal::Deferred } else { Removal::Removed })
     }
 
-    /// Remove every device of the system that is not open, whoever made it; the ones left are
+    /// Removes every device of the system that is not open, whoever created it; the devices left are
     /// returned. Their nodes go too.
     ///
     /// With [`DmFlags::DEFERRED_REMOVE`], which came with interface 4.27, open ones are removed when

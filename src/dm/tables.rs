@@ -21,7 +21,7 @@ pub enum TableKind {
 }
 
 impl DeviceMapper {
-    /// Load a table into the inactive slot; [`resume`](Self::resume) puts it to use.
+    /// Loads a table into the inactive slot; [`resume`](Self::resume) puts it to use.
     ///
     /// Of the flags, [`DmFlags::READONLY`] counts, and [`DmFlags::SECURE_DATA`] (interface 4.20) for a
     /// table with a key in it: the kernel's and this crate's copies of it are wiped, and no error tells
@@ -56,7 +56,7 @@ impl DeviceMapper {
         self.transact(&request, |_| Ok(()))
     }
 
-    /// Drop the inactive table.
+    /// Drops the inactive table.
     ///
     /// A device that is [renamed](Self::rename) after this, with no other table loaded in between, can crash
     /// kernels with IMA (`CONFIG_IMA`, 5.15 to 6.12 at least) when it is removed: dm-ima.c frees its name twice.

@@ -146,7 +146,7 @@ fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// Tell the words that are flags of mount(2) from those for the file system.
+/// Tells the words that are flags of mount(2) from those for the file system.
 fn mount_options(mut options: Options, words: &str) -> Options {
     for word in words.split(',').filter(|word| !word.is_empty()) {
         let (flag, on) = match word {

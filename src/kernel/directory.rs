@@ -44,7 +44,7 @@ impl PartialEq for MountId {
 pub enum Links {
     /// All, as `open(2)` does.
     All,
-    /// Those that belong to root or to this process's user, so that nobody else decides where it leads.
+    /// Those that belong to root or to this process's user, so that no other user decides where it leads.
     Trusted,
 }
 
@@ -142,7 +142,7 @@ impl Directory {
         &self.path
     }
 
-    /// Its path now: somebody may have renamed it since.
+    /// Its current path: it may have been renamed.
     pub fn current_path(&self) -> PathBuf {
         std::fs::read_link(self.proc_path()).unwrap_or_else(|_| self.path.clone())
     }

@@ -91,17 +91,17 @@ macro_rules! floor_error {
                 move |source| Self::Io { action, path, source: source.into() }
             }
 
-            /// Somebody holds it: EBUSY.
+            /// It is in use: EBUSY.
             pub fn is_busy(&self) -> bool {
                 self.condition() == Some($crate::kernel::Condition::Busy)
             }
 
-            /// It is not there: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.
+            /// It does not exist: ENXIO from device mapper, ENODATA from a thin pool, ENOENT from a file system.
             pub fn is_not_found(&self) -> bool {
                 self.condition() == Some($crate::kernel::Condition::NotFound)
             }
 
-            /// It is there already: EEXIST.
+            /// It exists already: EEXIST.
             pub fn is_exists(&self) -> bool {
                 self.condition() == Some($crate::kernel::Condition::Exists)
             }

@@ -14,7 +14,8 @@ use super::process::Process;
 use super::{DeviceNumber, Directory, Links};
 use crate::units::Bytes;
 
-/// What this crate asks of file systems: the second half of the seam, reached by [`Kernel::files`](super::Kernel::files).
+/// What this crate asks of file systems: the second half of the seam, reached by
+/// [`Kernel::files`](super::Kernel::files).
 ///
 /// Names are direct children of open directories, and no call follows a symbolic link but
 /// [`open_directory`](Self::open_directory). Open files are the system's own, whatever the kernel: it gives them out,
@@ -44,7 +45,7 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// `unlinkat(2)`.
     fn remove_file(&self, above: &Directory, name: &OsStr) -> Result<(), Errno>;
 
-    /// Opens a file for reading and writing, made with mode 0600 if it is not there and `create` is set.
+    /// Opens a file for reading and writing, created with mode 0600 if it is missing and `create` is set.
     fn open_file(&self, above: &Directory, name: &OsStr, create: bool) -> Result<File, Errno>;
 
     /// `fsync(2)` of a directory: the names in it are durable.
@@ -53,7 +54,7 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// `syncfs(2)`: the whole file system of a directory is durable.
     fn sync_filesystem(&self, directory: &Directory) -> Result<(), Errno>;
 
-    /// Locks a directory. EWOULDBLOCK if somebody has locked it.
+    /// Locks a directory. EWOULDBLOCK if it is locked.
     fn lock_directory(&self, directory: &Directory) -> Result<FileLock, Errno>;
 
     /// `fstat(2)`.
@@ -123,12 +124,12 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Locks a file. EWOULDBLOCK if somebody has locked it.
+    /// Locks a file. EWOULDBLOCK if it is locked.
     pub fn try_new(file: File) -> Result<Self, Errno> {
         Self::new(file, FlockArg::LockExclusiveNonblock)
     }
 
-    /// Locks a file, waiting for whoever has locked it.
+    /// Locks a file, waiting while it is locked.
     pub fn wait(file: File) -> Result<Self, Errno> {
         Self::new(file, FlockArg::LockExclusive)
     }

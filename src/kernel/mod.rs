@@ -46,14 +46,14 @@ pub use crate::sys::{Arg, Semaphore};
 /// fail, or answer them itself. Errors are bare errnos, as the kernel gives them; the callers add what
 /// was done to which device.
 pub trait Kernel: fmt::Debug + Send + Sync {
-    /// Open a device node.
+    /// Opens a device node.
     fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno>;
 
     /// `ioctl(2)` on an open device; the result is its non-negative return value.
     fn ioctl(&self, file: &DeviceFile, request: Ioctl, argument: Arg<'_>) -> Result<u32, Errno>;
 
-    /// `poll(2)` for input, until the timeout or without one: whether there is some. An interruption by a signal ends it
-    /// early. ENOSYS unless implemented.
+    /// `poll(2)` for input, until the timeout or without one: whether there is some. An interruption by a signal ends
+    /// it early. ENOSYS unless implemented.
     fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
         let _ = (file, timeout);
         Err(Errno::ENOSYS)
@@ -92,7 +92,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// `unlink(2)`.
     fn remove_node(&self, path: &Path) -> Result<(), Errno>;
 
-    /// Locks a block device, whichever of its nodes led to it, waiting for whoever has locked it. ENOSYS unless
+    /// Locks a block device, whichever of its nodes led to it, waiting while it is locked. ENOSYS unless
     /// implemented.
     fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {
         let _ = file;
@@ -112,7 +112,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// The names in `/dev/mapper`, in no particular order.
     fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno>;
 
-    /// Whether udevd runs, so that somebody else makes device nodes: `/run/udev/control` is there.
+    /// Whether udevd runs, which makes device nodes: `/run/udev/control` is there.
     fn udev_runs(&self) -> bool;
 
     /// Makes a semaphore set of this crate with that key, and counts it up to 1: `semget(2)`, `semop(2)`. EEXIST if the
@@ -122,7 +122,7 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         Err(Errno::ENOSYS)
     }
 
-    /// Whether somebody has counted the semaphore down to 0, without waiting.
+    /// Whether the semaphore is 0, without waiting.
     fn is_semaphore_zero(&self, semaphore: Semaphore) -> Result<bool, Errno> {
         let _ = semaphore;
         Err(Errno::ENOSYS)

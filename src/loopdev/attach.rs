@@ -47,7 +47,7 @@ impl AttachOptions {
         Self::default()
     }
 
-    /// Unbind the device when it is closed for the last time; a mapping counts as an opener.
+    /// Unbinds the device when it is closed for the last time; a mapping counts as an opener.
     #[must_use]
     pub fn autoclear(mut self, on: bool) -> Self {
         self.flags.set(LoopFlags::AUTOCLEAR, on);
@@ -61,7 +61,7 @@ impl AttachOptions {
         self
     }
 
-    /// Make the device read-only. Needed for a file that is open for reading only.
+    /// Makes the device read-only. Needed for a file that is open for reading only.
     #[must_use]
     pub fn read_only(mut self, on: bool) -> Self {
         self.flags.set(LoopFlags::READ_ONLY, on);
@@ -75,7 +75,7 @@ impl AttachOptions {
         self
     }
 
-    /// Use only this much of the file; 0 for all.
+    /// Uses only this much of the file; 0 for all.
     #[must_use]
     pub fn size_limit(mut self, limit: Bytes) -> Self {
         self.size_limit = limit;
@@ -91,7 +91,7 @@ impl AttachOptions {
 }
 
 impl LoopControl {
-    /// Bind `file` to a free device. `path` is only a label that others see as the device's file.
+    /// Binds `file` to a free device. `path` is only a label that others see as the device's file.
     ///
     /// # Errors
     /// [`Error::NoLoopDevices`], [`Error::NoFreeLoopDevice`], [`Error::NotPermitted`]; EINVAL if `file` is
@@ -135,7 +135,7 @@ impl LoopControl {
         Err(Error::NoFreeLoopDevice { tried: TRIES })
     }
 
-    /// Open a loop device; where nobody makes nodes for new devices, make it.
+    /// Opens a loop device; makes its node where udev does not.
     fn device_with_node(&self, index: LoopIndex, access: Access) -> Result<LoopDevice, Errno> {
         let (path, number) = (device_path(index), self.number(index));
         let file = match self.kernel.open(&path, access) {

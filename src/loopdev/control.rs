@@ -29,7 +29,7 @@ pub struct LoopControl {
 }
 
 impl LoopControl {
-    /// Open `/dev/loop-control` of the running kernel; it is fine if there is none.
+    /// Opens `/dev/loop-control` of the running kernel; kernels before 3.1 have none.
     ///
     /// # Errors
     /// [`Error::NotPermitted`], or [`Error::Open`] if it is there but cannot be opened.
@@ -87,7 +87,7 @@ impl LoopControl {
         }
     }
 
-    /// Make the loop device with this index.
+    /// Makes the loop device with this index.
     ///
     /// # Errors
     /// EEXIST if it is there ([`Error::is_exists`]); [`Error::NoLoopDevices`] without `/dev/loop-control`.
@@ -96,7 +96,7 @@ impl LoopControl {
         self.demand(LOOP_CTL_ADD, index)
     }
 
-    /// Remove the loop device with this index.
+    /// Removes the loop device with this index.
     ///
     /// # Errors
     /// EBUSY if it is bound or open, ENODEV if it is not there.

@@ -98,7 +98,7 @@ impl LoopDevice {
         })
     }
 
-    /// Change offset, size limit and file name, and of the flags AUTOCLEAR and PARTSCAN, of which the
+    /// Changes offset, size limit and file name, and of the flags AUTOCLEAR and PARTSCAN, of which the
     /// latter cannot be taken back; the rest of `status` does not count.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl LoopDevice {
         })
     }
 
-    /// Change what [`set_status`](Self::set_status) does, and drop the size limit, in the old form, which
+    /// Changes what [`set_status`](Self::set_status) does, and drops the size limit, in the old form, which
     /// only a kernel before 2.6 would need.
     ///
     /// # Errors
@@ -171,7 +171,7 @@ impl LoopDevice {
         }
     }
 
-    /// Exchange the file under a device, in use or not, for another one of the same size. The name that
+    /// Exchanges the file under a device, in use or not, for another one of the same size. The name that
     /// [`status`](Self::status) tells stays.
     ///
     /// # Errors
@@ -189,7 +189,7 @@ impl LoopDevice {
         Ok(Bytes(size))
     }
 
-    /// Take over the size of the backing file, after it grew.
+    /// Adopts the size of the backing file after it grew (`LOOP_SET_CAPACITY`).
     #[doc(alias = "LOOP_SET_CAPACITY")]
     pub fn set_capacity(&self) -> Result<()> {
         self.ioctl(LOOP_SET_CAPACITY, Arg::Value(0)).map(drop)
@@ -204,7 +204,7 @@ impl LoopDevice {
         self.ioctl(LOOP_SET_DIRECT_IO, Arg::Value(on.into())).map(drop)
     }
 
-    /// Set the logical block size in bytes: 512 to the page size, a power of two.
+    /// Sets the logical block size in bytes: 512 to the page size, a power of two.
     #[doc(alias = "LOOP_SET_BLOCK_SIZE")]
     pub fn set_block_size(&self, size: Bytes) -> Result<()> {
         let value = i32::try_from(size.0).map_err(|_| Error::InvalidOption {
@@ -215,7 +215,7 @@ impl LoopDevice {
         self.ioctl(LOOP_SET_BLOCK_SIZE, Arg::Value(value)).map(drop)
     }
 
-    /// Unbind it, after writing out what its own page cache holds: the kernel drops that. While somebody
+    /// Unbinds it, after writing out what its own page cache holds: the kernel drops that. While somebody
     /// else has it open it becomes autoclear instead.
     ///
     /// # Errors

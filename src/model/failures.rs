@@ -69,7 +69,7 @@ impl super::ModelKernel {
         self.faults(|faults| faults.dead())
     }
 
-    /// Forget every fault and action that was planned, and a cut that happened: what the next process finds after
+    /// Forgets every fault and action that was planned, and a cut that happened: what the next process finds after
     /// this one was killed. Nothing else changes.
     pub fn heal(&self) {
         let state = &mut *self.lock();
@@ -90,7 +90,7 @@ impl super::ModelKernel {
         });
     }
 
-    /// Take back [`refuse`](Self::refuse).
+    /// Takes back [`refuse`](Self::refuse).
     pub fn allow(&self, ioctl: Ioctl) {
         self.faults(|faults| faults.refused.retain(|&(code, _)| code != ioctl.code()));
     }
@@ -105,7 +105,7 @@ impl super::ModelKernel {
         self.faults(|faults| faults.log.clone())
     }
 
-    /// Begin a new log. The count of [`calls`](Self::calls) goes on.
+    /// Begins a new log. The count of [`calls`](Self::calls) goes on.
     pub fn clear_log(&self) {
         self.faults(|faults| faults.log.clear());
     }

@@ -8,7 +8,8 @@ use nix::errno::Errno;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// The ioctl's name as the kernel spells it, or `open`, `poll`, `pread`, `pwrite`, `fdatasync`, `stat`, `mknod`,
-    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`, `which`, `run`, `semget`, `semop`,
+    /// `unlink`, `readdir`, `mount`, `umount`, `mountinfo`, `opendir`, `mkdir`, `rmdir`, `readlink`, `attribute`,
+    /// `which`, `run`, `semget`, `semop`,
     /// `semctl`, `read`, `process`.
     pub name: &'static str,
     /// The device, path or node that it was about.
@@ -71,7 +72,7 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Count a call and judge it. An error means that it has no effect.
+    /// Counts a call and decides its outcome. An error means that it has no effect.
     pub(super) fn admit(
         &mut self,
         name: &'static str,

@@ -21,7 +21,7 @@ pub(super) struct Handle {
     signalled: bool,
 }
 
-/// Take out those whose caller has dropped its file.
+/// Takes out those whose caller has dropped its file.
 pub(super) fn drop_closed(handles: &mut Vec<Handle>) {
     handles.retain(|handle| handle.opened.strong_count() > 0);
 }
@@ -57,7 +57,7 @@ impl Handle {
         matches!(self.kind, DeviceKind::Loop | DeviceKind::Block)
     }
 
-    /// Make `poll` answer POLLIN.
+    /// Makes `poll` answer POLLIN.
     pub(super) fn signal(&mut self) {
         if !self.signalled {
             self.signalled = (&self.ours).write(&[1]).is_ok();

@@ -45,11 +45,12 @@ impl ModelKernel {
         result
     }
 
-    /// Write to blocks of the active thin volume `name`, counted in the pool's data blocks: what is in them stays.
+    /// Writes to blocks of the active thin volume `name`, counted in the pool's data blocks: what is in them stays.
     ///
     /// # Errors
     /// ENOSPC when no data block is free, whether the pool would queue the write or fail it; EIO when
-    /// the pool is failed, or read-only and a block is not mapped or shared; EAGAIN when volume or pool is suspended and the write would wait.
+    /// the pool is failed, or read-only and a block is not mapped or shared; EAGAIN when volume or pool is suspended
+    /// and the write would wait.
     pub fn write(&self, name: &str, blocks: Range<u64>) -> Result<(), Errno> {
         self.hook(|world| {
             let (number, _) = world.volume(name)?;
@@ -57,7 +58,7 @@ impl ModelKernel {
         })
     }
 
-    /// Write to unmapped blocks of the thin volume `name` until the pool has only `left` free ones.
+    /// Writes to unmapped blocks of the thin volume `name` until the pool has only `left` free ones.
     pub fn fill(&self, name: &str, left: u64) -> Result<(), Errno> {
         self.hook(|world| {
             let (number, pool) = world.volume(name)?;
@@ -106,7 +107,7 @@ impl ModelKernel {
         self.with_pool(name, |pool, _| pool.mode)
     }
 
-    /// Set or clear the flag in the pool's superblock, durably, as thin_repair would.
+    /// Sets or clears the flag in the pool's superblock, durably, as thin_repair would.
     pub fn set_needs_check(&self, name: &str, needed: bool) -> Result<(), Errno> {
         self.with_pool(name, |pool, stored| pool.set_needs_check(stored, needed))
     }
@@ -217,7 +218,7 @@ impl ModelKernel {
         self.hook(|world| world.uninstalled.insert(program.to_owned()));
     }
 
-    /// Add a plain disk, or give one another size. Its synced bytes survive a power cut.
+    /// Adds a plain disk, or changes the size of one. Its synced bytes survive a power cut.
     ///
     /// # Errors
     /// EINVAL for a number that device mapper or the loop driver would give out.

@@ -45,9 +45,9 @@
 //!
 //! What differs from a real kernel: there is no page cache, so that a write fails at once, not when it is synced, but a
 //! sync that [`fail_at`](ModelKernel::fail_at) makes fail loses what was not synced, on all devices, and the next sync
-//! succeeds; nothing commits by the clock; the count of used metadata blocks is an estimate; metadata cannot be restored by
-//! writing its blocks; the targets are error, linear, thin, thin-pool and zero; a request that would wait for ever is
-//! answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK, a write to a full pool ENOSPC.
+//! succeeds; nothing commits by the clock; the count of used metadata blocks is an estimate; metadata cannot be
+//! restored by writing its blocks; the targets are error, linear, thin, thin-pool and zero; a request that would wait
+//! for ever is answered EINTR ([`ModelOptions::wait_limit`]) or EDEADLK, a write to a full pool ENOSPC.
 
 #![allow(clippy::disallowed_methods)] // files below loop devices, and the directories that are mounted on, are the host's
 
@@ -194,7 +194,7 @@ impl ModelKernel {
         Self { shared: self.shared.clone(), process: state.faults.len() - 1 }
     }
 
-    /// Pull the plug, and boot again. Mapped devices, loop bindings, nodes and mounts are gone; of a
+    /// Cuts the power, and boots again. Mapped devices, loop bindings, nodes and mounts are gone; of a
     /// pool is left what was committed, of data what was synced: each 4 KiB that was written since is as it was
     /// before. This kernel is dead from now on: every call of every process fails with EIO.
     pub fn power_cut(&self) -> Self {

@@ -147,7 +147,7 @@ impl Pool {
         (self.current.contents.metadata_blocks / 4).min(1024)
     }
 
-    /// Make what was changed durable. The result is nobody's business: the kernel discards it.
+    /// Commits. The kernel discards the result.
     pub(super) fn commit(&mut self, stored: &mut Metadata) {
         if self.mode >= Mode::OutOfMetadataSpace {
             return;

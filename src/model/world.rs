@@ -296,7 +296,7 @@ impl World {
         self.handles.iter_mut().filter(|handle| handle.is_control()).for_each(Handle::signal);
     }
 
-    /// Tell devices the events that their pools have raised.
+    /// Tells devices the events that their pools have raised.
     pub(super) fn deliver_events(&mut self) {
         let raised: Vec<(u32, u32)> = self
             .pools
@@ -310,7 +310,7 @@ impl World {
         }
     }
 
-    /// Take a device out, as far as its tables go.
+    /// Takes a device out, as far as its tables go.
     pub(super) fn remove_device(&mut self, minor: u32) {
         if self.devices.get(&minor).is_some_and(|device| device.live.is_some()) {
             self.event(minor);

@@ -27,7 +27,7 @@ impl ActivateOptions {
         Self::default()
     }
 
-    /// Refuse writes (a read-only table).
+    /// Refuses writes (a read-only table).
     #[must_use]
     #[doc(alias = "DM_READONLY_FLAG")]
     pub fn read_only(mut self, on: bool) -> Self {
@@ -46,12 +46,12 @@ impl ActivateOptions {
 }
 
 impl ThinPool {
-    /// Activate a thin device as a block device of `size`.
+    /// Activates a thin device as a block device of `size`.
     ///
     /// # Errors
     /// ENODATA if the pool has no such device ([`Error::is_not_found`]), EBUSY if the name or the uuid is
-    /// taken ([`Error::is_busy`]), [`dm::Error::Replaced`](crate::dm::Error::Replaced) if the pool's number is another pool's now. On an error no device
-    /// is left.
+    /// taken ([`Error::is_busy`]), [`dm::Error::Replaced`](crate::dm::Error::Replaced) if the pool's number is
+    /// another pool's now. On an error no device is left.
     pub fn activate(&self, name: &DmName, uuid: &DmUuid, id: ThinId, size: Sectors) -> Result<ThinVolume> {
         self.activate_with(name, uuid, id, size, &ActivateOptions::new())
     }
@@ -59,8 +59,9 @@ impl ThinPool {
     /// The same with options.
     ///
     /// # Errors
-    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool. A pool that another
-    /// process has suspended for 2 seconds is EINVAL, like a size that is not whole logical blocks of the pool's devices.
+    /// As [`activate`](Self::activate); [`Error::InvalidOption`] if the external origin is the pool. A pool that
+    /// another process has suspended for 2 seconds is EINVAL, like a size that is not whole logical blocks of the
+    /// pool's devices.
     pub fn activate_with(
         &self,
         name: &DmName,
@@ -87,14 +88,14 @@ impl ThinPool {
     }
 
     /// A volume, active already or not: a deferred removal of it is cancelled; one that is gone, or goes
-    /// meanwhile, is activated again; one that somebody else is activating is waited for. What is active keeps its
+    /// meanwhile, is activated again; one that another caller is activating is waited for. What is active keeps its
     /// size and its options.
     ///
     /// Nothing is asked first, so a volume that is not active costs what [`activate`](Self::activate)
     /// costs.
     ///
     /// # Errors
-    /// As [`activate_with`](Self::activate_with); EBUSY if somebody else has the name or the uuid, or the
+    /// As [`activate_with`](Self::activate_with); EBUSY if the name or the uuid is taken, or the
     /// removal is not over after `patience`; [`Error::WrongTarget`] if the device is not that volume.
     pub fn reactivate(
         &self,
@@ -136,7 +137,7 @@ impl ThinPool {
             if volume.id != id || volume.uuid() != Some(uuid) {
                 return Err(self.not_the_volume(name, &volume));
             }
-            // Whoever activated it may not have come so far, or died before.
+            // Its activator may still be at work, or have died.
             if !dm.waits_for_udev() {
                 dm.ensure_node(name, volume.number())?;
             }

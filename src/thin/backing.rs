@@ -24,7 +24,7 @@ pub trait Backing: fmt::Debug + Send + Sync {
     /// What is below it; `None` if all of it is there for certain.
     fn below(&self) -> Result<Option<BackingSpace>>;
 
-    /// Make it at least `size` large. The pool does not know before it is reloaded.
+    /// Extends it to at least `size`. The pool uses the space after its next reload.
     fn extend(&self, size: Sectors) -> Result<()>;
 }
 

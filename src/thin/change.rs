@@ -8,7 +8,7 @@ use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
 
 impl ThinPool {
-    /// Take over the data device's new size, while volumes are in use. The caller has made the device
+    /// Takes over the data device's new size, while volumes are in use. The caller has made the device
     /// larger. Writes that wait for space go on.
     ///
     /// Grow early. If a pool that lets writes wait runs full in the very moment in which it is suspended for
@@ -37,7 +37,7 @@ impl ThinPool {
         self.demand_growth(|total_data, _| total_data >= blocks)
     }
 
-    /// Take over the metadata device's new size, while volumes are in use.
+    /// Takes over the metadata device's new size, while volumes are in use.
     ///
     /// # Errors
     /// [`Error::PoolMode`] if the pool has not more than before: the device did not grow, is above
@@ -51,7 +51,7 @@ impl ThinPool {
         self.demand_growth(|_, total_metadata| total_metadata > before)
     }
 
-    /// Let writes without space wait, or fail.
+    /// Lets writes without space wait, or fail.
     pub fn set_no_space(&self, no_space: NoSpace) -> Result<()> {
         self.change(|table, size| {
             let features = PoolFeatures { no_space, ..table.features };

@@ -103,7 +103,7 @@ impl ThinPool {
         }
     }
 
-    /// Whether the metadata snapshot is held by somebody else than a caller of
+    /// Whether the metadata snapshot is held by another program, not by a caller of
     /// [`with_metadata_snap`](Self::with_metadata_snap).
     pub(crate) fn is_held_elsewhere(&self) -> Result<bool> {
         let _alone = self.holding.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +119,8 @@ impl ThinPool {
     }
 
     /// All thin devices of the pool, in the order of their ids, and what each has of it at this moment. Each block of
-    /// the mapping trees is read once, however many devices share it. What is exclusive is told by comparing these trees:
+    /// the mapping trees is read once, however many devices share it. What is exclusive is told by comparing these
+    /// trees:
     /// see [`Metadata::usage`].
     ///
     /// # Errors

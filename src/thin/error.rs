@@ -10,7 +10,7 @@ use crate::kernel::{Condition, floor_error};
 use crate::units::Bytes;
 use crate::{dm, loopdev};
 
-/// The result of almost everything here.
+/// A [`Result`](std::result::Result) with this floor's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of a thin pool.
@@ -142,7 +142,7 @@ pub enum Error {
         output: String,
     },
 
-    /// Something that stays as it is as long as the device is in use.
+    /// A property that cannot change while the device is in use.
     #[error("{what} of {device} is {is}; it cannot become {asked}")]
     Unchangeable {
         /// The device.

@@ -93,7 +93,7 @@ impl AutoExtend {
         Ok(self)
     }
 
-    /// Look, and extend what is above its threshold: first the metadata, then the data.
+    /// Reads the status, and extends what is above its threshold: first the metadata, then the data.
     ///
     /// # Errors
     /// [`Error::PoolMode`] if the pool has failed, or does not take the new size;
@@ -179,7 +179,7 @@ impl ExtendRule {
         if wanted == size {
             return Ok(Extension::NotNeeded);
         }
-        // What is not there below must not be promised above.
+        // The file must not promise more than its file system has.
         let below = backing.below()?.map(|below| used + (below.free + below.unused(used.bytes())).sectors());
         let below = below.unwrap_or(Sectors(u64::MAX));
         let limit = backing.limit()?.min(below).min(self.maximum.sectors()).0;

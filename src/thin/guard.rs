@@ -1,4 +1,4 @@
-//! How much space must be left before the pool is asked to allocate.
+//! Thresholds of free space.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use super::Backing;
 use super::space::percent_of;
 use crate::units::{Blocks, Bytes, Sectors};
 
-/// How much must stay free.
+/// Space that must stay free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MinFree {
-    /// So many percent of the device, and at least a block.
+    /// Percentage of the device, at least one block.
     Percent(u8),
-    /// So much.
+    /// Absolute amount.
     Bytes(Bytes),
 }
 
@@ -26,7 +26,8 @@ impl MinFree {
     }
 }
 
-/// What must be free before a thin device is created or a snapshot taken; by default nothing.
+/// Refuses to allocate when the pool is low on space: thresholds checked before `create_thin` and `create_snap`.
+/// Default: none.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SpaceGuard {
@@ -45,26 +46,26 @@ impl Default for SpaceGuard {
 }
 
 impl SpaceGuard {
-    /// Nothing has to be free.
+    /// No thresholds.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// This much data.
+    /// Minimum free data space.
     #[must_use]
     pub fn data(mut self, free: MinFree) -> Self {
         self.data = Some(free);
         self
     }
 
-    /// This much metadata.
+    /// Minimum free metadata space.
     #[must_use]
     pub fn metadata(mut self, free: MinFree) -> Self {
         self.metadata = Some(free);
         self
     }
 
-    /// Count as free data only what the device below can really get, such as the free space of the file
+    /// Limits free data to what the device below can allocate, such as the free space of the file
     /// system that a loop file is on.
     #[must_use]
     pub fn backing(mut self, data: Arc<dyn Backing>) -> Self {

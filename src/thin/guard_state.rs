@@ -1,6 +1,6 @@
-//! Free space that must be left before the pool is asked to allocate.
+//! Refuses to allocate when the pool is low on space.
 //!
-//! A message must not cost a status, so what the last status said serves until it may be wrong:
+//! Reading the status costs an ioctl, so the guard reuses the last one until an event or its age makes it stale:
 //!
 //! - Every answer carries the event number. When it moved, the status is read anyway; if that says that there is too
 //!   little, the message that learnt of it is taken back: what it created is deleted.
@@ -44,7 +44,7 @@ pub(super) fn reload_count() -> u64 {
     RELOADS.load(Ordering::Acquire)
 }
 
-/// What was last seen.
+/// The last status that was read.
 #[derive(Debug)]
 struct LastStatus {
     table: PoolTable,

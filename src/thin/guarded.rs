@@ -1,11 +1,11 @@
-//! A pool that asks its guard.
+//! A pool with a space guard.
 
 use super::guard_state::{GuardState, reload_count};
 use super::{MinFree, PoolMode, SpaceGuard, ThinPool};
 use crate::thin::{Error, Result};
 
 impl ThinPool {
-    /// Check that there is space before every message that allocates.
+    /// Checks that there is space before every message that allocates.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for more than 100 percent.
@@ -27,7 +27,7 @@ impl ThinPool {
         Ok(self)
     }
 
-    /// See that there is space for a message that allocates.
+    /// Checks that there is space for a message that allocates.
     ///
     /// # Errors
     /// [`Error::LowSpace`] if there is less than the guard wants.
@@ -45,7 +45,7 @@ impl ThinPool {
         guard.check(self.name())
     }
 
-    /// See that a volume can be suspended, and a snapshot of it made. In a pool that is out of data space and queues
+    /// Checks that a volume can be suspended for a snapshot. In a pool that is out of data space and queues
     /// writes, the suspend waits for them: until there is space, or for `no_space_timeout`. No answer would tell of the
     /// event in time, so what the last status said serves only until it is too old.
     ///

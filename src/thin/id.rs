@@ -31,7 +31,7 @@ impl ThinId {
     /// The largest id.
     pub const MAX: Self = Self((1 << 24) - 1);
 
-    /// Check that `id` has 24 bits.
+    /// Checks that `id` has 24 bits.
     pub fn new(id: u32) -> Result<Self, InvalidThinId> {
         if id > Self::MAX.0 { Err(InvalidThinId(id.to_string())) } else { Ok(Self(id)) }
     }

@@ -128,7 +128,7 @@ impl Identity {
         resumed.map_err(|error| self.named(error))
     }
 
-    /// Refuses while somebody in this process relies on the device being suspended.
+    /// Refuses while a [`SuspendedVolume`](crate::thin::SuspendedVolume) of this process keeps the device suspended.
     pub(super) fn check_not_suspended(&self, held: &Exclusive) -> Result<()> {
         if held.suspensions(self.key()) == 0 {
             return Ok(());

@@ -55,12 +55,13 @@ pub struct ThinPool {
 }
 
 impl ThinPool {
-    /// Activate a pool of `size` sectors. A metadata device that begins with 4 KiB of zeroes is
+    /// Activates a pool of `size` sectors. A metadata device that begins with 4 KiB of zeroes is
     /// formatted.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] for a table that the kernel would not take, [`dm::Error::NoTarget`](crate::dm::Error::NoTarget) if it has
-    /// no thin-pool target; EBUSY if the name is taken, or another pool uses the metadata device.
+    /// [`Error::InvalidOption`] for a table that the kernel would not take,
+    /// [`dm::Error::NoTarget`](crate::dm::Error::NoTarget) if it has no thin-pool target; EBUSY if the name is taken,
+    /// or another pool uses the metadata device.
     pub fn create(
         dm: Arc<DeviceMapper>,
         name: &DmName,
@@ -171,7 +172,7 @@ impl ThinPool {
         }
     }
 
-    /// Make an empty thin device.
+    /// Makes an empty thin device.
     ///
     /// # Errors
     /// EEXIST if the id is taken ([`Error::is_exists`]), [`Error::PoolMode`] if the pool cannot.
@@ -179,7 +180,7 @@ impl ThinPool {
         self.message(Message::CreateThin { id })
     }
 
-    /// Make a snapshot.
+    /// Makes a snapshot.
     ///
     /// # Errors
     /// EEXIST if the id is taken, ENODATA if there is no such origin ([`Error::is_not_found`]),
@@ -195,7 +196,7 @@ impl ThinPool {
         self.message(Message::CreateSnap { id, origin: origin.id() })
     }
 
-    /// Delete a thin device.
+    /// Deletes a thin device.
     ///
     /// # Errors
     /// EBUSY if it is active ([`Error::is_busy`]), ENODATA if there is none ([`Error::is_not_found`]),
@@ -204,7 +205,7 @@ impl ThinPool {
         self.message(Message::Delete { id })
     }
 
-    /// Change the transaction id.
+    /// Changes the transaction id.
     ///
     /// # Errors
     /// EINVAL if it is not `current`.
@@ -212,7 +213,7 @@ impl ThinPool {
         self.message(Message::SetTransactionId { current, new })
     }
 
-    /// Keep the metadata as it is now readable for other programs, until it is
+    /// Keeps the metadata as it is now readable for other programs, until it is
     /// [released](Self::release_metadata_snap); [`PoolUsage::held_metadata_root`](super::PoolUsage)
     /// tells where.
     ///
@@ -225,7 +226,8 @@ impl ThinPool {
         })
     }
 
-    /// Let go of that, whoever holds it: a program that still reads there reads what comes later in its place.
+    /// Releases the metadata snapshot, whoever holds it: a program that still reads it may read blocks that were
+    /// reused.
     ///
     /// # Errors
     /// EINVAL if none is held.
@@ -233,7 +235,7 @@ impl ThinPool {
         self.message(Message::ReleaseMetadataSnap)
     }
 
-    /// Send any message. Returning `Ok` means that the kernel did it and committed it.
+    /// Sends any message. Returning `Ok` means that the kernel did it and committed it.
     ///
     /// # Errors
     /// What the kernel says. [`Error::PoolMode`] if the pool cannot change its metadata any more: either the
@@ -246,7 +248,7 @@ impl ThinPool {
         self.conclude(self.send(message))
     }
 
-    /// Sends the message and nothing else, while somebody has the origin suspended: neither the guard nor the pool's
+    /// Sends the message and nothing else, while the origin is suspended: neither the guard nor the pool's
     /// mode is asked. [`conclude`](Self::conclude) tells what came of it, after the resume.
     pub(crate) fn send(&self, message: Message) -> Sent {
         let answer = self.id().and_then(|id| self.dm.message(id, Sectors(0), &message));
@@ -300,7 +302,7 @@ impl ThinPool {
         Error::PoolMode { pool: self.name().to_string(), mode, consequence }
     }
 
-    /// Remove the device. The pool's contents stay on its data and metadata devices.
+    /// Removes the device. The pool's contents stay on its data and metadata devices.
     ///
     /// # Errors
     /// EBUSY while a volume of it is active ([`Error::is_busy`]).

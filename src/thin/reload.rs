@@ -8,7 +8,7 @@ use super::identity::Identity;
 use crate::dm::{DeviceMapper, DmFlags, DmId, Exclusive, Result, TableKind, TargetSpec};
 use crate::retry::Retry;
 
-/// Load a table and put it to use; the device goes on with the old one if that fails.
+/// Loads a table and resumes with it; on failure the device keeps the old one.
 ///
 /// The resume suspends the device first, if it is not suspended: a file system on it is frozen for that
 /// moment, and I/O on its way is finished.

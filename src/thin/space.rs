@@ -1,10 +1,10 @@
-//! What a pool can be short of.
+//! The kinds of space that a pool can run out of.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// What a pool can be short of.
+/// The kinds of space that a pool can run out of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

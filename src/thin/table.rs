@@ -112,7 +112,7 @@ impl PoolTable {
         table.check().map(|()| table)
     }
 
-    /// Check what the kernel would answer with a bare EINVAL, or not at all.
+    /// Checks what the kernel would answer with a bare EINVAL, or not at all.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for a block size out of range, and for data and metadata on the same
@@ -142,7 +142,7 @@ impl PoolTable {
     }
 }
 
-/// Check that the kernel takes `size` as a pool's block size.
+/// Checks that the kernel takes `size` as a pool's block size.
 pub(crate) fn check_block_size(size: Sectors) -> Result<()> {
     let good = size >= BLOCK_SIZE_MIN && size <= BLOCK_SIZE_MAX && size.0.is_multiple_of(BLOCK_SIZE_MIN.0);
     if good {
@@ -194,7 +194,7 @@ pub struct ThinTable {
 }
 
 impl ThinTable {
-    /// Check what the kernel would answer with a bare EINVAL.
+    /// Checks what the kernel would answer with a bare EINVAL.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if the external origin is the pool.

@@ -17,7 +17,7 @@ use crate::units::{Blocks, Sectors};
 
 const PACKAGE: &str = "thin-provisioning-tools";
 
-/// Check the metadata on a device that no pool uses.
+/// Checks the metadata on a device that no pool uses.
 ///
 /// # Errors
 /// [`Error::ToolMissing`]; [`Error::Tool`] with what it found wrong.
@@ -104,9 +104,9 @@ pub struct SuperblockOverrides {
     pub data_blocks: Blocks,
 }
 
-/// Write to `spare` what can be saved of `damaged`: the metadata of a pool that is not active, which is
-/// only read. The pool is then activated with `spare` for its metadata; what `spare` held is lost. Where the superblock is
-/// damaged, `facts` are needed.
+/// Writes to `spare` what can be saved of `damaged`: the metadata of a pool that is not active, which is
+/// only read. The pool is then activated with `spare` for its metadata; what `spare` held is lost. Where the
+/// superblock is damaged, `facts` are needed.
 ///
 /// # Errors
 /// [`Error::ToolMissing`]; [`Error::Tool`] if nothing can be saved, or `spare` is too small;

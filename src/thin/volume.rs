@@ -95,8 +95,8 @@ impl ThinVolume {
         self.identity.id(&self.dm)
     }
 
-    /// Make it `size` large, while it is in use. A file system on it has to be grown after; one on it is
-    /// frozen for a moment. A volume that somebody else left suspended is resumed by this.
+    /// Makes it `size` large, while it is in use. A file system on it has to be grown after; one on it is
+    /// frozen for a moment. A volume that another process left suspended is resumed by this.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if it is larger than that: what is beyond would be lost. EBUSY as long as this
@@ -119,7 +119,7 @@ impl ThinVolume {
         Ok(reloaded.map_err(|error| self.identity.named(error))?)
     }
 
-    /// Suspend it for a snapshot: a file system on it is frozen, I/O on its way is finished.
+    /// Suspends it for a snapshot: a file system on it is frozen, I/O on its way is finished.
     ///
     /// Suspensions are counted: with several at once in this process, whatever the handles, the volume is resumed
     /// when the last of them ends.
@@ -135,8 +135,8 @@ impl ThinVolume {
         Ok(SuspendedVolume { volume: self, resumed: false, owner: Process::current() })
     }
 
-    /// Give it another name; its node moves along. Who has it open notices nothing. Clones of this handle still mean
-    /// it, though they tell its old name and [path](Self::path).
+    /// Renames the device and its node (`DM_DEV_RENAME`). Open file descriptors stay valid. Clones of this handle
+    /// still have it, though they tell its old name and [path](Self::path).
     ///
     /// # Errors
     /// EBUSY if the name is taken ([`Error::is_busy`]).
@@ -203,7 +203,7 @@ impl ThinVolume {
         })
     }
 
-    /// Remove the device; the thin device stays in the pool.
+    /// Removes the device; the thin device stays in the pool.
     ///
     /// # Errors
     /// EBUSY while it is open ([`Error::is_busy`]).
@@ -216,7 +216,8 @@ impl ThinVolume {
         Ok(self.identity.remove(&self.dm, DmFlags::DEFERRED_REMOVE)?)
     }
 
-    /// Take back [`deactivate_deferred`](Self::deactivate_deferred). That none is pending is no error.
+    /// Cancels [`deactivate_deferred`](Self::deactivate_deferred) (`@cancel_deferred_remove`). None pending is no
+    /// error.
     ///
     /// # Errors
     /// ENXIO if the device is gone: [`ThinPool::reactivate`](super::ThinPool::reactivate) makes it again.
@@ -252,7 +253,7 @@ impl SuspendedVolume<'_> {
         &self.volume.pool
     }
 
-    /// Let I/O go on, unless somebody else in this process has the volume suspended, too.
+    /// Resumes the volume, unless another [`SuspendedVolume`] of this process still suspends it.
     pub fn resume(mut self) -> Result<()> {
         self.resumed = true;
         Ok(self.volume.identity.resume(&self.volume.dm)?)
@@ -263,7 +264,7 @@ impl Drop for SuspendedVolume<'_> {
     fn drop(&mut self) {
         // A child of fork leaves it to its parent, who relies on it.
         if !self.resumed && self.owner.is_current() {
-            // There is nobody to tell: `resume` is for those who want to know.
+            // Drop cannot report an error; `resume` does.
             let _ = self.volume.identity.resume(&self.volume.dm);
         }
     }

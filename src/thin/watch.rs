@@ -87,7 +87,7 @@ pub struct PoolWatcher<P = Arc<ThinPool>> {
 /// What a watcher knows of its pool.
 #[derive(Debug)]
 pub(crate) struct WatchState {
-    /// With a control file of its own: what it arms, nobody else disarms.
+    /// A control file of its own: arming is per open file.
     dm: DeviceMapper,
     /// Who the pool is: its name and its number can be given to another device.
     uuid: Option<DmUuid>,
@@ -105,7 +105,7 @@ pub(crate) struct WatchState {
 }
 
 impl ThinPool {
-    /// Watch the pool. Since device-mapper interface 4.37.
+    /// Watches the pool. Since device-mapper interface 4.37.
     ///
     /// The kernel raises the low water mark's event once; only a reload, such as growing, arms it again.
     ///
@@ -189,7 +189,7 @@ impl WatchState {
         self.pending.push_back(PoolEvent::Removed);
     }
 
-    /// Arm, read the status, compare: whatever happens after the arming makes the poll ready, whatever happened
+    /// Arms, reads the status, compares: whatever happens after the arming makes the poll ready, whatever happened
     /// before it is in the status.
     fn look(&mut self, pool: &ThinPool) -> Result<()> {
         self.armed = false;

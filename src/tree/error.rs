@@ -15,7 +15,7 @@ use crate::thin::{InvalidThinId, ThinId, TransactionId};
 use crate::units::{Bytes, NOT_A_SIZE, ParseBytesError};
 use crate::{dm, loopdev, thin};
 
-/// The result of almost everything here.
+/// A [`Result`](std::result::Result) with this floor's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of a snapshot tree.
@@ -112,7 +112,8 @@ pub enum Error {
         problem: RootProblem,
     },
 
-    /// The tree is open already. A [`SnapshotTree`](crate::tree::SnapshotTree) keeps its root locked until it is dropped.
+    /// The tree is open already. A [`SnapshotTree`](crate::tree::SnapshotTree) keeps its root locked until it is
+    /// dropped.
     #[error(
         "{path} is locked by {}", holder.as_ref().map_or("another process".to_owned(), ProcessName::to_string),
         path = path.display()
@@ -120,7 +121,7 @@ pub enum Error {
     Locked {
         /// The tree's root.
         path: PathBuf,
-        /// Who has it, if `/proc` shows that.
+        /// The process that holds the lock, if `/proc` shows it.
         holder: Option<ProcessName>,
     },
 
@@ -244,7 +245,7 @@ pub enum Error {
         target: PathBuf,
     },
 
-    /// Another file system is mounted over a snapshot, or somebody moved its mount: unmounting `target` would take
+    /// Another file system is mounted over a snapshot, or its mount was moved: unmounting `target` would take
     /// down that one.
     #[error("another file system is mounted over {target}, or the snapshot's mount was moved", target = target.display())]
     Covered {
@@ -332,7 +333,7 @@ pub enum Error {
         volume: Uuid,
     },
 
-    /// A device is held open by somebody.
+    /// A device is open.
     #[error("{}", match snapshot {
         Some(id) => {
             format!("snapshot {id:?} is busy: {} (device {device}, open count {open_count})", Listed(holders))
@@ -392,10 +393,10 @@ pub enum Error {
         pool: String,
     },
 
-    /// The directory that is to hold another one is not there.
+    /// The parent directory does not exist.
     #[error("{above} does not exist; create it before {path}", above = above.display(), path = path.display())]
     NoDirectory {
-        /// The one that is not there.
+        /// The missing directory.
         above: PathBuf,
         /// The one that it is to hold.
         path: PathBuf,
@@ -477,7 +478,7 @@ pub enum RootProblem {
     NotDirectory,
     /// It is a symbolic link.
     Symlink,
-    /// Somebody else could write to it.
+    /// Other users can write to it.
     WritableByOthers {
         /// Its permission bits.
         mode: u32,
@@ -614,7 +615,7 @@ fn volume(id: &Option<String>) -> String {
     id.as_ref().map_or("the base".to_owned(), |id| format!("snapshot {id:?}"))
 }
 
-/// Whose device it is, and who has it open, is added where that is known.
+/// [`SnapshotTree::with_holders`](crate::tree::SnapshotTree) adds the snapshot and the holders.
 pub(in crate::tree) fn busy(device: &DmName, open_count: u32) -> Error {
     Error::Busy { snapshot: None, device: device.to_string(), open_count, holders: Vec::new() }
 }

@@ -126,7 +126,7 @@ impl SnapshotTree {
         self.store.read(|graph| graph.get(id).is_some())
     }
 
-    /// Deactivate everything, write a checkpoint, remove the pool and detach its files. An adopted pool stays.
+    /// Deactivates everything, writes a checkpoint, removes the pool and detaches its files. An adopted pool stays.
     ///
     /// A pool that is read-only or has failed goes, too: the next open does what it refused. The root is free for
     /// another manager when this value is dropped.
@@ -142,7 +142,7 @@ impl SnapshotTree {
         self.deactivate_all()?;
         // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
         let _ = self.reap_closed();
-        // From here on nobody begins anything. What fails opens the tree again.
+        // New calls are refused from here on; a failure opens the tree again.
         self.closed.store(true, Ordering::Release);
         let checkpoint = self.shut_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
         match checkpoint {
@@ -181,7 +181,7 @@ impl SnapshotTree {
         self.retry_while_busy(&name, || claim.borrow_mut().release())
     }
 
-    /// Deactivate the pool, and its devices where they do not end with it.
+    /// Deactivates the pool, and its devices where they do not end with it.
     fn take_down(&self) -> Result<()> {
         self.retry_while_busy(self.pool.name(), || Ok(self.pool.deactivate()?))?;
         let record = self.store.read_state(|state| state.pool.clone());

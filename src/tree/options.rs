@@ -130,10 +130,11 @@ impl Options {
         /// Where the pool comes from. Default: loop files. Said of an existing tree, it has to be the same.
         pool_source: PoolSource => Some(pool_source);
         /// Overwrites what the devices of [`PoolSource::Device`] or [`PoolSource::Devices`] contain when the tree is
-        /// made. Default false: [`thin::Error::DeviceInUse`](crate::thin::Error::DeviceInUse) unless their first and last 4 MiB are zero.
+        /// made. Default false: [`thin::Error::DeviceInUse`](crate::thin::Error::DeviceInUse) unless their first and
+        /// last 4 MiB are zero.
         force_device: bool => force_device;
         /// Take over the tree's pool though another root activated it, whose device and inode numbers its name carries:
-        /// for a root that was copied to another place while its pool stayed active. Nobody may use the old root any
+        /// for a root that was copied to another place while its pool stayed active. The old root must not be used any
         /// more. Default false: [`Error::OtherRoot`].
         take_over_pool: bool => take_over_pool;
         /// Open a tree whose state is older than its pool, as one restored from a backup is. Default false: refused.
@@ -184,13 +185,13 @@ impl Options {
         /// Whether the blocks of a removed snapshot are discarded, so that a loop file shrinks; it costs an
         /// activation. Default: on loop files, unless the pool keeps discards to itself.
         blkdiscard: bool => Some(blkdiscard);
-        /// Whether the pool's metadata is checked by `thin_check` before [`open`](crate::tree::SnapshotTree::open) activates
-        /// the pool. Default never. A pool that is active already is taken as it is.
+        /// Whether the pool's metadata is checked by `thin_check` before [`open`](crate::tree::SnapshotTree::open)
+        /// activates the pool. Default never. A pool that is active already is taken as it is.
         check_metadata: CheckPolicy => check_metadata;
         /// When, by how much and how far the data file of a pool on loop files is made larger, and with the same
-        /// percentages the metadata file: never, if not set. It is done by [`open`](crate::tree::SnapshotTree::open), and by
-        /// whoever iterates over [`watch`](crate::tree::SnapshotTree::watch). No more is promised than the file system below
-        /// has left.
+        /// percentages the metadata file: never, if not set. It is done by [`open`](crate::tree::SnapshotTree::open),
+        /// and by whoever iterates over [`watch`](crate::tree::SnapshotTree::watch). No more is promised than the
+        /// file system below has left.
         ///
         /// The threshold is the pool's low water mark then.
         auto_extend: ExtendRule => Some(auto_extend);
@@ -291,7 +292,7 @@ impl Options {
         }
     }
 
-    /// See that a pool may be as large as it is to be.
+    /// Checks that a pool can have the sizes asked for.
     pub(super) fn check_maximum(&self, data_size: Bytes) -> Result<()> {
         match self.auto_extend {
             Some(rule) if rule.maximum < data_size => {
@@ -338,7 +339,7 @@ impl Options {
         self.low_water_mark.unwrap_or(LOW_WATER_MARK.min(fifth))
     }
 
-    /// Refuse what a pool that is to be adopted does not have.
+    /// Refuses options that conflict with a pool to be adopted.
     pub(super) fn check_adopted(&self, pool: &PoolTable) -> Result<()> {
         conflict("block size", self.block_size, pool.block_size.bytes())?;
         conflict("low water mark", self.low_water_mark, pool.low_water_mark)?;
@@ -362,7 +363,7 @@ impl Options {
         self.base_size.unwrap_or(BASE_SIZE)
     }
 
-    /// Refuse what an existing tree does not have.
+    /// Refuses options that conflict with an existing tree.
     pub(super) fn check_against(&self, state: &State) -> Result<()> {
         let pool = &state.pool;
         if let Some(asked) = self.pool_source.as_ref().filter(|asked| **asked != pool.source) {

@@ -198,7 +198,7 @@ impl<'a> Request<'a> {
         self.flags.contains(DmFlags::SECURE_DATA)
     }
 
-    /// Write the request to the front of `buffer`, the whole of which becomes `data_size`: what is
+    /// Writes the request to the front of `buffer`, the whole of which becomes `data_size`: what is
     /// behind the request is room for the answer, and zero.
     pub fn encode(&self, buffer: &mut [u8]) -> Result<(), EncodeError> {
         let data_size = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
@@ -300,7 +300,7 @@ fn encode_payload(payload: Payload<'_>, body: &mut [u8]) -> Result<(), EncodeErr
     Ok(())
 }
 
-/// Write a name, which has no NUL inside, and its NUL.
+/// Writes a name, which has no NUL inside, and its NUL.
 fn write_name(body: &mut [u8], name: &[u8]) -> Result<(), EncodeError> {
     let room = body.get_mut(..=name.len()).ok_or(EncodeError::BufferTooSmall)?;
     let (text, nul) = room.split_at_mut(name.len());
@@ -309,7 +309,7 @@ fn write_name(body: &mut [u8], name: &[u8]) -> Result<(), EncodeError> {
     Ok(())
 }
 
-/// Write text and its NUL; the bytes that takes.
+/// Writes text and its NUL; the bytes that takes.
 fn write_text(body: &mut [u8], text: &dyn fmt::Display) -> Result<usize, EncodeError> {
     struct Text<'a> {
         body: &'a mut [u8],

@@ -92,7 +92,7 @@ pub struct Response<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Take apart the buffer of a successful ioctl.
+    /// Takes apart the buffer of a successful ioctl.
     pub fn decode(buffer: &'a [u8]) -> Result<Self> {
         let header = match dm_ioctl::read_from_prefix(buffer) {
             Ok((header, _)) => header,

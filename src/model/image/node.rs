@@ -29,8 +29,8 @@ pub(super) const fn max_entries(value_size: usize) -> usize {
     (BLOCK_SIZE - HEADER) / (size_of::<u64>() + value_size) / 3 * 3
 }
 
-/// Cuts sorted entries into nodes that are at least a third full, which is the kernel's rule for all but the root. Where
-/// depends on the keys, so that an entry more or less changes the nodes beside it only.
+/// Cuts sorted entries into nodes that are at least a third full, which is the kernel's rule for all but the root.
+/// Where depends on the keys, so that an entry more or less changes the nodes beside it only.
 pub(super) fn split(keys: impl Fn(usize) -> u64, len: usize, max: usize) -> Vec<Range<usize>> {
     let min = max / 3;
     let (mut parts, mut from) = (Vec::new(), 0);

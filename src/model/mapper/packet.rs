@@ -59,7 +59,7 @@ impl Packet {
         self.header.uuid[DM_UUID_LEN - 1] = 0;
     }
 
-    /// Write a device's name and uuid into the header.
+    /// Writes a device's name and uuid into the header.
     pub(super) fn identify(&mut self, name: &[u8], uuid: &[u8]) {
         self.header.name = [0; DM_NAME_LEN];
         self.header.name[..name.len()].copy_from_slice(name);

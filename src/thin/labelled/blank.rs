@@ -35,7 +35,8 @@ pub(crate) fn check_blank(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -
     check_edges(kernel, file, path, |_, found| *found == zeroes[..found.len()])
 }
 
-/// The same, but the kernel may have formatted metadata there, or have begun to: each of its blocks tells its own number.
+/// The same, but the kernel may have formatted metadata there, or have begun to: each of its blocks tells its own
+/// number.
 pub(crate) fn check_unused_metadata(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Result<()> {
     check_edges(kernel, file, path, |at, found| {
         let blocks = (at..).step_by(BLOCK_SIZE).zip(found.chunks(BLOCK_SIZE));
@@ -65,8 +66,8 @@ fn check_edges(
     Ok(())
 }
 
-/// Overwrites with zeroes what [`check_blank`] looks at, the beginning last: a label of this crate names the device until
-/// the rest is done.
+/// Overwrites with zeroes what [`check_blank`] looks at, the beginning last: a label of this crate names the device
+/// until the rest is done.
 ///
 /// # Errors
 /// [`Error::Io`].

@@ -30,7 +30,7 @@ impl LabelledDevice {
     ///
     /// # Errors
     /// [`Error::DeviceInUse`] unless its first and last 4 MiB are zero, or [`LabelledOptions::force`] is set; EBUSY
-    /// if somebody (a mount, another mapping) has it for himself; [`Error::InvalidOption`] for
+    /// if it is claimed (by a mount or another mapping); [`Error::InvalidOption`] for
     /// sizes that do not fit. Nothing is written then.
     pub fn format(
         dm: Arc<DeviceMapper>,
@@ -56,7 +56,7 @@ impl LabelledDevice {
         plan(size, options)
     }
 
-    /// Write both copies of the label again: one may be missing after a crash.
+    /// Writes both copies of the label again: one may be missing after a crash.
     pub(crate) fn rewrite(&self) -> Result<()> {
         let kernel = &**self.dm.kernel();
         write(kernel, &open(kernel, &self.path, Access::READ_WRITE)?, &self.path, &self.known())
@@ -99,11 +99,11 @@ impl LabelledDevice {
         self.label.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Make the two devices `<name>-tmeta` and `<name>-tdata`, or take them as they are, and the table of a
+    /// Makes the two devices `<name>-tmeta` and `<name>-tdata`, or takes them as they are, and the table of a
     /// pool over them. Nothing is left if that fails.
     ///
     /// # Errors
-    /// EBUSY if a name is taken by something else, or somebody else (a mount, another mapping) has the device.
+    /// EBUSY if a name is taken, or the device is claimed (by a mount or another mapping).
     pub fn activate(&self, name: &DmName) -> Result<PoolTable> {
         let _locked = self.claim()?;
         let metadata = self.activate_part(name, SubDevice::Metadata)?;
@@ -191,7 +191,7 @@ impl LabelledDevice {
         Ok(Sectors(size.0.saturating_sub(self.known().end().0)))
     }
 
-    /// Give a part what it takes to be `size` large, from what is free on the device. The label is on the
+    /// Gives a part what it takes to be `size` large, from what is free on the device. The label is on the
     /// device before the part, if it is active, has its new size. Meanwhile the device is locked (`flock(2)` on its
     /// directory in sysfs, which all of its nodes have in common): whoever else extends it, in this process or another
     /// one, waits, and sees what this took.
@@ -220,7 +220,7 @@ impl LabelledDevice {
         self.resize_active(part)
     }
 
-    /// Take over what the device grew by: first what the metadata needs by rule, all the rest for data. The
+    /// Takes over what the device grew by: first what the metadata needs by rule, all the rest for data. The
     /// pool is told by [`ThinPool::grow_metadata`](crate::thin::ThinPool::grow_metadata) and
     /// [`grow_data`](crate::thin::ThinPool::grow_data). The label with the new sizes is returned.
     pub fn grow(&self) -> Result<Label> {
@@ -324,7 +324,7 @@ fn block_device(dm: &DeviceMapper, path: &Path) -> Result<DeviceNumber> {
     dm.kernel().block_device(path).map_err(|errno| Error::Open { path: path.into(), errno })
 }
 
-/// Open for writing only to write: closing it makes udev look at the device again.
+/// Opens for writing only to write: closing it makes udev look at the device again.
 fn open(kernel: &dyn Kernel, path: &Path, access: Access) -> Result<DeviceFile> {
     kernel.open(path, access).map_err(|errno| Error::Open { path: path.into(), errno })
 }

@@ -78,7 +78,7 @@ impl Label {
         self.segments.last().map_or(RESERVED, |segment| segment.start + segment.length)
     }
 
-    /// Give a part more of what is behind the last segment.
+    /// Gives a part more of what is behind the last segment.
     pub(super) fn append(&mut self, part: SubDevice, length: Sectors) -> Result<()> {
         let (start, count) = (self.end(), self.segments.len());
         match self.segments.last_mut() {

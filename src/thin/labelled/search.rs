@@ -20,8 +20,8 @@ impl LabelledDevice {
     ///
     /// Read are devices that are large enough, and neither volumes nor pools of this crate's trees: what is on those
     /// is not this machine's. Mapped devices that are suspended, or stand on one that is, are passed over: a read
-    /// of them would wait until they are resumed. So are devices that another one stands on, as multipath and RAID do on
-    /// their parts: the label is that one's. A read that takes longer than 30 seconds for another reason is given
+    /// of them would wait until they are resumed. So are devices that another one stands on, as multipath and RAID do
+    /// on their parts: the label is that one's. A read that takes longer than 30 seconds for another reason is given
     /// up, and left to a thread of its own.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl LabelledDevice {
 /// How long the read of one device may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Whether a label can be on the device, and can be read without waiting for somebody to resume it.
+/// Whether a label can be on the device, and can be read: a suspended device would block.
 fn is_candidate(dm: &DeviceMapper, name: &str, path: &Path) -> bool {
     let size = dm.kernel().block_attribute(name, "size").ok();
     let size = size.and_then(|size| std::str::from_utf8(&size).ok()?.parse().ok());
@@ -107,7 +107,7 @@ fn within<T: Send + 'static>(time: Duration, work: impl FnOnce() -> T + Send + '
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
         .spawn(move || {
-            // Nobody waits any more if this is too late.
+            // The receiver is gone after the timeout.
             let _ = sender.send(work());
         })
         .ok()?;

@@ -68,8 +68,8 @@ impl Subtree {
         Ok(Self { block, first: node.key(index), end })
     }
 
-    /// Reads the node that this is, on the way to a key. Returns it with the subtree below that can have the key; a leaf
-    /// has none.
+    /// Reads the node that this is, on the way to a key. Returns it with the subtree below that can have the key; a
+    /// leaf has none.
     pub(super) fn step(
         &self,
         reader: &BlockReader,

@@ -2,7 +2,7 @@
 //!
 //! Every snapshot in use has a slot; a call that activates, mounts, or takes down holds its lock to the
 //! end, so that unmount and deactivate are one step for all others. Who holds two slots (a rename) locked them in
-//! the order of their ids. Who only looks reads a copy of what the last call left, and waits for nobody.
+//! the order of their ids. Readers use a copy of the last call's result, and never wait.
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub(in crate::tree) struct ActiveSnapshot {
     pub(in crate::tree) volume: Option<ThinVolume>,
     /// The kernel removes the volume's device as soon as it is closed, and may have done so.
     pub(in crate::tree) removal_deferred: bool,
-    /// Somebody asked for it to be active, mounted or not.
+    /// A caller asked for it to be active, mounted or not.
     pub(in crate::tree) pinned: bool,
     /// How many [readers](crate::tree::SnapshotReader) it has.
     pub(in crate::tree) readers: usize,

@@ -1,4 +1,4 @@
-//! Who keeps something busy, as errors name it.
+//! Holders of busy devices and file systems, as errors name them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::kernel::ProcessName;
 
-/// Somebody who keeps a device or a file system busy.
+/// A process, mount or device that keeps a device or file system busy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

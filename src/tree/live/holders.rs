@@ -1,4 +1,4 @@
-//! Who keeps a device, a file system or a root in use: what to do about EBUSY.
+//! Finds the holders of a device, a file system or a root, through `/proc` and `/sys`.
 
 use std::path::Path;
 
@@ -47,7 +47,7 @@ pub(in crate::tree) fn of_mount(kernel: &dyn Kernel, number: DeviceNumber, targe
     holders
 }
 
-/// Who has a directory locked with flock(2).
+/// The process that holds a directory's flock(2).
 pub(in crate::tree) fn of_lock(kernel: &dyn Kernel, directory: &Directory) -> Option<ProcessName> {
     let known = (directory.mount().device, directory.inode());
     let locks = kernel.proc_text("locks").ok()?;

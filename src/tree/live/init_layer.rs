@@ -3,7 +3,7 @@
 //! It is applied when a snapshot is mounted for the first time, so that it lies above what its parents
 //! hold. Applying it twice is as good as once; that it was applied is recorded when it is on the disk.
 //!
-//! The file system belongs to somebody else: no symbolic link in it is followed.
+//! The file system is untrusted: no symbolic link in it is followed.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -36,13 +36,13 @@ impl InitLayer {
         Self::default()
     }
 
-    /// A file, such as `/etc/hosts`; made empty, mode 0755, if it is not there.
+    /// A file, such as `/etc/hosts`; created empty, mode 0755, if it is missing.
     #[must_use]
     pub fn file(self, path: impl Into<PathBuf>) -> Self {
         self.entry(path, Kind::File)
     }
 
-    /// A directory, such as `/dev/shm`; made with mode 0755 if it is not there.
+    /// A directory, such as `/dev/shm`; created with mode 0755 if it is missing.
     #[must_use]
     pub fn directory(self, path: impl Into<PathBuf>) -> Self {
         self.entry(path, Kind::Directory)
@@ -64,8 +64,8 @@ impl InitLayer {
         self
     }
 
-    /// What the state records: another layer has another one. A CRC of the entries, each as its kind (`f`, `d`, `l`), its
-    /// path, and the text of a link: before each its length in eight bytes, least significant first.
+    /// What the state records: another layer has another one. A CRC of the entries, each as its kind (`f`, `d`, `l`),
+    /// its path, and the text of a link: before each its length in eight bytes, least significant first.
     pub(in crate::tree) fn fingerprint(&self) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         let mut text = |path: &Path| {
@@ -86,7 +86,7 @@ impl InitLayer {
         hasher.finalize()
     }
 
-    /// Refuse paths that mean nothing.
+    /// Refuses paths that mean nothing.
     pub(in crate::tree) fn check(&self) -> Result<()> {
         for (path, _) in &self.entries {
             names(path)?;
@@ -94,7 +94,7 @@ impl InitLayer {
         Ok(())
     }
 
-    /// See to it that everything is there below `root`, and on the disk.
+    /// Sees to it that everything is there below `root`, and on the disk.
     pub(in crate::tree) fn apply(&self, files: &dyn Files, root: &Directory) -> Result<()> {
         for (path, kind) in &self.entries {
             let made = make(files, root, &names(path)?, kind);
@@ -144,7 +144,7 @@ fn make(files: &dyn Files, root: &Directory, names: &[OsString], kind: &Kind) ->
     }
 }
 
-/// Open a directory, making it if there is something else or nothing.
+/// Opens a directory, making it if there is something else or nothing.
 fn enter(files: &dyn Files, above: &Directory, name: &OsStr) -> Result<Directory, Errno> {
     match files.enter_directory(above, name) {
         Err(Errno::ENOENT) => {}

@@ -36,7 +36,7 @@ impl MountPoint {
         self.above.path().join(&self.name)
     }
 
-    /// The directory, or what is mounted on it; `None` if it is not there.
+    /// The directory, or what is mounted on it; `None` if it does not exist.
     pub(in crate::tree) fn top(&self, kernel: &dyn Kernel) -> Result<Option<Directory>> {
         match kernel.files().enter_directory(&self.above, &self.name) {
             Ok(directory) => Ok(Some(directory)),
@@ -129,7 +129,7 @@ const NOTES_MAX: u64 = 256 << 20;
 const NOTES_TMP: &str = "mounts.json.tmp";
 
 /// The mounts that this tree made, by the volumes. They are noted in a file of the root, which is not synced: mounts
-/// do not outlive a power cut either. A mount that is not noted is somebody else's.
+/// do not outlive a power cut either. A mount without a note is another program's.
 #[derive(Debug)]
 pub(in crate::tree) struct Mounts {
     dir: Arc<dyn StateDir>,
@@ -140,7 +140,7 @@ impl Mounts {
     pub(in crate::tree) fn load(dir: Arc<dyn StateDir>) -> Self {
         let bytes =
             dir.open(NOTES, false).and_then(|file| read_at_most(&*file, NOTES_MAX)).unwrap_or_default();
-        // Unreadable, it says nothing: then every mount is somebody else's.
+        // Unreadable: then every mount counts as another program's.
         let notes = serde_json::from_slice(&bytes).unwrap_or_default();
         Self { dir, notes: Mutex::new(notes) }
     }
@@ -172,7 +172,7 @@ impl Mounts {
         let is_mount = top.mount() != place.above.mount();
         for (&other, it) in notes.iter_mut().filter(|(other, _)| **other != id) {
             let same = it.covered == note.covered || (is_mount && it.device == top.mount().device);
-            // One that somebody else unmounted is in nobody's way.
+            // A mount that another program took down does not conflict.
             if same && it.mount.map_or(Ok(true), |mount| is_listed(kernel, mount)).map_err(Err)? {
                 // The directory that this call has just made serves the other one.
                 it.made |= note.made;

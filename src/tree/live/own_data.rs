@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use crate::thin::ThinId;
 use crate::units::Bytes;
 
-/// Own data of snapshots, by what they were made from and themselves. Only an active volume changes, so nothing is known
-/// any more when one has been activated.
+/// Own data of snapshots, by what they were made from and themselves. Only an active volume changes, so nothing is
+/// known any more when one has been activated.
 #[derive(Debug, Default)]
 pub(in crate::tree) struct OwnData {
     pub(in crate::tree) activations: u64,

@@ -6,7 +6,7 @@ use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
-    /// Make a mounted snapshot ready. `root` is its directory.
+    /// Makes a mounted snapshot ready. `root` is its directory.
     pub(in crate::tree) fn prepare(
         &self,
         id: &str,

@@ -1,4 +1,4 @@
-//! Snapshots as block devices: activated, deactivated, and taken down when nobody has them open.
+//! Snapshots as block devices: activated, deactivated, and taken down when they are closed.
 
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -19,8 +19,8 @@ use crate::units::Bytes;
 use crate::{dm, thin};
 
 impl SnapshotTree {
-    /// Make a snapshot a block device; the path of its node is returned. Active already, it stays so. The device of a
-    /// sealed snapshot is read-only.
+    /// Activates a snapshot as a block device and returns the path of its node. An active one stays active. The
+    /// device of a sealed snapshot is read-only.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`].
@@ -32,7 +32,7 @@ impl SnapshotTree {
         })
     }
 
-    /// Remove a snapshot's block device. Not active, nothing happens.
+    /// Deactivates a snapshot: removes its block device. Does nothing if it is not active.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`] if it is open longer than
@@ -41,7 +41,7 @@ impl SnapshotTree {
         self.with_slot(id, |slot, _| self.deactivate_slot(slot, id))
     }
 
-    /// The same, but a device that is open elsewhere is removed by the kernel when it is closed. Nobody is waited for.
+    /// The same, but a device that is open elsewhere is removed by the kernel when it is closed. Does not wait.
     /// Activated again before that, it stays.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl SnapshotTree {
         self.with_slot(id, |slot, _| self.defer_deactivation(slot, id))
     }
 
-    /// Run `work` with the slot of a snapshot that is there, and no other call on it meanwhile.
+    /// Runs `work` with the slot of a snapshot that is there, and no other call on it meanwhile.
     pub(in crate::tree) fn with_slot<T>(
         &self,
         id: &str,
@@ -77,7 +77,7 @@ impl SnapshotTree {
     pub(in crate::tree) fn drop_idle(&self, id: &SnapshotId, slot: Arc<ActiveCell>) {
         drop(slot);
         let mut slots = self.slots();
-        // Nobody else holds it, and nobody can get it while the map is locked.
+        // This is the last reference, and none can be made while the map is locked.
         if slots.get(id).is_some_and(|slot| Arc::strong_count(slot) == 1 && lock(slot).volume.is_none()) {
             slots.remove(id);
         }
@@ -89,7 +89,7 @@ impl SnapshotTree {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Activate for a caller who has the slot; a file system smaller than its volume is grown first.
+    /// Activates for a caller who has the slot; a file system smaller than its volume is grown first.
     pub(in crate::tree) fn activate_slot(
         &self,
         slot: &mut ActiveSnapshot,
@@ -147,14 +147,14 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// Deactivate now, or when the device is closed.
+    /// Deactivates now, or when the device is closed.
     pub(in crate::tree) fn defer_deactivation(&self, slot: &mut ActiveSnapshot, id: &str) -> Result<Removal> {
         check_unmounted(slot, id)?;
         let Some(volume) = slot.volume.clone().filter(|_| !slot.removal_deferred) else {
             return Ok(if slot.removal_deferred { Removal::Deferred } else { Removal::Removed });
         };
         let removal = match volume.deactivate_deferred() {
-            // Somebody renamed it, or removed it.
+            // Another program renamed or removed it.
             Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(volume.id())? {
                 Some(found) => found.deactivate_deferred()?,
                 None => Removal::Removed,
@@ -172,7 +172,7 @@ impl SnapshotTree {
         Ok(removal)
     }
 
-    /// Take back a deferred removal. If it came about already, the slot is empty after this.
+    /// Cancels a deferred removal. If the kernel has removed the device already, the slot is empty after this.
     pub(in crate::tree) fn keep(&self, slot: &mut ActiveSnapshot) -> Result<()> {
         let Some(volume) = &slot.volume else { return Ok(()) };
         let mut retry = Retry::within(self.options.busy_timeout);
@@ -239,7 +239,7 @@ impl SnapshotTree {
         Error::VolumeGone { id, thin_id, pool: self.pool.name().to_string() }
     }
 
-    /// Activate a volume under a name that need not be a snapshot's.
+    /// Activates a volume under a name that need not be a snapshot's.
     pub(in crate::tree) fn activate_as(
         &self,
         name: &DmName,
@@ -311,7 +311,7 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// Repeat while somebody has the device open, until the time that the options give is over. That it
+    /// Retries while the device is open, up to [`busy_timeout`](crate::tree::Options::busy_timeout). That it
     /// is gone already is fine.
     pub(in crate::tree) fn retry_while_busy(
         &self,

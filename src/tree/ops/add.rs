@@ -51,13 +51,13 @@ impl AddOptions {
 }
 
 impl SnapshotTree {
-    /// Make a snapshot. It is durable when this returns.
+    /// Makes a snapshot. It is durable when this returns.
     ///
     /// # Errors
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
     /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full or broken, [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
-    /// [`Options::min_free_data`](crate::tree::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of that id
-    /// is still open. Nothing is left of a snapshot that failed.
+    /// [`Options::min_free_data`](crate::tree::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of
+    /// that id is still open. Nothing is left of a snapshot that failed.
     pub fn add(&self, id: &str, parent: Parent<'_>) -> Result<()> {
         self.add_with(id, parent, &AddOptions::new())
     }
@@ -110,7 +110,7 @@ impl SnapshotTree {
                 let parent_name = Some(SnapshotId::new(parent_id)?);
                 let made =
                     self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
-                // Nobody writes to a sealed snapshot: its device can stay as it is.
+                // A sealed snapshot is read-only: no suspend needed.
                 let active = slot.volume.as_ref().filter(|_| parent.sealed.is_none());
                 let made = self.create_volume(reservation, made, |thin_id| match active {
                     Some(volume) => self.snap_active(thin_id, volume),
@@ -129,7 +129,7 @@ impl SnapshotTree {
         let renamed;
         let suspended = match parent.suspend() {
             Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(parent.id())? {
-                // Somebody renamed it.
+                // Another program renamed it.
                 Some(found) => {
                     renamed = found;
                     renamed.suspend()?
@@ -150,7 +150,7 @@ impl SnapshotTree {
         Ok(self.pool.conclude(sent)?)
     }
 
-    /// Record a volume that the pool has; if that fails the pool has it no more.
+    /// Records a volume that the pool has; if that fails the volume is deleted.
     pub(in crate::tree) fn record(
         &self,
         reservation: &mut Reservation<'_>,
@@ -180,7 +180,7 @@ impl SnapshotTree {
         Ok(Snapshot { labels, ..Snapshot::new(thin_id, parent, size, fs) })
     }
 
-    /// Creates a volume in the pool. An id that somebody else has taken is passed over.
+    /// Creates a volume in the pool. An id that is taken already is skipped.
     pub(in crate::tree) fn create_volume(
         &self,
         reservation: &mut Reservation<'_>,
@@ -196,7 +196,7 @@ impl SnapshotTree {
                 }
                 Err(error) => {
                     // Whatever it was, there must not be a volume that nobody knows; but in a shared pool it may
-                    // be somebody else's.
+                    // be another user's.
                     match self.store.read_state(|state| state.pool.source.is_shared()) {
                         true => reservation.unresolved = true,
                         false => self.undo(reservation, snapshot.thin_id),
@@ -207,12 +207,13 @@ impl SnapshotTree {
         }
     }
 
-    /// Take back what has no record. If that fails the id stays reserved, and a repair or the next open does it.
+    /// Deletes a volume that has no record. If that fails its id stays reserved, and a repair or the next open
+    /// deletes it.
     pub(in crate::tree) fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
         reservation.unresolved = self.delete_id(id).is_err();
     }
 
-    /// Grow a new snapshot's file system; without that it is not what was asked for.
+    /// Grows a new snapshot's file system; on failure the snapshot is removed.
     fn grow_now(&self, id: &str) -> Result<()> {
         let grown = self.with_slot(id, |slot, snapshot| {
             self.activate_slot(slot, id, snapshot)?;

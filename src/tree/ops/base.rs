@@ -19,7 +19,7 @@ impl SnapshotTree {
         let shared = self.store.read_state(|state| state.pool.source.is_shared());
         match self.store.read(|graph| graph.base.clone()) {
             Some(base) if base.fs != FsState::Making => return Ok(()),
-            // It may have been deleted below, and be somebody else's since.
+            // The id may have been deleted and be another user's since.
             Some(_) if shared => {}
             Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
                 self.delete_id(half_made.thin_id)?;
@@ -70,7 +70,7 @@ impl SnapshotTree {
         self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
     }
 
-    /// Run `work` with the base active.
+    /// Runs `work` with the base active.
     pub(in crate::tree) fn with_base(
         &self,
         base: &Base,
@@ -85,7 +85,7 @@ impl SnapshotTree {
 }
 
 impl SnapshotTree {
-    /// Compare the base's file system with the state.
+    /// Compares the base's file system with the state.
     pub(in crate::tree) fn check_base(&self) -> Result<()> {
         let base = self.store.read(|graph| graph.base.clone());
         let Some(base) = base.filter(|base| base.filesystem != Filesystem::None) else { return Ok(()) };

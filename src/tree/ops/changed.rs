@@ -105,8 +105,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], also from the iterator, when one of the two was
-    /// removed meanwhile; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld); [`Error::InvalidOption`] for a bookmark of something else than an
-    /// ancestor.
+    /// removed meanwhile; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld);
+    /// [`Error::InvalidOption`] for a bookmark of something else than an ancestor.
     pub fn changed(&self, since: Since<'_>, target: &str) -> Result<Changed<'_>> {
         self.check_open()?;
         let (volume, size) = self.volume(target)?;
@@ -128,8 +128,8 @@ impl SnapshotTree {
         Changed { tree: self, base, target, size: size.0, block_size, next: Some(0), batch }
     }
 
-    /// Returns the snapshot that a bookmark remembers, if `target` is it or descends from it; else the time, if it may be
-    /// the removed one that `target` descends from.
+    /// Returns the snapshot that a bookmark remembers, if `target` is it or descends from it; else the time, if it
+    /// may be the removed one that `target` descends from.
     fn remembered(&self, bookmark: &Bookmark, target: &str) -> Result<Compared> {
         let (found, oldest) = self.store.read(|graph| {
             let ancestors = graph.ancestors(target);
@@ -159,9 +159,9 @@ impl SnapshotTree {
         }
     }
 
-    /// Returns how much data a snapshot has that what it was made from has not. Of a sealed snapshot of a sealed parent,
-    /// or of the base, it is determined once and recorded; of others that are not active it is kept in memory until a
-    /// snapshot is activated.
+    /// Returns how much data a snapshot has that what it was made from has not. Of a sealed snapshot of a sealed
+    /// parent, or of the base, it is determined once and recorded; of others that are not active it is kept in memory
+    /// until a snapshot is activated.
     ///
     /// # Errors
     /// As [`changed`](Self::changed); [`Error::ParentGone`] if what it was made from was removed.

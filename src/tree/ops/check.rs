@@ -15,7 +15,7 @@ use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, 
 use crate::tree::{Error, Result};
 
 impl SnapshotTree {
-    /// Compare the state with the system, and explain each difference. An empty list means that all is well.
+    /// Compares the state with the system, and explains each difference. An empty list: no difference.
     ///
     /// What other calls are doing meanwhile can look like a difference. While another program holds the pool's metadata
     /// snapshot, which is a finding, the pool's volumes are not compared.

@@ -22,7 +22,7 @@ pub enum Finding {
         /// Its metadata has to be checked before it will be writable again.
         needs_check: bool,
     },
-    /// Somebody holds a snapshot of the pool's metadata, or was killed when he did. It takes more and more space:
+    /// The pool's metadata snapshot is held, or was leaked by a process that died. It pins more and more space:
     /// [`ThinPool::release_metadata_snap`](crate::thin::ThinPool::release_metadata_snap).
     MetadataSnapHeld,
     /// State and pool are of different times.
@@ -79,12 +79,12 @@ pub enum Finding {
         /// What is wrong with it.
         problem: DeviceProblem,
     },
-    /// A snapshot was active, and its device is gone: somebody else removed it.
+    /// A snapshot was active, and its device is gone: another program removed it.
     DeviceGone {
         /// The snapshot.
         id: SnapshotId,
     },
-    /// A snapshot was mounted, and is not any more: somebody else unmounted it.
+    /// A snapshot was mounted, and is not any more: another program unmounted it.
     NotMounted {
         /// The snapshot.
         id: SnapshotId,
@@ -108,7 +108,8 @@ pub enum Finding {
         /// The file.
         path: PathBuf,
     },
-    /// A file of the pool is shorter than the pool's device: somebody cut it. What was behind its end is lost.
+    /// A file of the pool is shorter than the pool's device: another program truncated it. The data behind its end is
+    /// lost.
     Truncated {
         /// The file.
         path: PathBuf,
@@ -124,7 +125,7 @@ pub enum Finding {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DeviceProblem {
-    /// It is suspended: whoever reads or writes it hangs.
+    /// It is suspended: reads and writes hang.
     Suspended,
     /// It has another name than it should have.
     Name,

@@ -70,14 +70,15 @@ impl SnapshotTree {
     /// Takes a name and a thin id for a new volume. The generation was raised since the window of the id was reserved.
     ///
     /// # Errors
-    /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists), [`Error::NoFreeDeviceId`](crate::tree::Error::NoFreeDeviceId).
+    /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists),
+    /// [`Error::NoFreeDeviceId`](crate::tree::Error::NoFreeDeviceId).
     pub(in crate::tree) fn reserve(&self, name: Option<SnapshotId>) -> Result<Reservation<'_>> {
         let reservation = self.store.reserve(name)?;
         self.raise_for_window(&reservation)?;
         Ok(reservation)
     }
 
-    /// Another id for a reservation whose id turned out to be taken by somebody else.
+    /// Another id for a reservation whose id turned out to be taken.
     pub(in crate::tree) fn reserve_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
         self.store.take_another(reservation)?;
         self.raise_for_window(reservation)
@@ -94,7 +95,7 @@ impl SnapshotTree {
 }
 
 impl crate::tree::state::journal::State {
-    /// What the pool's transaction id is to be; none if it belongs to somebody else.
+    /// What the pool's transaction id is to be; none if it belongs to another program.
     fn transaction_id(&self) -> Option<TransactionId> {
         (!self.pool.source.is_shared()).then(|| identity::transaction_id(self))
     }

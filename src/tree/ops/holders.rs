@@ -1,4 +1,4 @@
-//! Who keeps a snapshot busy.
+//! The holders of a snapshot.
 
 use crate::dm::DmName;
 use crate::tree::SnapshotTree;

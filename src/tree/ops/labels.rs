@@ -14,7 +14,7 @@ impl SnapshotTree {
         self.change_labels(id, |labels| labels.set(key, value))
     }
 
-    /// Take a label away, durably; its value is returned.
+    /// Takes a label away, durably; its value is returned.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).

@@ -14,7 +14,7 @@ use crate::tree::{Error, Result};
 use crate::tree::{SnapshotTree, live::base_check, live::holders};
 
 impl SnapshotTree {
-    /// Activate a snapshot and mount it. The directory is made if it is not there; the one above it must be.
+    /// Activates a snapshot and mounts it. Creates the target directory if it is missing; its parent must exist.
     /// Mounted on the same directory already, it is counted: it takes as many [`unmount`](Self::unmount)s. A sealed
     /// snapshot is mounted read-only, and gets no init layer.
     ///
@@ -75,7 +75,7 @@ impl SnapshotTree {
         })
     }
 
-    /// Take back one [`mount`](Self::mount). The last one unmounts the file system, removes the directory
+    /// Undoes one [`mount`](Self::mount). The last one unmounts the file system, removes the directory
     /// if mount made it, and deactivates the snapshot unless [`activate`](Self::activate) was called: one
     /// step for every other caller.
     ///
@@ -137,7 +137,7 @@ impl SnapshotTree {
         }
     }
 
-    /// Grow the file system of an active volume to the volume's size, through a mount of its own.
+    /// Grows the file system of an active volume to the volume's size, through a mount of its own.
     pub(in crate::tree) fn grow(&self, volume: &ThinVolume) -> Result<()> {
         let target = self.grow_target(volume.id());
         let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
@@ -150,7 +150,7 @@ impl SnapshotTree {
         self.root.current_path().join(format!("grow-{id}"))
     }
 
-    /// Forgets a mount that somebody else took down.
+    /// Forgets a mount that another program unmounted.
     pub(in crate::tree) fn drop_unmounted(
         &self,
         slot: &mut ActiveSnapshot,

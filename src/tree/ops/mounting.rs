@@ -97,13 +97,13 @@ impl SnapshotTree {
     }
 
     /// Takes down the mount, and removes the directory if this tree made it. One that is not there any more is fine:
-    /// somebody else unmounted it.
+    /// another program unmounted it.
     pub(in crate::tree) fn unmount_volume(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
         let kernel = &*self.options.kernel;
         match self.where_is(mounted)? {
             Where::OnTop => {
                 match kernel.unmount(&mounted.path(), UnmountFlags::NOFOLLOW) {
-                    // Somebody else was faster.
+                    // Another program was faster.
                     Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
                     Err(errno) => {
                         let call = format!("unmount {}", mounted.target.display());
@@ -136,7 +136,7 @@ impl SnapshotTree {
         Ok(MountPoint::open(&*self.options.kernel, target)?.is_same(&mounted.place))
     }
 
-    /// Somebody else unmounted it.
+    /// Another program unmounted it.
     pub(in crate::tree) fn forget_mounted(&self, id: ThinId, mounted: &Mounted) {
         self.forget_mount(id, &mounted.place);
     }
@@ -179,8 +179,8 @@ impl SnapshotTree {
         Ok(found)
     }
 
-    /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started it
-    /// is killed, and keeps the mount busy until it has ended.
+    /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started
+    /// it is killed, and keeps the mount busy until it has ended.
     fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
         let mut retry = Retry::within(self.options.busy_timeout);
         loop {
@@ -221,7 +221,7 @@ fn find_mount(kernel: &dyn Kernel, place: &MountPoint, device: DeviceNumber) -> 
     if let Some(top) = place.top(kernel)?.filter(|top| top.mount().device == device) {
         return Ok(top.mount());
     }
-    // Somebody mounted over it already.
+    // Another mount covers it already.
     let (target, lines) = (place.path(), mounts(kernel)?);
     let line = lines.iter().rfind(|line| line.device == device && line.target == target);
     line.map(MountLine::mount_id).ok_or_else(|| Error::io("find the mount on", target)(Errno::ENOENT))

@@ -25,22 +25,24 @@ use crate::tree::{Error, Result};
 use crate::tree::{Options, SnapshotTree, names::pool_uuid, names::volume_name, pool::source};
 
 impl SnapshotTree {
-    /// Open the tree at `root`, or make it if there is none.
+    /// Opens the tree at `root`, or creates it if there is none.
     ///
     /// What a crash or a restart left is put right first: pool and loop devices are set up again, volumes
     /// without a record are deleted, interrupted removals finished, a half-made base made anew, active and
     /// mounted snapshots taken over.
     ///
-    /// A pool that cannot commit (read-only, without metadata space, failed) is activated anew if nobody uses it, and
+    /// A pool that cannot commit (read-only, without metadata space, failed) is activated anew if it is unused, and
     /// extended if [`Options::auto_extend`] allows it. If that does not help the tree opens all the same, for looking,
     /// reading and removing: snapshots that are removed are gone for callers, and deleted by the first open that can.
     ///
     /// # Errors
     /// [`dm::Error::NoDeviceMapper`](crate::dm::Error::NoDeviceMapper), [`dm::Error::NotPermitted`](crate::dm::Error::NotPermitted), [`loopdev::Error::NoLoopDevices`](crate::loopdev::Error::NoLoopDevices), [`Error::MkfsMissing`] for what the
-    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`], [`Error::ForeignPool`],
+    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`],
+    /// [`Error::ForeignPool`],
     /// [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] for
-    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`thin::Error::Tool`] for what `thin_check`
-    /// found, if [`Options::check_metadata`] asks for it, or the pool's `needs_check` flag does, and
+    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a
+    /// copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`thin::Error::Tool`] for what `thin_check` found,
+    /// if [`Options::check_metadata`] asks for it, or the pool's `needs_check` flag does, and
     /// [`thin::Error::ToolMissing`] without it. After an error everything is as
     /// it was before: nothing is attached, active or mounted, and no file is made.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
@@ -66,7 +68,7 @@ impl SnapshotTree {
         };
         let unmaking = options.clone();
         let undo = |root: Root, error: &Error| {
-            // What somebody has put on a device since it was found blank stays.
+            // Data written to the device since the check stays.
             if !matches!(error, Error::Thin(thin::Error::DeviceInUse { .. })) {
                 source::unmake(&unmaking, &dm, &record);
             }

@@ -54,13 +54,13 @@ struct Incoming<'a> {
 }
 
 impl SnapshotTree {
-    /// Reads a [stream](crate::tree::stream) that [`send`](Self::send) or [`send_tree`](Self::send_tree) wrote, and adds its
-    /// snapshots, sealed, with the identity and the labels that they have at the sender. A difference is applied to a
-    /// snapshot of the base, which is found by its identity and stays as it is.
+    /// Reads a [stream](crate::tree::stream) that [`send`](Self::send) or [`send_tree`](Self::send_tree) wrote, and
+    /// adds its snapshots, sealed, with the identity and the labels that they have at the sender. A difference is
+    /// applied to a snapshot of the base, which is found by its identity and stays as it is.
     ///
     /// A snapshot is published by one durable record when it is complete, verified and durable: the last one when the
-    /// stream has ended, each other one when the next one begins. The block sizes of the two pools may differ. `input` is
-    /// read to its end, and nothing may follow the stream.
+    /// stream has ended, each other one when the next one begins. The block sizes of the two pools may differ.
+    /// `input` is read to its end, and nothing may follow the stream.
     ///
     /// # Errors
     /// Before anything is written: [`Error::NoBase`]; [`Error::SnapshotExists`]; [`Error::NotZeroed`];

@@ -64,8 +64,8 @@ impl<'a> ReceiveOptions<'a> {
         self
     }
 
-    /// Receives into a pool that does not zero new blocks, too. Where the stream has data in a part of a block only, the
-    /// other part contains what the block's last owner left there, instead of zeroes.
+    /// Receives into a pool that does not zero new blocks, too. Where the stream has data in a part of a block only,
+    /// the other part contains what the block's last owner left there, instead of zeroes.
     #[must_use]
     pub fn allow_unzeroed(mut self, allow: bool) -> Self {
         self.allow_unzeroed = allow;

@@ -9,7 +9,7 @@
 //! | tree | the device `DMTHIN-<tree>-lock`, opened O_EXCL | no other manager has a copy of the state | [`Error::Locked`], [`Error::OtherRoot`] |
 //! | active pool | its uuid, `DMTHIN-<tree>-pool` | a manager of this tree made it active | |
 //! | | its name, with device and inode of a root | it was this root's manager | [`Error::OtherRoot`], unless [`take_over_pool`] |
-//! | inactive pool | its devices, opened O_EXCL | nobody else uses them | EBUSY, [`Error::BackingFile`] |
+//! | inactive pool | its devices, opened O_EXCL | not in use elsewhere | EBUSY, [`Error::BackingFile`] |
 //! | failed pool | as any active one; it tells no transaction id | it is this tree's; it is sent nothing | |
 //! | time | the pool's transaction id | see below | [`Error::ForeignPool`], [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] |
 //! | volumes | the pool's metadata | see below | [`Error::StateOlderThanPool`] |
@@ -32,7 +32,7 @@
 //! | the volume | means | opening the tree |
 //! |---|---|---|
 //! | is active, or maps blocks that were written since it was made | it was handed out once: the state is old | is refused, unless [`accept_older_state`] |
-//! | maps nothing, or just what a snapshot or the base maps | an `add` that nobody was told of | deletes it |
+//! | maps nothing, or just what a snapshot or the base maps | an `add` that was not acknowledged | deletes it |
 //! | anything else | in doubt: its origin was written to, or is gone | records it as an orphan |
 //!
 //! With an age accepted nothing is deleted: volumes that no record knows, whatever their ids, and those that were being
@@ -97,8 +97,8 @@ pub(in crate::tree) enum Found {
 
 /// Tells whose the pool is, of what time, and what is in it. Until that is known nothing is activated, written, resumed
 /// or deleted, but for what reading takes: the devices of an inactive pool are set up; a pool that is this tree's by
-/// uuid, name and transaction id is resumed if it was left suspended, and its metadata snapshot is held for a moment. One
-/// that cannot commit is removed, if nobody uses it, and is an inactive pool then.
+/// uuid, name and transaction id is resumed if it was left suspended, and its metadata snapshot is held for a moment.
+/// One that cannot commit is removed if it is unused, and is an inactive pool then.
 ///
 /// # Errors
 /// What the tables of this module name, and [`Error::DamagedMetadata`].
@@ -157,7 +157,7 @@ impl Opening<'_> {
         if let PoolStatus::Usage(usage) = &found {
             self.check_time(usage.transaction_id, &pool.name().to_string())?;
         }
-        // One that somebody uses stays as it is.
+        // A pool in use stays as it is.
         if !found.mode().is_sound() && self.dm.remove(uuid).is_ok() {
             return Ok(None);
         }
@@ -169,7 +169,8 @@ impl Opening<'_> {
         Ok(Some(pool))
     }
 
-    /// A pool's name carries the root that activated it. Another root's pool is in use by that one: this root is a copy.
+    /// A pool's name carries the root that activated it. Another root's pool is in use by that one: this root is a
+    /// copy.
     fn check_name(&self, name: &DmName) -> Result<()> {
         let own = self.root.suffix("pool");
         if self.options.take_over_pool || name.as_bytes().ends_with(own.as_bytes()) {

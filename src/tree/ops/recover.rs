@@ -119,7 +119,7 @@ impl SnapshotTree {
             let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
             visible.map(|(id, s)| (s.thin_id, (id.clone(), s.sealed.is_some()))).collect()
         });
-        // To be deleted, or kept for whoever knows better: somebody may have it open.
+        // To be deleted or kept; it may be open.
         let may_be_open: HashSet<ThinId> = self.store.read(|graph| {
             let deleting = graph.deleting().iter().filter_map(|id| graph.snapshots.get(id));
             deleting.map(|snapshot| snapshot.thin_id).chain(graph.orphans.iter().copied()).collect()
@@ -196,7 +196,7 @@ impl SnapshotTree {
         };
         let mut stale = Vec::new();
         for name in names()? {
-            // One that no device can have is nobody's.
+            // Not a valid DM name, so not ours: skip.
             let Ok(name) = DmName::from_bytes(name.as_bytes()) else { continue };
             if ![published, unpublished].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes())) {
                 continue;
@@ -230,7 +230,7 @@ impl SnapshotTree {
         unmade.into_iter().try_for_each(|thin_id| self.store.append(&Record::Unmade { thin_id }).map(drop))
     }
 
-    /// Deletes volumes that nobody was told of, and keeps those in doubt.
+    /// Deletes volumes that were never acknowledged, and keeps those in doubt.
     fn settle_unknown(&self, volumes: &Volumes) -> Result<()> {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             return Ok(());
@@ -248,9 +248,9 @@ impl SnapshotTree {
 
     /// Deletes a volume that is not active and under a record, and records that.
     ///
-    /// In a shared pool the id may be somebody else's as soon as the volume is deleted, and nobody can tell: so it is
-    /// deleted once, after it is recorded. What a crash or a failure leaves is reported as any volume that the tree does
-    /// not know.
+    /// In a shared pool the id may be another user's as soon as the volume is deleted, and that cannot be detected:
+    /// so it is deleted once, after it is recorded. What a crash or a failure leaves is reported as any volume that
+    /// the tree does not know.
     pub(in crate::tree) fn delete_recorded(&self, thin_id: ThinId, done: &Record) -> Result<()> {
         if self.store.read_state(|state| state.pool.source.is_shared()) {
             let mode = self.pool.status()?.mode();
@@ -266,7 +266,7 @@ impl SnapshotTree {
         self.store.append(done).map(drop)
     }
 
-    /// Delete a thin device, or find that there is none.
+    /// Deletes a thin device; none of that id is fine.
     pub(in crate::tree) fn delete_id(&self, id: ThinId) -> Result<()> {
         match self.pool.delete(id) {
             Err(error) if error.errno() != Some(Errno::ENODATA) => Err(error.into()),

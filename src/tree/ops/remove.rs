@@ -1,4 +1,4 @@
-//! Removing snapshots: at once, or as soon as nobody has them open.
+//! Removing snapshots: at once, or when they are closed.
 //!
 //! A removal is recorded before anything of the snapshot is touched. From then on callers see it no more,
 //! though its id stays taken until the pool has let go of the volume: whatever interrupts that, the next
@@ -51,7 +51,7 @@ impl RemoveOptions {
 }
 
 impl SnapshotTree {
-    /// Remove a snapshot: deactivate it and delete its volume. Snapshots made from it stay.
+    /// Removes a snapshot: deactivates it and deletes its volume. Snapshots made from it stay.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`]: nothing has changed. After any
@@ -60,7 +60,7 @@ impl SnapshotTree {
         self.remove_with(id, &RemoveOptions::new()).map(drop)
     }
 
-    /// The same with options. [`Removal::Deferred`] says that it is gone for callers, but somebody has it open: its
+    /// The same with options. [`Removal::Deferred`] says that it is gone for callers, but its device is still open: its
     /// space comes back, and its id is free, when [`reap`](Self::reap) finds it closed.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl SnapshotTree {
         Ok(removal)
     }
 
-    /// Delete what was removed while it was open, where it is closed by now. Nothing is waited for. The number of
+    /// Deletes snapshots that were removed while they were open and are closed now. Does not wait. The number of
     /// those still open is returned.
     ///
     /// # Errors
@@ -141,10 +141,10 @@ impl SnapshotTree {
         self.finish_removal(id).map_err(|error| self.with_holders(Some(id.as_str()), error))
     }
 
-    /// Delete the volume of a removed snapshot, so that its id is free.
+    /// Deletes the volume of a removed snapshot, so that its id is free.
     ///
     /// # Errors
-    /// [`Error::Busy`] if somebody has it open.
+    /// [`Error::Busy`] if it is open.
     pub(in crate::tree) fn finish_removal(&self, id: &SnapshotId) -> Result<()> {
         if !self.store.read(|graph| graph.deleting().contains(id)) {
             return Ok(());
@@ -162,7 +162,7 @@ impl SnapshotTree {
         finished
     }
 
-    /// Remove the device that a deferred removal, or a crash, left active.
+    /// Removes the device that a deferred removal, or a crash, left active.
     fn remove_device(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
         let dm = self.pool.device_mapper();
         let uuid = self.volume_uuid(snapshot.thin_id)?;
@@ -177,7 +177,7 @@ impl SnapshotTree {
         }
     }
 
-    /// Delete a volume that is not active, and whose removal is recorded.
+    /// Deletes a volume that is not active, and whose removal is recorded.
     fn delete_volume(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
         if self.discards() {
             // Only now: what is discarded must not be found in the state again.

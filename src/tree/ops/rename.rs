@@ -6,7 +6,7 @@ use crate::tree::state::graph::Record;
 use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
-    /// Give a snapshot another id. It may be active and mounted: its device is renamed, its mount stays. Its
+    /// Renames a snapshot. It may be active and mounted: its device is renamed, its mount stays. Its
     /// children follow. Durable when this returns.
     ///
     /// The device's uuid is bound to the thin id and does not change. So whichever of the two names a crash
@@ -23,7 +23,7 @@ impl SnapshotTree {
             return self.get(id).map(drop);
         }
         self.free_id(&to)?;
-        // For the name: nobody else gets it meanwhile.
+        // Reserves the name.
         let reservation = self.store.reserve(Some(to.clone()))?;
         let slot = |id: &SnapshotId| self.slots().entry(id.clone()).or_default().clone();
         let (source, target) = (slot(&from), slot(&to));

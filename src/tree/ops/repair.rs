@@ -12,7 +12,7 @@ use crate::tree::{DeviceProblem, Finding, SnapshotTree};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Repair {
-    /// What was found before, and is not there any more.
+    /// Findings that are gone.
     pub healed: Vec<Finding>,
     /// What is found after.
     pub left: Vec<Finding>,
@@ -22,9 +22,9 @@ impl SnapshotTree {
     /// [`check`](Self::check), and heal what is safe to heal: nothing that holds data is touched.
     ///
     /// Remainders of snapshots that were never finished are deleted, suspended devices resumed, misnamed ones
-    /// renamed, devices whose access mode or table does not fit the snapshot activated again, unknown ones and stale nodes removed, removals finished, and what somebody else unmounted or
-    /// deactivated is taken note of. A volume that is missing, a broken pool, volumes of others, and mounts of
-    /// others are left to whoever knows more.
+    /// renamed, devices whose access mode or table does not fit the snapshot activated again, unknown ones and stale
+    /// nodes removed, removals finished, and what somebody else unmounted or deactivated is taken note of. A volume
+    /// that is missing, a broken pool, volumes of others, and mounts of others are left alone.
     ///
     /// # Errors
     /// As [`check`](Self::check). What cannot be healed is no error; it is left.
@@ -43,7 +43,7 @@ impl SnapshotTree {
         let dm = self.pool.device_mapper();
         match finding {
             Finding::UnknownVolume { thin_id, own: true } => {
-                // Nobody gets that id meanwhile; and it is deleted only if nobody has it now.
+                // The id is reserved meanwhile, and deleted only if no record has it now.
                 let Some(mut reservation) = self.store.reserve_id(*thin_id) else { return Ok(()) };
                 if self.read_volumes()?.leftovers.contains(thin_id) {
                     self.pool.delete(*thin_id)?;

@@ -36,7 +36,7 @@ impl SnapshotTree {
             let was_active = slot.volume.is_some();
             self.activate_slot(slot, id, snapshot)?;
             let flushed = slot.volume.as_ref().map_or(Ok(()), |volume| {
-                // The pool may not have committed what was written last, by whoever had it open.
+                // The pool may not have committed what was written last, through a descriptor that is closed now.
                 self.open_volume(volume, Access::READ_WRITE)?.sync()
             });
             if flushed.is_ok() || !was_active {

@@ -33,7 +33,7 @@ pub struct Progress {
     pub stream: Bytes,
 }
 
-/// Who is told of the progress.
+/// Callback for progress.
 #[derive(Default)]
 pub(in crate::tree) struct Observer<'a>(pub(in crate::tree) Option<Box<dyn FnMut(Progress) + 'a>>);
 
@@ -191,8 +191,8 @@ impl SnapshotTree {
         Ok(encoder.finish()?.1)
     }
 
-    /// Refuses a pool whose blocks contain data of others where they were never written. The owner of an adopted pool may
-    /// have changed that since it was adopted.
+    /// Refuses a pool whose blocks contain data of others where they were never written. The owner of an adopted pool
+    /// may have changed that since it was adopted.
     pub(in crate::tree) fn check_zeroed(&self, allow: bool) -> Result<()> {
         let recorded = self.store.read_state(|state| state.pool.features);
         let skips = || Ok::<_, Error>(self.pool.table()?.0.features.skip_block_zeroing);

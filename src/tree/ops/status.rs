@@ -17,7 +17,7 @@ use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
 
-/// A snapshot as it is now.
+/// The current facts of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SnapshotInfo {

@@ -25,11 +25,13 @@ pub struct SnapshotUsage {
 impl SnapshotTree {
     /// Returns what each snapshot has of the pool at this moment, alone and together with others, by their ids. Each
     /// block of the pool's mapping trees is read once, however many snapshots share it. What was written to a mounted
-    /// snapshot and is still in the page cache is not there yet. What is exclusive is told by comparing the mapping trees:
+    /// snapshot and is still in the page cache is not there yet. What is exclusive is told by comparing the mapping
+    /// trees:
     /// see [`Metadata::usage`](crate::thin::metadata::Metadata::usage).
     ///
     /// # Errors
-    /// [`Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program holds the pool's metadata snapshot;
+    /// [`Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program holds the pool's metadata
+    /// snapshot;
     /// [`Error::Metadata`](crate::thin::Error::Metadata) for damage.
     pub fn usage(&self) -> Result<Vec<SnapshotUsage>> {
         self.check_open()?;

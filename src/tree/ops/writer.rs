@@ -77,8 +77,9 @@ impl Purpose {
 }
 
 impl SnapshotTree {
-    /// Begins a snapshot of `parent` that is written block by block, and published when it is complete. Without a parent
-    /// it is an empty volume of [`AddOptions::size`]: it reads as zeroes, has no file system, and is listed under the base.
+    /// Begins a snapshot of `parent` that is written block by block, and published when it is complete. Without a
+    /// parent it is an empty volume of [`AddOptions::size`]: it reads as zeroes, has no file system, and is listed
+    /// under the base.
     ///
     /// Where nothing is written it is like the parent at the time of this call. The parent may be removed or renamed
     /// meanwhile.
@@ -118,7 +119,8 @@ impl SnapshotTree {
         self.check_open()?;
         self.free_id(&id)?;
         let mut reservation = self.reserve(Some(id.clone()))?;
-        // The message comes first: a record of an id that a shared pool has given to somebody else would delete that.
+        // The message comes first: a record of an id that a shared pool gave to another user would delete that user's
+        // volume.
         // Nothing is written before the record is durable.
         let record = |reservation: &mut Reservation<'_>, snapshot: Snapshot, parent: Option<&Snapshot>| {
             let (thin_id, size) = (snapshot.thin_id, snapshot.size);
@@ -204,7 +206,7 @@ impl SnapshotTree {
         self.delete_recorded(thin_id, &Record::Unmade { thin_id })
     }
 
-    /// The same of one that may be active: somebody had it open when its writer ended.
+    /// The same for a volume that may be active, because it was open when its writer ended.
     pub(in crate::tree) fn deactivate_and_unmake(&self, thin_id: ThinId) -> Result<()> {
         let uuid = self.volume_uuid(thin_id)?;
         if let Some(device) = self.pool.device_mapper().find(&uuid)? {
@@ -300,7 +302,7 @@ impl SnapshotWriter<'_> {
     /// Publishes the snapshot. It is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Busy`] if somebody else has its device open; [`Error::Io`]. After an error it is deleted.
+    /// [`Error::Busy`] if its device is open elsewhere; [`Error::Io`]. After an error it is deleted.
     pub fn commit(self) -> Result<()> {
         self.publish(None)
     }

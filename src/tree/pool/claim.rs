@@ -1,7 +1,7 @@
 //! A tree is one manager's in the whole system, however many roots hold a copy of its state.
 //!
 //! The claim is a device with the tree's uuid, one sector of `error` target, opened O_EXCL: device mapper knows each
-//! uuid once, and the exclusive open ends with its process. So a device that nobody has open is a dead manager's.
+//! uuid once, and the exclusive open ends with its process. So a device that is not open is a dead manager's.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,7 +22,8 @@ pub enum PoolSource {
         metadata: PathBuf,
     },
     /// One block device, which the tree takes for itself and splits into metadata and data behind a label. Its
-    /// first and last 4 MiB have to be zero, unless [`Options::force_device`](crate::tree::Options::force_device) is set.
+    /// first and last 4 MiB have to be zero, unless [`Options::force_device`](crate::tree::Options::force_device) is
+    /// set.
     /// Found again by its label, whatever its path is then.
     Device {
         /// The device.
@@ -32,8 +33,8 @@ pub enum PoolSource {
     ///
     /// The tree shares it with whoever else uses it: it is not deactivated by
     /// [`close`](crate::tree::SnapshotTree::close), and thin devices that the tree does not know are reported by
-    /// [`check`](crate::tree::SnapshotTree::check), never deleted. Its transaction id stays its owner's. A pool that a tree
-    /// made for itself is not adopted.
+    /// [`check`](crate::tree::SnapshotTree::check), never deleted. Its transaction id stays its owner's. A pool that
+    /// a tree made for itself is not adopted.
     Pool {
         /// Its name, without `/dev/mapper/`.
         name: String,

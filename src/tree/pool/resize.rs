@@ -10,7 +10,7 @@ use crate::tree::{PoolSource, SnapshotTree, pool::source};
 use crate::units::Bytes;
 
 impl SnapshotTree {
-    /// Make the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
+    /// Makes the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
     /// Opening the tree with a larger [`Options::data_size`](crate::tree::Options::data_size) does the same.
     ///
     /// A pool on devices grows with them: [`ThinPool::grow_data`](crate::thin::ThinPool::grow_data), through
@@ -42,8 +42,8 @@ impl SnapshotTree {
         self.extend().map(drop)
     }
 
-    /// Look once, and make the files of the pool larger if [`Options::auto_extend`](crate::tree::Options::auto_extend) says
-    /// so. Without such an option, neither needs it.
+    /// Reads the pool's status once, and extends its files if
+    /// [`Options::auto_extend`](crate::tree::Options::auto_extend) says so. Without such an option, neither needs it.
     ///
     /// [`open`](Self::open) does this, and [`watch`](Self::watch) at every event. An exhausted one is worth another
     /// try when the file system below has got more room.
@@ -56,7 +56,7 @@ impl SnapshotTree {
         self.extend()
     }
 
-    /// Nobody else makes the pool larger, or takes it down, as long as this is held.
+    /// Excludes other growth of the pool, and its deactivation, while it is held.
     pub(in crate::tree) fn growing(&self) -> MutexGuard<'_, ()> {
         self.growing.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,16 +15,16 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// The directory that holds a tree's state.
 pub trait StateDir: fmt::Debug + Send + Sync {
-    /// Open a file for reading and writing, made with mode 0600 if it is not there and `create` is set.
+    /// Opens a file for reading and writing, created with mode 0600 if it is missing and `create` is set.
     fn open(&self, name: &str, create: bool) -> io::Result<Box<dyn StateFile>>;
 
-    /// Put `from` in the place of `to`, at once.
+    /// Renames `from` to `to`, replacing it atomically.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Remove a file.
+    /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Make names durable.
+    /// Syncs the directory: names are durable after this.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -38,17 +38,17 @@ pub trait StateFile: fmt::Debug + Send + Sync {
         self.read().map(|bytes| bytes.len() as u64)
     }
 
-    /// Write all of `bytes` at `offset`.
+    /// Writes all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// See to it that writes up to `len` find space, if the file system can promise that. The size of
+    /// Allocates space for writes up to `len`, if the file system can. The size of
     /// the file stays.
     fn reserve(&self, len: u64) -> io::Result<()>;
 
     /// Cut or extend the file; what was reserved behind its end is given back.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Make contents and size durable.
+    /// Syncs contents and size.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -57,14 +57,14 @@ pub(in crate::tree) fn read_at_most(file: &dyn StateFile, max: u64) -> io::Resul
     if file.size()? > max { Err(Errno::EFBIG.into()) } else { file.read() }
 }
 
-/// A directory of the file system. It stays the same one when somebody renames it.
+/// A directory of the file system. It stays the same directory when it is renamed.
 #[derive(Debug)]
 pub struct RealDir {
     dir: File,
 }
 
 impl RealDir {
-    /// Open the directory at `path`.
+    /// Opens the directory at `path`.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         File::open(path.into()).map(Self::new)
     }

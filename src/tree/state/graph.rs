@@ -167,8 +167,8 @@ pub(in crate::tree) enum Record {
         /// To this.
         generation: u64,
     },
-    /// A volume that may hold what nobody else has, or that was being made in a state that was too old, is kept, and its
-    /// id stays taken.
+    /// A volume that may hold what nobody else has, or that was being made in a state that was too old, is kept, and
+    /// its id stays taken.
     Orphan {
         /// Its thin device.
         thin_id: ThinId,
@@ -332,7 +332,7 @@ impl Graph {
         self.used.len()
     }
 
-    /// Take a change in, or say why it cannot be.
+    /// Applies a change, or says why it cannot be applied.
     pub(in crate::tree) fn apply(&mut self, record: &Record) -> Result<(), &'static str> {
         match record {
             Record::Reserve(window) => {
@@ -479,8 +479,8 @@ impl Graph {
         if self.used.insert(id) { Ok(()) } else { Err("a thin id used twice") }
     }
 
-    /// Rebuild what is not stored, and check what [`apply`](Self::apply) sees to: each thin id is used once, parents are
-    /// there, and nobody descends from himself. An added snapshot is nobody's parent yet, so no circle can close.
+    /// Rebuild what is not stored, and check what [`apply`](Self::apply) sees to: each thin id is used once, parents
+    /// are there, and nobody descends from himself. An added snapshot is nobody's parent yet, so no circle can close.
     pub(in crate::tree) fn index(&mut self) -> Result<(), &'static str> {
         self.ids.check()?;
         self.used.clear();

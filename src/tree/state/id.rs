@@ -18,7 +18,7 @@ impl SnapshotId {
     /// The longest id. With the longest prefix and device numbers, it still fits into a device's name.
     pub const MAX_LEN: usize = 72;
 
-    /// Check `id`. [`Error::InvalidName`] says what is wrong with it.
+    /// Checks `id`. [`Error::InvalidName`] says what is wrong with it.
     pub fn new(id: &str) -> Result<Self> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c);
         let reason = match id {

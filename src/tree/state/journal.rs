@@ -168,7 +168,7 @@ pub(in crate::tree) fn encode_state(state: &State) -> serde_json::Result<Vec<u8>
     Ok(bytes)
 }
 
-/// Read `state.json`.
+/// Reads `state.json`.
 pub(in crate::tree) fn decode_state(bytes: &[u8], path: &Path) -> Result<State> {
     let corrupt = |reason: String| Error::Corrupt { path: path.into(), line: None, reason };
     let in_json = |error: serde_json::Error| Error::Corrupt {
@@ -221,7 +221,7 @@ pub(in crate::tree) struct Replayed {
     pub len: u64,
 }
 
-/// Take the journal's changes into `state`.
+/// Takes the journal's changes into `state`.
 ///
 /// What the power cut short is left out: lines from the first bad one on, if nobody was told that it is
 /// there. [`Error::Corrupt`] for any other bad line, and for a journal that ends before `acknowledged`.

@@ -40,7 +40,7 @@ impl Labels {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Add a label, or give one another value.
+    /// Sets a label.
     ///
     /// # Errors
     /// [`Error::InvalidName`] for a key, [`Error::InvalidOption`] for a value or a number of labels beyond
@@ -70,7 +70,7 @@ impl Labels {
         Ok(())
     }
 
-    /// Take a label away; its value is returned.
+    /// Takes a label away; its value is returned.
     pub fn remove(&mut self, key: &str) -> Option<String> {
         self.0.remove(key)
     }

@@ -34,7 +34,7 @@ pub(in crate::tree) struct Root {
 }
 
 impl Root {
-    /// Take `path` as a root, making it if it is not there.
+    /// Opens `path` as a root, creating it if it is missing.
     ///
     /// # Errors
     /// [`Error::Root`], [`Error::Locked`], [`Error::Io`].
@@ -97,7 +97,7 @@ impl Root {
         Error::check_process(self.lock.owner())
     }
 
-    /// Where it is now: somebody may have renamed it.
+    /// Its current path: it may have been renamed.
     pub(in crate::tree) fn current_path(&self) -> PathBuf {
         self.directory.current_path()
     }
@@ -136,12 +136,12 @@ impl Root {
         self.pool()
     }
 
-    /// One of the files of the pool. ENOENT if it is not there.
+    /// One of the files of the pool. ENOENT if it does not exist.
     pub(in crate::tree) fn pool_file(&self, name: &str) -> Result<File, Errno> {
         self.kernel.files().open_file(&self.pool()?, name.as_ref(), false)
     }
 
-    /// Undo what making a tree left, when that failed: everything is this call's own.
+    /// Removes the files of a tree whose creation failed; this call made all of them.
     pub(in crate::tree) fn clear(self, dir: &dyn StateDir) {
         // The state goes first, durably: with a state, the pool it speaks of has to be there.
         if dir.remove("state.json").is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)

@@ -1,7 +1,7 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 //!
-//! Lock order: the tree's `growing`, a snapshot's slot, the end of the journal, the state. Who writes a line holds the end
-//! of the journal. Who looks needs the state alone, and nothing is called while that is held.
+//! Lock order: the tree's `growing`, a snapshot's slot, the end of the journal, the state. Who writes a line holds
+//! the end of the journal. Who looks needs the state alone, and nothing is called while that is held.
 
 mod reservation;
 
@@ -56,7 +56,7 @@ pub(in crate::tree) struct Store {
     owner: Process,
 }
 
-/// Where the next line goes. Lines are written by whoever has it locked, one after the other.
+/// Where the next line goes. The lock serialises writers.
 #[derive(Debug)]
 struct JournalEnd {
     /// Bytes of the journal.
@@ -131,7 +131,7 @@ impl Store {
         Ok(Some(store))
     }
 
-    /// Begin a tree: its first checkpoint is durable when this returns.
+    /// Begins a tree: its first checkpoint is durable when this returns.
     pub(in crate::tree) fn create(root: PathBuf, dir: Arc<dyn StateDir>, state: State) -> Result<Self> {
         let (journal, mark) = open_files(&root, &*dir)?;
         journal.set_len(0).map_err(Error::io("cut", root.join(JOURNAL)))?;
@@ -196,24 +196,24 @@ impl Store {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Look at the tree.
+    /// Looks at the tree.
     pub(in crate::tree) fn read<T>(&self, look: impl FnOnce(&Graph) -> T) -> T {
         look(&self.lock().state.graph)
     }
 
-    /// Look at everything.
+    /// Looks at everything.
     pub(in crate::tree) fn read_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.lock().state)
     }
 
-    /// Volumes under construction that nobody writes any more: what a failed undo left.
+    /// Volumes under construction whose writer is gone: left by a failed undo.
     pub(in crate::tree) fn abandoned(&self) -> Vec<ThinId> {
         let inner = self.lock();
         let making = inner.state.graph.making.iter().filter(|making| making.receive.is_none());
         making.map(|making| making.thin_id).filter(|id| !inner.pending_ids.contains(id)).collect()
     }
 
-    /// Record that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
+    /// Records that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
     /// undo it.
     pub(in crate::tree) fn set_made(&self) -> Result<()> {
         self.lock().state.pool.made = true;
@@ -242,13 +242,13 @@ impl Store {
         self.lock().state.pool.data_size = size;
     }
 
-    /// Make a change, durably.
+    /// Makes a change, durably.
     pub(in crate::tree) fn commit(&self, record: &Record) -> Result<()> {
         let seq = self.append(record)?;
         self.sync(seq)
     }
 
-    /// Make a change that is durable when the next one is. Nothing has changed if this fails.
+    /// Makes a change that is durable when the next one is. Nothing has changed if this fails.
     pub(in crate::tree) fn append(&self, record: &Record) -> Result<u64> {
         self.append_at(&mut self.journal_end(), record)
     }
@@ -322,7 +322,8 @@ impl Store {
         Ok(())
     }
 
-    /// Wait until line `seq` is durable: by the sync of another caller, or by one's own for all.
+    /// Waits until line `seq` is durable: through another caller's sync, or through one of its own that serves all
+    /// callers.
     pub(in crate::tree) fn sync(&self, seq: u64) -> Result<()> {
         let mut inner = self.lock();
         loop {
@@ -361,7 +362,8 @@ impl Store {
         !inner.compacting && !inner.failed && len > at.0.max(inner.checkpoint_len)
     }
 
-    /// Writes a checkpoint. Done by one caller at a time: another one waits, since what it has changed may have come too late for the first.
+    /// Writes a checkpoint. Done by one caller at a time: another one waits, since what it has changed may have come
+    /// too late for the first.
     pub(in crate::tree) fn checkpoint(&self) -> Result<()> {
         self.check_process()?;
         let mut inner = self.lock();

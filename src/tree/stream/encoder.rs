@@ -8,8 +8,8 @@ use crate::units::Bytes;
 
 /// Writes a send stream.
 ///
-/// Each record is one to three calls of `write_all`; a [`BufWriter`](std::io::BufWriter) below saves system calls if records
-/// are short. A stream that was not ended by [`finish`](Self::finish) is incomplete, and decoders say so.
+/// Each record is one to three calls of `write_all`; a [`BufWriter`](std::io::BufWriter) below saves system calls if
+/// records are short. A stream that was not ended by [`finish`](Self::finish) is incomplete, and decoders say so.
 ///
 /// ```
 /// use dm_thin::tree::stream::{Decoder, Encoder, Event, StreamHeader, VolumeHeader};

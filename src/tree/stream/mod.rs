@@ -37,8 +37,8 @@
 //! | 8 | | reserved for compressed data, with bit 0 of the required features |
 //!
 //! A UUID is its 16 bytes in order. A string is its length u16 and that many bytes of UTF-8. Counts are six u64: number
-//! of records and bytes of DATA, of HOLE, of ZERO; of the volume in VOLUME_END, of all volumes in END. The digest is the
-//! SHA-256 of the stream up to the header of the record that has it.
+//! of records and bytes of DATA, of HOLE, of ZERO; of the volume in VOLUME_END, of all volumes in END. The digest is
+//! the SHA-256 of the stream up to the header of the record that has it.
 //!
 //! STREAM is first, END is last, and nothing follows it. Every volume is BEGIN, its ranges, VOLUME_END. Ranges ascend,
 //! do not overlap, are not empty, lie within the volume's size, and begin at the resume offset or after it. What no

@@ -42,8 +42,8 @@ pub fn check(source: Arc<dyn BlockSource>) -> Result<Report, MetadataError> {
 }
 
 impl Metadata {
-    /// Checks the structure of all trees, the details against the mapping trees, and, if this is not a metadata snapshot,
-    /// both space maps against the references that there are. Reads all metadata blocks in use.
+    /// Checks the structure of all trees, the details against the mapping trees, and, if this is not a metadata
+    /// snapshot, both space maps against the references that there are. Reads all metadata blocks in use.
     ///
     /// # Errors
     /// [`MetadataError::Io`]; damage is a finding.

@@ -87,8 +87,8 @@ pub enum Finding {
         /// The data or metadata block.
         block: u64,
     },
-    /// A space map promises more free blocks than its bitmaps have. (Fewer only cost space, and thin_restore 0.9 says one
-    /// less.)
+    /// A space map promises more free blocks than its bitmaps have. (Fewer only cost space, and thin_restore 0.9 says
+    /// one less.)
     Allocated {
         /// The space map.
         map: SpaceMapKind,

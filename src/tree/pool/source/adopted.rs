@@ -67,7 +67,7 @@ pub(in crate::tree) fn check_block_size(pool: &ThinPool, record: &PoolRecord) ->
     })
 }
 
-/// Nobody but its owner can activate an adopted pool.
+/// Only its owner can activate an adopted pool.
 pub(super) fn gone(name: &str) -> Error {
     Error::NoPool { name: name.to_owned() }
 }

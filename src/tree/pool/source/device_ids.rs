@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::{DeviceNumber, Kernel};
 use crate::tree::{Error, Result};
 
-/// The ids of a device that outlast restarts, by their kinds: `dm-uuid`, `wwid`, `serial`, `partuuid`. Many a device has
-/// none of them.
+/// The ids of a device that outlast restarts, by their kinds: `dm-uuid`, `wwid`, `serial`, `partuuid`. Many a device
+/// has none of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(in crate::tree) struct DeviceIds(BTreeMap<String, String>);

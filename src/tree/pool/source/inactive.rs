@@ -16,8 +16,8 @@ use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
 use crate::{dm, thin};
 
-/// The two devices of a pool that is not active. They are claimed, so nobody else uses them, and nothing was written to
-/// them.
+/// The two devices of a pool that is not active. They are opened O_EXCL, so no other program uses them, and nothing
+/// was written to them.
 #[derive(Debug)]
 pub(in crate::tree) struct InactivePool {
     pub(super) dm: Arc<DeviceMapper>,

@@ -33,7 +33,7 @@ pub(super) fn make(options: &Options, root: &Root, pool: &PoolRecord) -> Result<
     files.sync_directory(&dir).map_err(Error::io("sync", dir.path()))
 }
 
-/// Whether files of a pool are there, whoever made them.
+/// Whether files of a pool exist.
 pub(in crate::tree) fn has_files(options: &Options, root: &Root) -> bool {
     let files = options.kernel.files();
     root.pool()

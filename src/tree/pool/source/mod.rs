@@ -61,8 +61,8 @@ pub(in crate::tree) fn unmake(options: &Options, dm: &Arc<DeviceMapper>, pool: &
 /// Sets up the two devices of a pool that is not active, and claims them.
 ///
 /// # Errors
-/// EBUSY ([`Error::is_busy`]) if somebody else uses one of them; [`Error::BackingFile`] if one is gone, or smaller than
-/// it was.
+/// EBUSY ([`Error::is_busy`]) if another program uses one of them; [`Error::BackingFile`] if one is gone, or smaller
+/// than it was.
 pub(in crate::tree) fn set_up(
     options: &Options,
     dm: &Arc<DeviceMapper>,

@@ -10,7 +10,7 @@ use crate::tree::{Error, Result};
 /// Thin ids reserved at a time.
 const WINDOW: u32 = 64;
 
-/// A name and a thin id that nobody else gets, until this is dropped.
+/// A name and a thin id, reserved until this is dropped.
 #[derive(Debug)]
 pub(in crate::tree) struct Reservation<'a> {
     store: &'a Store,
@@ -23,7 +23,7 @@ pub(in crate::tree) struct Reservation<'a> {
 }
 
 impl Store {
-    /// Take a name and a thin id for a new snapshot (without a name: for the base).
+    /// Takes a name and a thin id for a new snapshot (without a name: for the base).
     ///
     /// # Errors
     /// [`Error::SnapshotExists`], [`Error::NoFreeDeviceId`].
@@ -44,7 +44,7 @@ impl Store {
         Ok(reservation)
     }
 
-    /// Take a name, and the volume of a receive that is to be continued.
+    /// Takes a name, and the volume of a receive that is to be continued.
     ///
     /// # Errors
     /// [`Error::SnapshotExists`]; [`Error::Receiving`] if another call has the volume.
@@ -63,7 +63,8 @@ impl Store {
         Ok(Reservation { store: self, name, thin_id, window: 0, unresolved: false })
     }
 
-    /// Take this thin id, if no record and no other call has it. Unresolved ids are taken as well, and stay unresolved.
+    /// Takes this thin id, if no record and no other call has it. Unresolved ids are taken as well, and stay
+    /// unresolved.
     ///
     /// None as long as it is unknown what is recorded ([`Error::StateUnknown`]).
     pub(in crate::tree) fn reserve_id(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
@@ -76,7 +77,7 @@ impl Store {
         free.then(|| Reservation { store: self, name: None, thin_id, window: 0, unresolved })
     }
 
-    /// Another id for a reservation whose id turned out to be taken by somebody else.
+    /// Another id for a reservation whose id turned out to be taken.
     pub(in crate::tree) fn take_another(&self, reservation: &mut Reservation<'_>) -> Result<()> {
         let (id, window) = self.take_id()?;
         self.lock().pending_ids.remove(&std::mem::replace(&mut reservation.thin_id, id));
@@ -155,7 +156,7 @@ impl Inner {
 }
 
 impl Reservation<'_> {
-    /// Record what became of it, durably: it exists now.
+    /// Records what became of it, durably: it exists now.
     ///
     /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
     pub(in crate::tree) fn commit(&mut self, record: &Record) -> Result<()> {
