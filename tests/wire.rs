@@ -44,7 +44,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_request_is_read_back_as_it_was_meant(
+    fn requests_round_trip(
         (command, minor, flags, event_nr) in (0usize..18, 0u32..60, any::<u32>(), any::<u32>()),
         id in id(),
         body in body(),

@@ -36,7 +36,7 @@ fn node(device: &str) -> PathBuf {
 }
 
 #[test]
-fn a_removal_leaves_the_node_of_the_next_device_of_that_name() {
+fn remove_keeps_the_node_of_the_next_device_with_that_name() {
     let (kernel, dm) = model();
     for round in 0..300 {
         let number = zero(&dm, "a").unwrap().number;
@@ -69,7 +69,7 @@ fn a_node_with_another_number_is_not_removed() {
 }
 
 #[test]
-fn the_node_of_a_device_that_is_there_is_not_removed() {
+fn the_node_of_an_existing_device_is_not_removed() {
     let (kernel, dm) = model();
     zero(&dm, "a").unwrap();
     dm.remove_node(&name("a")).unwrap();
@@ -90,7 +90,7 @@ fn a_device_is_renamed_and_removed_by_its_uuid() {
 }
 
 #[test]
-fn a_deferred_removal_leaves_no_node_and_its_cancellation_makes_it_again() {
+fn a_deferred_removal_removes_the_node_and_its_cancellation_restores_it() {
     let (kernel, dm) = model();
     let number = zero(&dm, "a").unwrap().number;
     let open = kernel.open(&node("a"), crate::kernel::Access::READ).unwrap();
@@ -108,7 +108,7 @@ fn a_deferred_removal_leaves_no_node_and_its_cancellation_makes_it_again() {
 }
 
 #[test]
-fn operations_on_one_device_do_not_meet_however_it_is_addressed() {
+fn operations_on_one_device_exclude_each_other() {
     let (_, dm) = model();
     let status = zero(&dm, "a").unwrap();
     let table = [Zero.over(Sectors(0), Sectors(8))];
@@ -150,7 +150,7 @@ fn remove_all_waits_for_operations_on_any_device() {
 }
 
 #[test]
-fn a_rename_is_done_when_its_nodes_cannot_be_changed() {
+fn rename_succeeds_when_its_nodes_cannot_be_changed() {
     let (kernel, dm) = model();
     zero(&dm, "a").unwrap();
     // A look at the new path, the ioctl; then whatever is tried on a read-only /dev.
@@ -162,7 +162,7 @@ fn a_rename_is_done_when_its_nodes_cannot_be_changed() {
 }
 
 #[test]
-fn a_foreign_file_is_named_and_left_alone() {
+fn a_regular_file_at_a_nodes_path_is_an_error_and_kept() {
     let (_, dm) = model();
     zero(&dm, "a").unwrap();
     // What the model has at that path is no block device.

@@ -50,7 +50,7 @@ fn a_list_grows_until_it_fits() {
 }
 
 #[test]
-fn a_list_without_end_is_given_up() {
+fn a_list_that_never_fits_is_an_error() {
     let fake = Fake::new(47, |_, bytes| {
         put(bytes, 28, 1 << 8);
         Ok(0)
@@ -61,7 +61,7 @@ fn a_list_without_end_is_given_up() {
 }
 
 #[test]
-fn what_changes_something_is_never_sent_twice() {
+fn state_changing_requests_are_never_reissued() {
     let fake = Fake::new(47, |_, bytes| {
         put(bytes, 28, 1 << 8);
         Ok(0)
@@ -74,7 +74,7 @@ fn what_changes_something_is_never_sent_twice() {
 }
 
 #[test]
-fn a_message_is_carried_by_less_than_512_bytes() {
+fn a_message_takes_less_than_512_bytes() {
     let fake = Fake::new(47, |_, _| Ok(0));
     fake.mapper().message(&name(&"p".repeat(127)), Sectors(0), &"create_snap 16777215 16777214").unwrap();
     assert!(fake.last().len() < 512);
@@ -99,7 +99,7 @@ fn a_text_with_a_nul_is_refused_before_the_kernel_sees_it() {
 }
 
 #[test]
-fn an_old_kernel_is_not_asked_for_what_it_does_not_know() {
+fn requests_newer_than_the_kernel_are_refused() {
     let fake = Fake::new(26, |_, _| Ok(0));
     let error = fake.mapper().remove_deferred(&name("pool")).unwrap_err();
     assert_eq!(error.to_string(), "DM_DEV_REMOVE needs device-mapper interface 4.27, the kernel has 4.26.0");
@@ -107,7 +107,7 @@ fn an_old_kernel_is_not_asked_for_what_it_does_not_know() {
 }
 
 #[test]
-fn a_refusal_says_what_was_asked_of_whom() {
+fn an_ioctl_error_names_the_request_and_the_device() {
     let fake = Fake::new(47, |_, _| Err(Errno::ENODATA));
     let error = fake.mapper().message(&name("pool"), Sectors(0), &"delete 1").unwrap_err();
     assert_eq!(error.to_string(), format!("DM_TARGET_MSG on pool (delete 1): {}", Errno::ENODATA));
@@ -127,7 +127,7 @@ fn uuids_are_asked_for_where_the_kernel_has_them() {
 }
 
 #[test]
-fn a_list_by_prefix_carries_both() {
+fn a_list_by_prefix_sends_name_and_uuid() {
     let fake = Fake::new(45, |_, bytes| {
         answer(bytes, &[]);
         Ok(0)
@@ -141,7 +141,7 @@ fn a_list_by_prefix_carries_both() {
 }
 
 #[test]
-fn a_secret_is_marked_and_not_told() {
+fn secure_data_is_flagged_and_never_printed() {
     let fake = Fake::new(47, |_, _| Err(Errno::EINVAL));
     let (dm, crypt) = (fake.mapper(), name("crypt"));
     let error = dm.message_secure((&crypt).into(), Sectors(0), &"key set 0123").unwrap_err();
@@ -177,7 +177,7 @@ fn a_secret_is_marked_and_not_told() {
 }
 
 #[test]
-fn a_wait_carries_the_event_number_and_brings_the_status() {
+fn wait_sends_the_event_number_and_returns_the_status() {
     let fake = Fake::new(47, |_, bytes| {
         bytes[48..52].copy_from_slice(b"pool");
         put(bytes, 32, 8);
@@ -195,7 +195,7 @@ fn a_wait_carries_the_event_number_and_brings_the_status() {
 }
 
 #[test]
-fn a_rename_takes_the_number_from_its_answer() {
+fn rename_takes_the_number_from_its_answer() {
     let fake = Fake::new(47, |_, bytes| {
         put(bytes, 40, 0xfd03);
         Ok(0)
@@ -208,7 +208,7 @@ fn a_rename_takes_the_number_from_its_answer() {
 }
 
 #[test]
-fn remove_all_says_what_is_left() {
+fn remove_all_returns_what_is_left() {
     let payload = listed(2);
     let mut lists = 0;
     let fake = Fake::new(47, move |request, bytes| {
@@ -280,7 +280,7 @@ fn an_interrupted_resume_is_sent_again() {
 }
 
 #[test]
-fn udev_that_does_not_answer_is_waited_for_once() {
+fn an_unresponsive_udev_is_waited_for_once() {
     let fake = Fake::new(47, |_, bytes| {
         put(bytes, 28, 1 << 13);
         Ok(0)

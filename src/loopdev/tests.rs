@@ -100,7 +100,7 @@ fn a_device_is_read_only_on_old_kernels_too() {
 }
 
 #[test]
-fn a_node_that_leads_to_another_device_is_not_taken_for_it() {
+fn open_refuses_a_node_of_another_device() {
     use crate::kernel::{Access, DeviceNumber, Kernel};
     let kernel = Arc::new(ModelKernel::new());
     let control = LoopControl::with_kernel(kernel.clone()).unwrap();
@@ -111,7 +111,7 @@ fn a_node_that_leads_to_another_device_is_not_taken_for_it() {
 }
 
 #[test]
-fn attach_leaves_out_free_devices_that_cannot_be_bound() {
+fn attach_skips_free_devices_that_cannot_be_bound() {
     use crate::kernel::{Access, DeviceNumber, Kernel};
     let kernel = Arc::new(ModelKernel::new());
     let control = LoopControl::with_kernel(kernel.clone()).unwrap();

@@ -65,7 +65,7 @@ impl Machine {
 }
 
 #[test]
-fn a_handle_does_not_discard_the_volume_that_has_its_number_now() {
+fn discard_all_refuses_a_device_that_took_over_the_number() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     let old = machine.volume(&pool, "old", 1);
@@ -94,7 +94,7 @@ fn a_handle_does_not_discard_the_volume_that_has_its_number_now() {
 }
 
 #[test]
-fn a_pool_that_has_the_name_of_an_earlier_one_gets_nothing_of_its_handle() {
+fn a_stale_pool_handle_sends_nothing_to_its_successor() {
     let machine = Machine::new();
     let old = machine.pool("pool", "one", 1);
     old.create_thin(id(7)).unwrap();
@@ -176,7 +176,7 @@ fn a_volume_is_resumed_when_its_last_suspension_ends() {
 }
 
 #[test]
-fn a_suspended_volume_is_an_origin_in_its_own_pool_only() {
+fn a_suspended_volume_of_another_pool_is_no_origin() {
     let machine = Machine::new();
     let (pool, other) = (machine.pool("pool", "pool", 1), machine.pool("other", "other", 2));
     let volume = machine.volume(&pool, "v", 1);
@@ -189,7 +189,7 @@ fn a_suspended_volume_is_an_origin_in_its_own_pool_only() {
 }
 
 #[test]
-fn a_volume_that_is_renamed_while_suspended_is_resumed_and_its_successor_is_not() {
+fn a_volume_renamed_while_suspended_is_resumed() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     let volume = machine.volume(&pool, "v", 1);
@@ -204,7 +204,7 @@ fn a_volume_that_is_renamed_while_suspended_is_resumed_and_its_successor_is_not(
 }
 
 #[test]
-fn a_rename_is_of_the_device_whatever_it_is_called_now_and_costs_one_ioctl() {
+fn rename_goes_by_uuid_and_costs_one_ioctl() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     let mut volume = machine.volume(&pool, "v", 1);
@@ -226,7 +226,7 @@ fn a_rename_is_of_the_device_whatever_it_is_called_now_and_costs_one_ioctl() {
 }
 
 #[test]
-fn changes_of_a_pool_by_several_threads_are_all_kept() {
+fn concurrent_pool_changes_are_not_lost() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     let again = ThinPool::open(machine.dm.clone(), &name("pool")).unwrap();
@@ -242,7 +242,7 @@ fn changes_of_a_pool_by_several_threads_are_all_kept() {
 }
 
 #[test]
-fn a_failed_reload_leaves_no_inactive_table_and_clears_none() {
+fn a_failed_reload_leaves_no_inactive_table() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     machine.kernel.clear_log();
@@ -271,7 +271,7 @@ fn a_pool_without_a_whole_block_is_refused() {
 }
 
 #[test]
-fn a_pool_says_which_module_is_missing() {
+fn creating_a_pool_names_the_missing_module() {
     let machine = Machine::new();
     machine.kernel.refuse(crate::abi::dm::DM_TABLE_LOAD, Errno::EINVAL);
     machine.kernel.refuse(crate::abi::dm::DM_GET_TARGET_VERSION, Errno::EINVAL);
@@ -283,7 +283,7 @@ fn a_pool_says_which_module_is_missing() {
 }
 
 #[test]
-fn equals_that_reactivate_a_volume_all_get_it() {
+fn concurrent_reactivations_of_a_volume_all_succeed() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     pool.create_thin(id(1)).unwrap();
@@ -337,7 +337,7 @@ fn a_guard_notices_that_another_handle_lowered_the_low_water_mark() {
 }
 
 #[test]
-fn a_volume_of_a_pool_that_is_full_by_now_is_not_suspended() {
+fn a_full_pool_refuses_to_suspend_for_a_snapshot() {
     for guard in [SpaceGuard::new(), SpaceGuard::new().data(MinFree::Bytes(Bytes::kib(64)))] {
         let machine = Machine::new();
         let pool = guarded(&machine).with_guard(guard.max_age(Duration::ZERO)).unwrap();
@@ -354,7 +354,7 @@ fn a_volume_of_a_pool_that_is_full_by_now_is_not_suspended() {
 }
 
 #[test]
-fn a_message_whose_answer_tells_the_guard_of_too_little_space_is_taken_back() {
+fn a_message_that_reveals_low_space_is_undone() {
     let machine = Machine::new();
     let pool = guarded(&machine);
     pool.create_thin(id(2)).unwrap();
@@ -366,7 +366,7 @@ fn a_message_whose_answer_tells_the_guard_of_too_little_space_is_taken_back() {
 }
 
 #[test]
-fn a_guard_costs_a_message_nothing_while_answers_tell_of_no_event() {
+fn the_guard_costs_no_ioctl_without_events() {
     let machine = Machine::new();
     let pool = guarded(&machine);
     machine.kernel.clear_log();
@@ -384,7 +384,7 @@ fn a_guard_costs_a_message_nothing_while_answers_tell_of_no_event() {
 }
 
 #[test]
-fn what_a_discard_leaves_of_a_last_block_is_zeroed() {
+fn discard_all_zeroes_a_partial_last_block() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     pool.create_thin(id(1)).unwrap();
@@ -403,7 +403,7 @@ fn what_a_discard_leaves_of_a_last_block_is_zeroed() {
 }
 
 #[test]
-fn a_watcher_tells_of_a_pool_that_was_made_again() {
+fn the_watcher_reports_a_recreated_pool() {
     let machine = Machine::new();
     let pool = machine.pool("pool", "pool", 1);
     let mut watcher = pool.watch().unwrap();

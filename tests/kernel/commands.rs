@@ -58,7 +58,7 @@ fn a_uuid_is_given_once() {
 }
 
 #[test]
-fn a_foreign_name_of_any_bytes_is_one_among_others() {
+fn list_returns_names_of_arbitrary_bytes() {
     let _bench = Bench::new();
     let dm = dm();
     let other = name("dm-thin-plain");
@@ -133,7 +133,7 @@ fn a_geometry_within_its_own_span() {
 }
 
 #[test]
-fn messages_answer() {
+fn create_snap_returns_the_event_number() {
     let _bench = Bench::new();
     let (dm, device) = (dm(), name("dm-thin-message"));
     zeroes(&dm, &device);
@@ -148,7 +148,7 @@ fn messages_answer() {
 }
 
 #[test]
-fn a_wait_ends_when_the_number_is_another() {
+fn wait_returns_when_the_event_number_changed() {
     let _bench = Bench::new();
     let (dm, device) = (dm(), name("dm-thin-wait"));
     zeroes(&dm, &device);
@@ -171,7 +171,7 @@ fn a_wait_ends_when_the_number_is_another() {
 }
 
 #[test]
-fn paths_of_what_has_none() {
+fn devices_without_nodes_have_paths() {
     let _bench = Bench::new();
     let (dm, device) = (dm(), name("dm-thin-paths"));
     zeroes(&dm, &device);
@@ -223,7 +223,7 @@ fn events_of_all_devices() {
 }
 
 #[test]
-fn a_list_that_outgrows_the_first_buffer() {
+fn list_grows_its_buffer() {
     let _bench = Bench::new();
     let dm = dm();
     let mut events = dm.events().unwrap();
@@ -241,7 +241,7 @@ fn a_list_that_outgrows_the_first_buffer() {
 
 /// `tests/vm/run --host` leaves it out.
 #[test]
-fn remove_all_takes_what_nobody_has_open() {
+fn remove_all_removes_closed_devices() {
     let _bench = Bench::new();
     let dm = dm();
     assert!(dm.list().unwrap().is_empty(), "there are devices of others, which this would remove");

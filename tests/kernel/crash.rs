@@ -45,7 +45,7 @@ fn options() -> Options {
 
 /// Removes a snapshot and makes one, and dies at each of the calls for that, before it or after it.
 #[test]
-fn a_crash_leaves_no_complaint_in_the_kernels_log() {
+fn recovery_logs_no_failed_deletion() {
     let bench = Bench::new();
     let mut log = KernelLog::new();
     let tree = SnapshotTree::open(bench.root(), options()).unwrap();

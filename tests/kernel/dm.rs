@@ -92,7 +92,7 @@ fn an_open_device_is_removed_later() {
 }
 
 #[test]
-fn suspend_resume_and_a_table_that_is_not_used() {
+fn an_inactive_table_can_be_cleared() {
     let _bench = Bench::new();
     let dm = dm();
     let name = name("dm-thin-suspend");
@@ -109,7 +109,7 @@ fn suspend_resume_and_a_table_that_is_not_used() {
 }
 
 #[test]
-fn a_device_whose_table_fails_is_not_left() {
+fn a_failed_table_load_removes_the_device() {
     let _bench = Bench::new();
     let dm = dm();
     let name = name("dm-thin-fails");
@@ -126,7 +126,7 @@ fn a_device_whose_table_fails_is_not_left() {
 }
 
 #[test]
-fn an_answer_that_outgrows_the_buffer_is_asked_for_again() {
+fn a_query_grows_its_buffer() {
     let _bench = Bench::new();
     let dm = dm();
     let name = name("dm-thin-many");

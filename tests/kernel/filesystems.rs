@@ -10,7 +10,7 @@ use dm_thin::units::Bytes;
 use crate::bench::{Bench, small};
 
 #[test]
-fn an_init_layer_lies_above_everything_else() {
+fn the_init_layer_is_applied_to_each_mount() {
     let bench = Bench::new();
     let layer =
         || InitLayer::new().directory("/dev/shm").file("/etc/hosts").symlink("/etc/mtab", "/proc/mounts");
@@ -122,7 +122,7 @@ fn a_mounted_snapshot_is_renamed() {
 }
 
 #[test]
-fn xfs_gives_up_when_told_so() {
+fn xfs_nospace_max_retries_is_applied() {
     let bench = Bench::new();
     let options = small().filesystem(Filesystem::Xfs).base_size(Bytes::mib(320)).xfs_nospace_max_retries(0);
     let tree = SnapshotTree::open(bench.root(), options).unwrap();

@@ -50,7 +50,7 @@ impl Child {
 }
 
 #[test]
-fn a_child_writes_and_removes_nothing() {
+fn a_forked_child_is_refused() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -89,7 +89,7 @@ fn a_child_writes_and_removes_nothing() {
 }
 
 #[test]
-fn a_child_that_goes_on_keeps_the_tree_locked() {
+fn a_forked_child_keeps_the_lock() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("a", Parent::Base).unwrap();

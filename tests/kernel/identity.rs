@@ -50,7 +50,7 @@ fn renames_beside_reloads_do_not_crash_the_kernel() {
 }
 
 #[test]
-fn a_node_is_there_whoever_made_the_device_last() {
+fn concurrent_creations_keep_the_node() {
     let _bench = Bench::new();
     let _down = TakeDown;
     let dm = dm();
@@ -79,7 +79,7 @@ fn make_in_turns(rounds: usize) -> usize {
 }
 
 #[test]
-fn a_node_is_there_whichever_process_made_the_device_last() {
+fn concurrent_creations_by_processes_keep_the_node() {
     const RIVAL: &str = "DM_THIN_TEST_RIVAL";
     let rounds = amount("DM_THIN_OPERATIONS", 50);
     if std::env::var_os(RIVAL).is_some() {
@@ -87,7 +87,7 @@ fn a_node_is_there_whichever_process_made_the_device_last() {
     }
     let _bench = Bench::new();
     let _down = TakeDown;
-    let this = "identity::a_node_is_there_whichever_process_made_the_device_last";
+    let this = "identity::concurrent_creations_by_processes_keep_the_node";
     let mut rival = std::process::Command::new(std::env::current_exe().unwrap());
     let mut rival = rival.args(["--exact", this]).env(RIVAL, "1").spawn().unwrap();
     let vanished = make_in_turns(rounds);
@@ -96,7 +96,7 @@ fn a_node_is_there_whichever_process_made_the_device_last() {
 }
 
 #[test]
-fn a_file_where_a_node_belongs_is_left_alone() {
+fn a_regular_file_at_a_nodes_path_is_kept() {
     let _bench = Bench::new();
     let _down = TakeDown;
     let dm = DeviceMapper::with_kernel(Arc::new(RealKernel), UdevPolicy::None).unwrap();
@@ -112,7 +112,7 @@ fn a_file_where_a_node_belongs_is_left_alone() {
 }
 
 #[test]
-fn a_pool_that_is_made_again_is_an_event() {
+fn watch_reports_a_recreated_pool() {
     let bench = Bench::new();
     let mut rig = Rig::new(&bench, Bytes::mib(16), PoolFeatures::default());
     let old = ThinPool::open(rig.dm.clone(), &name("pool")).unwrap();
@@ -125,7 +125,7 @@ fn a_pool_that_is_made_again_is_an_event() {
 }
 
 #[test]
-fn a_handle_leaves_the_device_alone_that_has_its_name_or_number() {
+fn a_stale_handle_does_not_touch_the_device_with_its_name_or_number() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let old = rig.volume(1, Bytes::mib(8));
@@ -146,7 +146,7 @@ fn a_handle_leaves_the_device_alone_that_has_its_name_or_number() {
 }
 
 #[test]
-fn a_handle_leaves_the_pool_alone_that_has_the_name_of_its_own() {
+fn a_stale_pool_handle_does_not_touch_the_new_pool() {
     let bench = Bench::new();
     let mut rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     rig.pool().create_thin(id(1)).unwrap();
@@ -193,7 +193,7 @@ fn suspensions_are_counted() {
 }
 
 #[test]
-fn changes_of_a_pool_are_one_after_the_other() {
+fn reloads_of_a_pool_are_serialised() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let again = ThinPool::open(dm(), &name("pool")).unwrap();
@@ -209,7 +209,7 @@ fn changes_of_a_pool_are_one_after_the_other() {
 }
 
 #[test]
-fn equals_reactivate_a_volume() {
+fn concurrent_reactivations_all_succeed() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     rig.pool().create_thin(id(1)).unwrap();
@@ -274,7 +274,7 @@ impl Drop for StoppedUdev {
 }
 
 #[test]
-fn udev_that_stands_still_is_waited_for_once() {
+fn a_stopped_udevd_is_waited_for_once() {
     let _bench = Bench::new();
     let _down = TakeDown;
     let stopped = StoppedUdev::new();
@@ -296,7 +296,7 @@ fn udev_that_stands_still_is_waited_for_once() {
 }
 
 #[test]
-fn a_rename_is_done_when_dev_is_read_only() {
+fn rename_succeeds_on_a_read_only_dev() {
     let _bench = Bench::new();
     let _down = TakeDown;
     // Nodes are this process' to change.

@@ -81,7 +81,7 @@ fn part_of_a_file_read_only() {
 }
 
 #[test]
-fn many_attach_at_once_and_each_gets_its_own() {
+fn concurrent_attaches_get_distinct_devices() {
     let bench = Bench::new();
     thread::scope(|scope| {
         for thread in 0..16 {
@@ -98,7 +98,7 @@ fn many_attach_at_once_and_each_gets_its_own() {
 }
 
 #[test]
-fn what_cannot_be_attached() {
+fn attach_refuses_unsuitable_files() {
     let bench = Bench::new();
     let control = LoopControl::open().unwrap();
     let directory = File::open(bench.path()).unwrap();
@@ -159,7 +159,7 @@ fn another_file_under_a_read_only_device() {
 }
 
 #[test]
-fn a_free_device_that_somebody_has_exclusively_is_left_out() {
+fn attach_skips_free_devices_opened_exclusively() {
     let bench = Bench::new();
     let control = LoopControl::open().unwrap();
     let (file, path) = backing(&bench, "file", Bytes::mib(1));

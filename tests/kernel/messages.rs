@@ -99,7 +99,7 @@ fn a_process_that_has_the_device_open_is_named() {
 }
 
 #[test]
-fn what_keeps_a_snapshot_mounted_is_named() {
+fn holders_of_a_mount_are_named() {
     let bench = Bench::new();
     let tree = open(&bench, small());
     let target = bench.path().join("target");
@@ -221,7 +221,7 @@ fn a_file_system_that_was_overwritten_is_named() {
 }
 
 #[test]
-fn a_volume_that_somebody_deleted_is_named() {
+fn a_volume_deleted_by_another_program_is_named() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -243,7 +243,7 @@ fn a_volume_that_somebody_deleted_is_named() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_named() {
+fn a_missing_directory_is_named() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("a", Parent::Base).unwrap();

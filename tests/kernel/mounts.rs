@@ -21,7 +21,7 @@ fn unmount(target: &Path) {
 }
 
 #[test]
-fn of_two_threads_one_mounts_on_a_directory() {
+fn concurrent_mounts_do_not_share_a_directory() {
     let bench = Bench::new();
     let tree = bench.tree();
     let target = bench.path().join("target");
@@ -63,7 +63,7 @@ fn of_two_threads_one_mounts_on_a_directory() {
 }
 
 #[test]
-fn unmount_leaves_what_lies_over_the_snapshot() {
+fn unmount_does_not_take_down_a_mount_stacked_on_top() {
     let bench = Bench::new();
     let tree = bench.tree();
     let target = bench.path().join("target");
@@ -85,7 +85,7 @@ fn unmount_leaves_what_lies_over_the_snapshot() {
 }
 
 #[test]
-fn a_mount_that_somebody_else_made_is_theirs() {
+fn a_mount_of_another_program_is_not_taken_over() {
     let bench = Bench::new();
     let tree = bench.tree();
     let (ours, theirs) = (bench.path().join("ours"), bench.path().join("theirs"));
@@ -126,7 +126,7 @@ fn unique_ids() -> bool {
 }
 
 #[test]
-fn a_snapshot_that_somebody_unmounted_is_mounted_again() {
+fn mount_works_after_a_foreign_unmount() {
     let bench = Bench::new();
     let tree = bench.tree();
     let target = bench.path().join("target");
@@ -174,7 +174,7 @@ fn a_symbolic_link_is_not_followed() {
 }
 
 #[test]
-fn directories_of_a_killed_manager_go() {
+fn mount_directories_of_a_killed_manager_are_removed() {
     let bench = Bench::new();
     let tree = bench.tree();
     let [one, two, full] = ["one", "two", "full"].map(|name| bench.path().join(name));

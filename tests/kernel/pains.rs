@@ -2,12 +2,12 @@
 //!
 //! | pain | shown by |
 //! |---|---|
-//! | 1 device is busy | here; `trouble::a_device_that_is_open_stays` |
+//! | 1 device is busy | here; `trouble::close_refuses_open_devices` |
 //! | 2 mounts in other namespaces | here |
 //! | 3 nodes missing or stale | here |
 //! | 4 semaphores exhausted, waits without end | `dm::udev` (bounded, removed on drop); every `Bench` counts them |
 //! | 5 missing udev | here; the whole suite runs without |
-//! | 6 deferred removal races with activation | here; `tests/tree`: `removal::a_deferred_deactivation_is_taken_back` |
+//! | 6 deferred removal races with activation | here; `tests/tree`: `removal::activate_cancels_a_deferred_deactivation` |
 //! | 7 pool full | here |
 //! | 8 metadata exhausted | here |
 //! | 9 an active origin not suspended | here |
@@ -18,12 +18,12 @@
 //! | 14 not a thin-pool | here |
 //! | 15 loop devices leaked, or cleared by a loser | `loopdev`; every `Bench` counts them |
 //! | 16 space not returned | `filesystems::removing_gives_the_loop_files_space_back` |
-//! | 17 discarded, yet listed | `tests/tree`: `removal::discarded_only_when_it_is_recorded` |
+//! | 17 discarded, yet listed | `tests/tree`: `removal::remove_discards_after_the_record_is_durable` |
 //! | 18 a mutated retry, slow lists | `dm::wire` tests (a request is an immutable value); no list on the hot path |
 //! | 19 two databases, texts parsed for meaning | cannot be: one journal; errnos are numbers |
 //! | 20 udev scans snapshots | `dm::udev::UdevFlags::NODE_ONLY` on every device; the suite runs with `--udev`, too |
 //! | 21 a changed block size | here |
-//! | 22 xfs on a full pool | here; `filesystems::xfs_gives_up_when_told_so` |
+//! | 22 xfs on a full pool | here; `filesystems::xfs_nospace_max_retries_is_applied` |
 
 use std::fs;
 use std::process::{Child, Command};

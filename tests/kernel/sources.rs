@@ -85,7 +85,7 @@ fn two_devices_hold_a_pool() {
 }
 
 #[test]
-fn devices_with_something_on_them_are_left_alone() {
+fn devices_with_data_are_refused() {
     let bench = Bench::new();
     let refused = |options: Options| {
         let error = SnapshotTree::open(bench.root(), options).unwrap_err();
@@ -110,7 +110,7 @@ fn devices_with_something_on_them_are_left_alone() {
 }
 
 #[test]
-fn one_device_is_split() {
+fn a_labelled_device_holds_a_pool() {
     let bench = Bench::new();
     wipe();
     let options = || {
@@ -151,7 +151,7 @@ fn one_device_is_split() {
 }
 
 #[test]
-fn a_close_waits_for_who_reads_the_metadata() {
+fn close_waits_for_metadata_readers() {
     let bench = Bench::new();
     wipe();
     let source = PoolSource::Device { path: DATA.into() };

@@ -34,7 +34,7 @@ fn repair_in_place(rig: &mut Rig) {
 }
 
 #[test]
-fn read_only_is_noticed_by_the_very_call() {
+fn a_message_reports_a_pool_that_became_read_only() {
     let bench = Bench::new();
     let (kernel, mapper) = Spy::mapper();
     let mut rig = Rig::with(&bench, mapper, Bytes::mib(32), Bytes::mib(4), PoolFeatures::default());

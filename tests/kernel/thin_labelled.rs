@@ -109,7 +109,7 @@ fn labelled_used_found_again_and_grown() {
 }
 
 #[test]
-fn who_extends_it_sees_what_others_took() {
+fn extend_reads_the_label_again() {
     let bench = Bench::new();
     let _down = TakeDown;
     let dm = dm();
@@ -186,7 +186,7 @@ fn one_good_copy_of_the_label_is_enough() {
 }
 
 #[test]
-fn what_carries_something_is_taken_only_by_force() {
+fn a_device_with_data_needs_force() {
     let bench = Bench::new();
     let _down = TakeDown;
     let dm = dm();

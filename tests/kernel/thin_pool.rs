@@ -129,7 +129,7 @@ fn features_change_where_the_kernel_allows() {
 }
 
 #[test]
-fn what_cannot_change_is_refused_by_name() {
+fn unchangeable_properties_are_refused_by_name() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
     let (table, size) = rig.pool().table().unwrap();
@@ -174,7 +174,7 @@ fn what_cannot_change_is_refused_by_name() {
 }
 
 #[test]
-fn metadata_is_held_and_let_go() {
+fn the_metadata_snapshot_is_reserved_and_released() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
     rig.pool().reserve_metadata_snap().unwrap();
@@ -214,7 +214,7 @@ fn deleting_frees_what_is_exclusive() {
 }
 
 #[test]
-fn the_metadata_is_let_go_whatever_happens() {
+fn the_metadata_snapshot_is_released_on_error_and_panic() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(32), PoolFeatures::default());
     let pool = rig.pool();

@@ -28,7 +28,7 @@ fn nothing(watcher: &mut PoolWatcher<&ThinPool>) {
 }
 
 #[test]
-fn errors_come_at_once_and_end_when_it_grows() {
+fn writes_fail_with_enospc_until_the_pool_grows() {
     let bench = Bench::new();
     let features = PoolFeatures { no_space: NoSpace::Error, ..Default::default() };
     let rig = Rig::new(&bench, Bytes::mib(16), features);
@@ -56,7 +56,7 @@ fn errors_come_at_once_and_end_when_it_grows() {
 }
 
 #[test]
-fn a_wake_up_costs_the_same_among_many_devices() {
+fn a_wakeup_of_the_watcher_costs_two_ioctls() {
     let bench = Bench::new();
     let (kernel, mapper) = Spy::mapper();
     let rig = Rig::with(&bench, mapper, Bytes::mib(16), Bytes::mib(4), PoolFeatures::default());
@@ -89,7 +89,7 @@ fn a_wake_up_costs_the_same_among_many_devices() {
 }
 
 #[test]
-fn a_waiting_writer_goes_on_when_it_grows() {
+fn a_queued_writer_continues_when_the_pool_grows() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(16), PoolFeatures::default());
     let volume = rig.volume(1, Bytes::mib(64));
@@ -110,7 +110,7 @@ fn a_waiting_writer_goes_on_when_it_grows() {
 }
 
 #[test]
-fn room_is_made_by_deleting_too() {
+fn deleting_a_snapshot_frees_space_for_the_guard() {
     let bench = Bench::new();
     let features = PoolFeatures { no_space: NoSpace::Error, ..Default::default() };
     let rig = Rig::new(&bench, Bytes::mib(16), features);
@@ -295,7 +295,7 @@ fn the_guard_refuses_in_time_and_costs_nothing() {
 }
 
 #[test]
-fn the_guard_knows_what_the_file_can_really_get() {
+fn the_guard_counts_the_space_of_the_backing_file_system() {
     let bench = Bench::new();
     // A file system of 24 MiB, with a pool of 64 MiB.
     let tiny = bench.path().join("tiny");
@@ -351,7 +351,7 @@ fn the_guard_knows_what_the_file_can_really_get() {
 }
 
 #[test]
-fn percentages_of_a_guard_make_sense() {
+fn guard_percentages_are_validated() {
     let bench = Bench::new();
     let mut rig = Rig::new(&bench, Bytes::mib(16), PoolFeatures::default());
     let error = rig.pool.take().unwrap().with_guard(SpaceGuard::new().data(MinFree::Percent(101)));

@@ -80,7 +80,7 @@ fn an_external_origin_shows_through_and_stays_as_it_is() {
 }
 
 #[test]
-fn it_grows_in_use_and_never_shrinks() {
+fn a_volume_grows_in_use_and_never_shrinks() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let volume = rig.volume(1, SIZE);
@@ -102,7 +102,7 @@ fn it_grows_in_use_and_never_shrinks() {
 }
 
 #[test]
-fn suspended_in_every_way_it_holds_writes_back_and_can_be_snapshot() {
+fn a_suspended_volume_holds_writes_back() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let volume = rig.volume(1, SIZE);
@@ -132,7 +132,7 @@ fn suspended_in_every_way_it_holds_writes_back_and_can_be_snapshot() {
 }
 
 #[test]
-fn a_name_is_changed_in_use() {
+fn an_open_volume_can_be_renamed() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let mut volume = rig.volume(1, SIZE);
@@ -194,7 +194,7 @@ fn a_deferred_removal_is_cancelled_or_overtaken() {
 }
 
 #[test]
-fn discarded_it_is_empty_and_the_loop_file_shrinks() {
+fn discard_all_unmaps_and_punches_the_loop_file() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     let before = rig.data.allocated();
@@ -218,7 +218,7 @@ fn discarded_it_is_empty_and_the_loop_file_shrinks() {
 }
 
 #[test]
-fn discarded_it_is_empty_to_its_last_sector() {
+fn discard_all_zeroes_the_partial_last_block() {
     let bench = Bench::new();
     let rig = Rig::new(&bench, Bytes::mib(64), PoolFeatures::default());
     // Two blocks, and 4 KiB of a third.

@@ -87,7 +87,7 @@ fn one_directory_takes_one_snapshot() {
 }
 
 #[test]
-fn everything_is_found_after_a_close() {
+fn open_restores_the_tree_after_a_close() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("image", Parent::Base).unwrap();
@@ -104,7 +104,7 @@ fn everything_is_found_after_a_close() {
 }
 
 #[test]
-fn everything_is_found_after_a_restart_of_the_machine() {
+fn open_restores_the_tree_after_a_reboot() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("image", Parent::Base).unwrap();
@@ -235,7 +235,7 @@ fn a_volume_without_a_record_is_deleted_at_the_next_open() {
 }
 
 #[test]
-fn a_state_from_another_time_than_the_pool_is_refused() {
+fn a_state_older_than_its_pool_is_refused() {
     let bench = Bench::new();
     let tree = bench.tree();
     tree.add("image", Parent::Base).unwrap();

@@ -125,7 +125,7 @@ fn disk_full_while_the_files_are_made() {
 }
 
 #[test]
-fn root_is_no_place_for_a_tree() {
+fn unsuitable_roots_are_refused() {
     let bench = Bench::new();
     let root = bench.root();
     let problem = || match open(&bench, small()) {
@@ -153,14 +153,14 @@ fn root_is_no_place_for_a_tree() {
 }
 
 #[test]
-fn root_in_a_directory_that_is_not_there() {
+fn a_root_needs_its_parent_directory() {
     let bench = Bench::new();
     let error = SnapshotTree::open(bench.path().join("no/such"), small()).unwrap_err();
     assert!(error.is_not_found(), "{error}");
 }
 
 #[test]
-fn a_second_manager_is_refused_and_a_dead_one_is_not_in_the_way() {
+fn a_second_manager_is_refused_and_a_dead_one_is_replaced() {
     let bench = Bench::new();
     let tree = bench.tree();
     assert!(matches!(open(&bench, small()), Error::Locked { .. }));
@@ -196,7 +196,7 @@ fn ids() {
 }
 
 #[test]
-fn what_is_mounted_stays() {
+fn close_refuses_mounted_snapshots() {
     let bench = Bench::new();
     let tree = bench.tree();
     let target = bench.path().join("target");
@@ -222,7 +222,7 @@ fn what_is_mounted_stays() {
 }
 
 #[test]
-fn a_device_that_is_open_stays() {
+fn close_refuses_open_devices() {
     let bench = Bench::new();
     let options = small().busy_timeout(Duration::from_millis(50));
     let tree = SnapshotTree::open(bench.root(), options).unwrap();
@@ -269,7 +269,7 @@ fn sizes() {
 }
 
 #[test]
-fn what_the_tree_was_made_with_stays() {
+fn open_rejects_options_that_conflict_with_the_tree() {
     let bench = Bench::new();
     let tree = bench.tree();
     let smaller = AddOptions::new().size(Bytes::mib(32));

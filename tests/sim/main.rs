@@ -56,22 +56,22 @@ fn simulate_with(default: u64, simulation: impl Fn(u64, &Arc<Numbers>)) {
 }
 
 #[test]
-fn nothing_is_lost_or_leaked_when_the_power_goes() {
+fn power_cuts_lose_and_leak_nothing() {
     simulate(20, Plan { trees: 1, cuts: true, ..Plan::default() });
 }
 
 #[test]
-fn nothing_is_lost_or_leaked_when_calls_fail() {
+fn failing_calls_lose_and_leak_nothing() {
     simulate(20, Plan { trees: 1, faults: true, ..Plan::default() });
 }
 
 #[test]
-fn neither_two_trees_nor_a_neighbour_lose_anything() {
+fn two_trees_and_a_neighbour_lose_nothing() {
     simulate(20, Plan { trees: 2, neighbour: true, ..Plan::default() });
 }
 
 #[test]
-fn copied_and_restored_roots_are_told_apart() {
+fn copied_and_restored_roots_are_refused() {
     simulate(20, Plan { trees: 2, administrator: true, ..Plan::default() });
 }
 
@@ -81,7 +81,7 @@ fn full_disks_and_full_pools_lose_nothing() {
 }
 
 #[test]
-fn what_is_mounted_is_neither_lost_nor_mixed_up() {
+fn mounts_are_neither_lost_nor_mixed_up() {
     simulate_with(60, mounts::run);
 }
 

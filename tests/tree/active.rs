@@ -27,7 +27,7 @@ fn named(text: &str) -> DmName {
 }
 
 #[test]
-fn a_parent_that_somebody_renamed_is_suspended_for_its_snapshot() {
+fn add_suspends_an_active_parent_whose_device_was_renamed() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -45,7 +45,7 @@ fn a_parent_that_somebody_renamed_is_suspended_for_its_snapshot() {
 }
 
 #[test]
-fn activate_makes_the_node_again() {
+fn activate_restores_a_missing_node() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -65,7 +65,7 @@ fn activate_makes_the_node_again() {
 }
 
 #[test]
-fn deactivate_removes_a_device_that_somebody_renamed() {
+fn deactivate_removes_a_renamed_device() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -84,7 +84,7 @@ fn deactivate_removes_a_device_that_somebody_renamed() {
 }
 
 #[test]
-fn looking_at_a_snapshot_does_not_keep_it_active() {
+fn snapshot_status_keeps_a_deferred_removal() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -100,7 +100,7 @@ fn looking_at_a_snapshot_does_not_keep_it_active() {
 }
 
 #[test]
-fn a_timeout_may_be_longer_than_any_clock() {
+fn busy_timeout_of_duration_max_does_not_panic() {
     let rig = Rig::new();
     let tree = rig.open(rig.options().busy_timeout(Duration::MAX)).unwrap();
     tree.add("a", Parent::Base).unwrap();
@@ -112,7 +112,7 @@ fn a_timeout_may_be_longer_than_any_clock() {
 }
 
 #[test]
-fn reaping_goes_on_after_a_failure() {
+fn reap_continues_after_a_failure() {
     let rig = Rig::new();
     let tree = rig.tree();
     let deferred = RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO);
@@ -155,7 +155,7 @@ fn reaping_goes_on_after_a_failure() {
 
 /// Whoever grows a pool suspends it; the kernel refuses to load a volume's table meanwhile.
 #[test]
-fn a_volume_is_activated_while_the_table_of_its_pool_is_replaced() {
+fn activation_waits_for_a_concurrent_pool_reload() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -180,7 +180,7 @@ fn a_volume_is_activated_while_the_table_of_its_pool_is_replaced() {
 
 /// Each call of the check is the one before which another thread deactivates the snapshot.
 #[test]
-fn a_check_beside_a_deactivation_finds_nothing() {
+fn check_beside_a_deactivation_reports_nothing() {
     let rig = Rig::new();
     let tree = Arc::new(rig.tree());
     tree.add("a", Parent::Base).unwrap();
@@ -201,7 +201,7 @@ fn a_check_beside_a_deactivation_finds_nothing() {
 }
 
 #[test]
-fn a_mount_that_failed_at_any_call_can_be_made_again() {
+fn mount_can_be_retried_after_a_failure_at_any_call() {
     for call in 1.. {
         let rig = Rig::new();
         let options =
@@ -229,7 +229,7 @@ fn a_mount_that_failed_at_any_call_can_be_made_again() {
 }
 
 #[test]
-fn a_mount_of_a_killed_manager_gets_its_init_layer() {
+fn open_completes_a_mount_of_a_killed_manager() {
     for call in 1.. {
         let rig = Rig::new();
         let layer = || InitLayer::new().file("etc/hostname");
@@ -252,7 +252,7 @@ fn a_mount_of_a_killed_manager_gets_its_init_layer() {
 }
 
 #[test]
-fn an_unmount_that_a_kill_cuts_short_leaves_no_directory() {
+fn open_completes_an_unmount_of_a_killed_manager() {
     for call in 1.. {
         let rig = Rig::new();
         let open = || rig.open(rig.options().filesystem(Filesystem::Ext4)).unwrap();

@@ -39,7 +39,7 @@ fn finds(tree: &SnapshotTree, expected: &[Finding], healed: bool) {
 }
 
 #[test]
-fn a_sound_tree_has_no_findings() {
+fn check_of_a_healthy_tree_finds_nothing() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -53,7 +53,7 @@ fn a_sound_tree_has_no_findings() {
 }
 
 #[test]
-fn a_check_costs_a_few_calls_and_no_space() {
+fn check_allocates_nothing_and_takes_few_ioctls() {
     let rig = Rig::new();
     let tree = rig.open(rig.options().base_size(Bytes::mib(128))).unwrap();
     let calls = || {
@@ -81,7 +81,7 @@ fn a_check_costs_a_few_calls_and_no_space() {
 }
 
 #[test]
-fn a_device_that_an_activation_left_without_a_table_is_removed() {
+fn repair_removes_a_device_without_a_table() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -151,7 +151,7 @@ fn devices() {
 }
 
 #[test]
-fn repair_deletes_what_a_failed_undo_left() {
+fn repair_deletes_volumes_of_a_failed_undo() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("first", Parent::Base).unwrap();
@@ -266,7 +266,7 @@ fn open_clears_needs_check() {
 }
 
 #[test]
-fn metadata_without_its_superblock_is_not_formatted() {
+fn open_does_not_format_metadata_whose_superblock_was_zeroed() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -290,7 +290,7 @@ fn metadata_without_its_superblock_is_not_formatted() {
 }
 
 #[test]
-fn only_a_stranger_holds_the_metadata() {
+fn check_reports_a_metadata_snapshot_of_another_program_only() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.pool().reserve_metadata_snap().unwrap();

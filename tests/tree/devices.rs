@@ -98,7 +98,7 @@ const FOREIGN: &[(&str, u64, &[u8])] = &[
 ];
 
 #[test]
-fn a_device_with_a_foreign_signature_is_refused_untouched() {
+fn a_new_tree_refuses_devices_with_foreign_signatures() {
     let rig = disks();
     for (what, at, magic) in FOREIGN {
         for (source, device) in
@@ -120,7 +120,7 @@ fn a_device_with_a_foreign_signature_is_refused_untouched() {
 }
 
 #[test]
-fn force_device_overwrites_what_is_there() {
+fn force_device_overwrites_foreign_signatures() {
     for source in [two(), PoolSource::Device { path: DATA.into() }] {
         let rig = disks();
         for (_, at, magic) in FOREIGN {
@@ -140,7 +140,7 @@ fn force_device_overwrites_what_is_there() {
 }
 
 #[test]
-fn a_creation_that_fails_leaves_devices_blank() {
+fn a_failed_creation_leaves_the_devices_blank() {
     for source in [two(), PoolSource::Device { path: DATA.into() }] {
         for n in 1.. {
             let rig = disks();
@@ -158,7 +158,7 @@ fn a_creation_that_fails_leaves_devices_blank() {
 }
 
 #[test]
-fn one_data_device_is_not_used_by_two_trees() {
+fn a_data_device_in_use_is_refused() {
     let rig = disks();
     let other = DeviceNumber { major: 254, minor: 48 };
     rig.kernel.set_disk(Path::new("/dev/vdd"), other, Bytes(SIZE).sectors()).unwrap();
@@ -190,7 +190,7 @@ fn name_disks(rig: &Rig, names: [&str; 4]) {
 }
 
 #[test]
-fn devices_are_found_again_by_their_ids() {
+fn open_finds_devices_by_their_stable_ids() {
     let rig = Rig::new();
     name_disks(&rig, [DATA, METADATA, OTHER_DATA, OTHER_METADATA]);
     let trees = [rig.directory.path().join("a"), rig.directory.path().join("b")];
@@ -220,7 +220,7 @@ fn devices_are_found_again_by_their_ids() {
 }
 
 #[test]
-fn a_copied_root_does_not_get_the_devices_of_the_one_it_was_copied_from() {
+fn a_copied_root_is_refused_while_its_devices_are_in_use() {
     let rig = disks();
     let tree = rig.open(options(&rig, two())).unwrap();
     tree.add("a", Parent::Base).unwrap();
@@ -258,7 +258,7 @@ fn a_copied_root_does_not_get_the_devices_of_the_one_it_was_copied_from() {
 }
 
 #[test]
-fn another_device_is_not_taken_for_the_trees() {
+fn open_refuses_a_device_with_other_ids() {
     let rig = Rig::new();
     name_disks(&rig, [DATA, METADATA, OTHER_DATA, OTHER_METADATA]);
     rig.open(options(&rig, two())).unwrap().close().unwrap();
@@ -281,7 +281,7 @@ fn another_device_is_not_taken_for_the_trees() {
 }
 
 #[test]
-fn a_device_that_was_used_since_a_creation_was_interrupted_is_refused_untouched() {
+fn open_refuses_a_device_written_to_since_an_interrupted_creation() {
     for call in 1.. {
         let mut rig = disks();
         rig.kernel.unwind_at_cut(true);
@@ -321,7 +321,7 @@ fn a_device_that_was_used_since_a_creation_was_interrupted_is_refused_untouched(
 }
 
 #[test]
-fn a_labelled_device_is_not_shared_with_another_mapping() {
+fn a_labelled_device_in_use_is_refused() {
     let rig = disks();
     let labelled = || PoolSource::Device { path: DATA.into() };
     rig.open(options(&rig, labelled())).unwrap().close().unwrap();
@@ -340,7 +340,7 @@ fn a_labelled_device_is_not_shared_with_another_mapping() {
 }
 
 #[test]
-fn of_trees_that_are_opened_at_once_one_gets_the_data_device() {
+fn concurrent_opens_do_not_share_a_data_device() {
     let rig = Rig::new();
     name_disks(&rig, [DATA, METADATA, OTHER_DATA, OTHER_METADATA]);
     let other = PoolSource::Devices { data: DATA.into(), metadata: OTHER_METADATA.into() };

@@ -149,7 +149,7 @@ enum End {
 }
 
 #[test]
-fn everything_can_be_removed_after_a_checkpoint_and_after_a_reopen() {
+fn a_full_disk_allows_removals_after_a_checkpoint_and_a_reopen() {
     let ends = [End::Goes, End::Killed, End::PowerCut, End::Closed, End::ClosedAndCut];
     for (end, checkpoint) in ends.into_iter().flat_map(|end| [(end, false), (end, true)]) {
         let mut rig = Rig::new();
@@ -204,7 +204,7 @@ fn everything_can_be_removed_after_a_checkpoint_and_after_a_reopen() {
 }
 
 #[test]
-fn a_failed_write_keeps_the_room_for_removals() {
+fn a_failed_journal_write_keeps_the_space_reserved_for_removals() {
     let rig = Rig::new();
     let disk = Disk::new(&rig);
     let open = |rig: &Rig| rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
@@ -226,7 +226,7 @@ fn a_failed_write_keeps_the_room_for_removals() {
 }
 
 #[test]
-fn who_only_looks_does_not_wait_for_the_disk() {
+fn readers_do_not_wait_for_a_sync() {
     let rig = Rig::new();
     let disk = Disk::new(&rig);
     let tree = rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
@@ -247,7 +247,7 @@ fn who_only_looks_does_not_wait_for_the_disk() {
 }
 
 #[test]
-fn grow_pool_is_durable_beside_a_checkpoint_that_began_before() {
+fn grow_pool_is_durable_beside_a_running_checkpoint() {
     let rig = Rig::new();
     let disk = Disk::new(&rig);
     // A checkpoint after each few changes.

@@ -13,7 +13,7 @@ fn family(tree: &SnapshotTree) {
 }
 
 #[test]
-fn a_family_is_found_again() {
+fn open_restores_parents_and_children() {
     let rig = Rig::new();
     let tree = rig.tree();
     family(&tree);
@@ -37,7 +37,7 @@ fn a_family_is_found_again() {
 }
 
 #[test]
-fn labels_last() {
+fn labels_survive_a_reopen() {
     let rig = Rig::new();
     let tree = rig.tree();
     let mut labels = Labels::new();
@@ -59,7 +59,7 @@ fn labels_last() {
 }
 
 #[test]
-fn a_rename_takes_device_and_children_along() {
+fn rename_keeps_device_mount_and_children() {
     let rig = Rig::new();
     let tree = rig.tree();
     family(&tree);
@@ -85,7 +85,7 @@ fn a_rename_takes_device_and_children_along() {
 }
 
 #[test]
-fn a_crash_at_every_call_of_a_rename() {
+fn rename_is_atomic_across_crashes() {
     let prepare = |tree: &SnapshotTree| {
         family(tree);
         tree.activate("one").unwrap();

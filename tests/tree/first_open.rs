@@ -17,7 +17,7 @@ fn check_next(rig: &Rig, what: &str) {
 }
 
 #[test]
-fn a_crash_at_any_call_of_the_first_open() {
+fn the_first_open_is_atomic_across_crashes() {
     for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
         for n in 1.. {
             let mut rig = Rig::new();
@@ -48,7 +48,7 @@ fn a_crash_at_any_call_of_the_first_open() {
 }
 
 #[test]
-fn what_a_failed_first_open_made_is_gone() {
+fn a_failed_first_open_leaves_nothing() {
     let whole = Rig::new();
     let tree = whole.tree();
     let calls = whole.kernel.calls();

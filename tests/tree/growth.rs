@@ -23,7 +23,7 @@ fn total(tree: &SnapshotTree) -> Bytes {
 }
 
 #[test]
-fn a_grown_pool_stays_grown() {
+fn grow_pool_survives_a_reopen() {
     let mut rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -62,7 +62,7 @@ fn open_takes_sizes_as_minima() {
 }
 
 #[test]
-fn a_crash_of_the_open_that_grows() {
+fn an_open_that_grows_is_atomic_across_crashes() {
     crash_everywhere_with(
         |options, again| if again { options.data_size(Bytes::mib(96)) } else { options },
         |_, tree| tree.add("a", Parent::Base).unwrap(),
@@ -84,7 +84,7 @@ fn fill(rig: &Rig, tree: &SnapshotTree, blocks: u64) {
 }
 
 #[test]
-fn it_extends_itself_up_to_the_maximum() {
+fn auto_extend_stops_at_the_maximum() {
     let rig = Rig::new();
     let options = || rig.options().base_size(Bytes::mib(128));
     let extending = || options().auto_extend(RULE);
@@ -112,7 +112,7 @@ fn it_extends_itself_up_to_the_maximum() {
 }
 
 #[test]
-fn an_event_is_told_whatever_keeps_the_pool_from_growing() {
+fn watch_reports_the_event_after_a_failed_extension() {
     let rig = Rig::new();
     let tree = rig.open(rig.options().base_size(Bytes::mib(128)).auto_extend(RULE)).unwrap();
     let mut news = tree.watch().unwrap();
@@ -133,7 +133,7 @@ fn an_event_is_told_whatever_keeps_the_pool_from_growing() {
 }
 
 #[test]
-fn a_crash_while_it_grows() {
+fn extend_pool_is_atomic_across_crashes() {
     let extending = |options: Options, _| options.base_size(Bytes::mib(128)).auto_extend(RULE);
     let work = |tree: &SnapshotTree| tree.extend_pool().map(drop);
     crash_everywhere_with(
@@ -153,7 +153,7 @@ fn a_crash_while_it_grows() {
 }
 
 #[test]
-fn a_rule_that_makes_no_sense_is_refused() {
+fn invalid_extend_rules_are_refused() {
     let rig = Rig::new();
     let said = |rule, options: Options| rig.open(options.auto_extend(rule)).unwrap_err().to_string();
     let threshold = |threshold| ExtendRule { threshold, ..RULE };
@@ -181,7 +181,7 @@ fn allocated(rig: &Rig) -> Bytes {
 }
 
 #[test]
-fn the_metadata_file_is_allocated_by_rule() {
+fn the_metadata_file_is_allocated_by_lvms_rule() {
     for (data, metadata) in [(Bytes::gib(1), Bytes::mib(16)), (Bytes::gib(64), Bytes::mib(64))] {
         let rig = Rig::new();
         let options = Options::new().kernel(rig.kernel.clone()).data_size(data);
@@ -218,7 +218,7 @@ fn the_metadata_file_stays_allocated() {
 
 /// A child of the manager that was killed: it goes on growing the file system.
 #[test]
-fn open_waits_for_the_program_that_grows_a_file_system() {
+fn open_waits_for_a_running_resize2fs() {
     let rig = Rig::new();
     let options = || rig.options().filesystem(Filesystem::Ext4).busy_timeout(Duration::MAX);
     let tree = rig.open(options()).unwrap();

@@ -88,7 +88,7 @@ fn a_state_from_a_backup_is_refused_and_nothing_is_deleted() {
 
 /// The generation is the same: what the volumes hold tells that they were handed out.
 #[test]
-fn a_backup_of_the_same_generation_is_refused_once_a_later_snapshot_was_written() {
+fn a_backup_of_the_same_generation_is_refused_if_a_later_snapshot_was_written() {
     let rig = Rig::new();
     let tree = rig.tree();
     let saved = save(&rig.root());
@@ -136,7 +136,7 @@ fn a_volume_without_a_record_is_kept_if_its_origin_has_changed() {
 }
 
 #[test]
-fn a_volume_without_a_record_that_is_active_was_handed_out() {
+fn an_active_volume_without_a_record_makes_the_state_too_old() {
     let rig = Rig::new();
     let tree = rig.tree();
     let saved = save(&rig.root());
@@ -163,7 +163,7 @@ fn a_volume_without_a_record_that_is_active_was_handed_out() {
 }
 
 #[test]
-fn with_an_older_state_nothing_is_deleted() {
+fn accept_older_state_deletes_nothing() {
     let rig = Rig::new();
     let tree = rig.tree();
     let writer = tree.create("made", Some(Parent::Base), &AddOptions::new()).unwrap();
@@ -220,7 +220,7 @@ fn a_pool_from_a_backup_is_refused_unless_that_is_accepted() {
 }
 
 #[test]
-fn what_was_never_told_is_settled_before_a_device_is_resumed() {
+fn open_settles_unacknowledged_ids_before_resuming_devices() {
     // A manager dies between the message and the resume; and so does each one after it, a call later each time.
     for call in 1.. {
         let rig = Rig::new();
@@ -274,7 +274,7 @@ fn without_nonce(tree: SnapshotTree, generation: u64, in_the_state: bool) {
 }
 
 #[test]
-fn a_tree_of_an_earlier_version_gets_a_nonce() {
+fn a_tree_without_a_nonce_gets_one() {
     for call in 1.. {
         let rig = Rig::in_memory();
         let tree = rig.tree();
@@ -298,7 +298,7 @@ fn a_tree_of_an_earlier_version_gets_a_nonce() {
 }
 
 #[test]
-fn a_pool_without_a_nonce_is_not_taken_for_one_that_gets_it() {
+fn a_pool_without_a_nonce_is_refused_once_the_state_has_one() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -312,7 +312,7 @@ fn a_pool_without_a_nonce_is_not_taken_for_one_that_gets_it() {
 }
 
 #[test]
-fn two_deaths_while_a_tree_is_made() {
+fn two_crashes_in_a_row_during_creation() {
     // The first one leaves the pool active, and the state may not say that it is made: that takes some ten calls. The
     // second one comes at each call of the next open.
     let mut active = 0;
@@ -359,7 +359,7 @@ fn disk(rig: &Rig, name: &str, minor: u32) -> PathBuf {
 }
 
 #[test]
-fn another_trees_devices_are_refused_untouched() {
+fn devices_of_another_tree_are_refused() {
     let rig = Rig::new();
     let options = |names: [PathBuf; 2]| {
         let [data, metadata] = names;
@@ -399,7 +399,7 @@ fn another_trees_devices_are_refused_untouched() {
 
 /// The kernel would find other metadata behind such a device, or none, and format it.
 #[test]
-fn a_loop_device_that_somebody_put_on_a_file_of_the_pool_is_not_taken_over() {
+fn a_foreign_loop_device_on_a_pool_file_is_not_taken_over() {
     for name in ["metadata", "data"] {
         let rig = Rig::new();
         let tree = rig.tree();

@@ -55,7 +55,7 @@ fn a_busy_device_names_the_snapshot_and_the_process() {
 }
 
 #[test]
-fn a_removal_that_may_be_deferred_does_not_look_for_holders() {
+fn a_deferred_removal_does_not_search_for_holders() {
     let rig = Rig::new();
     let tree = rig.open(rig.options().busy_timeout(std::time::Duration::ZERO)).unwrap();
     tree.add("a", Parent::Base).unwrap();
@@ -67,7 +67,7 @@ fn a_removal_that_may_be_deferred_does_not_look_for_holders() {
 }
 
 #[test]
-fn a_volume_that_somebody_deleted_is_named() {
+fn a_volume_deleted_by_another_program_is_named() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -94,7 +94,7 @@ fn a_volume_that_somebody_deleted_is_named() {
 }
 
 #[test]
-fn a_pool_that_is_not_there_is_named() {
+fn a_missing_pool_is_named() {
     let rig = Rig::new();
     let error = rig.open(rig.adopting("vg-pool")).unwrap_err();
     assert!(error.is_not_found());
@@ -122,7 +122,7 @@ fn a_missing_directory_is_named() {
 }
 
 #[test]
-fn a_base_too_small_for_xfs_is_refused_before_anything_is_made() {
+fn a_base_too_small_for_xfs_is_refused() {
     let rig = Rig::new();
     let options = rig.options().filesystem(Filesystem::Xfs).base_size(Bytes::mib(64));
     let error = rig.open(options).unwrap_err();
@@ -132,7 +132,7 @@ fn a_base_too_small_for_xfs_is_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_pool_that_is_low_names_sizes_for_people_and_the_option() {
+fn low_space_names_human_sizes_and_the_option() {
     let rig = Rig::new();
     let half = dm_thin::thin::MinFree::Bytes(Bytes::kib(1536));
     let tree = rig.open(rig.options().min_free_data(half)).unwrap();

@@ -27,7 +27,7 @@ fn changed(tree: &SnapshotTree, since: Since<'_>, target: &str) -> Vec<String> {
 }
 
 #[test]
-fn usage_tells_what_is_exclusive_and_what_is_shared() {
+fn usage_reports_exclusive_and_shared_bytes() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -65,7 +65,7 @@ fn changed_reports_data_and_holes_in_order() {
 
 /// More ranges than one metadata snapshot is held for.
 #[test]
-fn changed_goes_on_where_a_batch_ends() {
+fn changed_continues_across_batches() {
     const RANGES: u64 = 16_384 + 100;
     let rig = Rig::new();
     let size = Bytes::mib(64 * 33);
@@ -111,7 +111,7 @@ fn a_bookmark_outlives_its_snapshot() {
 }
 
 #[test]
-fn a_bookmark_of_no_ancestor_is_refused() {
+fn a_bookmark_of_an_unrelated_snapshot_is_refused() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -135,7 +135,7 @@ fn a_bookmark_of_no_ancestor_is_refused() {
 }
 
 #[test]
-fn a_bookmark_of_a_written_snapshot_tells_what_came_after_it() {
+fn a_bookmark_reports_writes_after_the_seal() {
     let rig = Rig::new();
     let tree = rig.tree();
     let writer = tree.create("a", None, &AddOptions::new().size(Bytes::mib(1))).unwrap();
@@ -150,7 +150,7 @@ fn a_bookmark_of_a_written_snapshot_tells_what_came_after_it() {
 }
 
 #[test]
-fn own_data_is_recorded_once_snapshot_and_parent_are_sealed() {
+fn own_data_is_recorded_for_sealed_snapshots() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -175,7 +175,7 @@ fn own_data_is_recorded_once_snapshot_and_parent_are_sealed() {
 }
 
 #[test]
-fn own_data_is_kept_until_a_snapshot_is_activated() {
+fn own_data_is_cached_until_an_activation() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -220,7 +220,7 @@ fn a_crash_while_metadata_is_read_leaves_no_metadata_snapshot() {
 }
 
 #[test]
-fn a_crash_beside_another_programs_metadata_snapshot_keeps_that() {
+fn open_keeps_the_metadata_snapshot_of_another_program_after_a_crash() {
     crash_everywhere(
         |tree| tree.pool().reserve_metadata_snap().unwrap(),
         |tree| match tree.usage() {
@@ -232,7 +232,7 @@ fn a_crash_beside_another_programs_metadata_snapshot_keeps_that() {
 }
 
 #[test]
-fn a_metadata_snapshot_in_a_read_only_pool_is_released_when_it_can_be() {
+fn a_leaked_metadata_snapshot_is_released_once_the_pool_is_writable() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -269,7 +269,7 @@ fn a_metadata_snapshot_of_another_program_is_kept() {
 }
 
 #[test]
-fn a_metadata_snapshot_that_could_not_be_released_is_released_later() {
+fn a_failed_release_of_the_metadata_snapshot_is_retried() {
     for reopen in [false, true] {
         for call in 1.. {
             let rig = Rig::new();

@@ -51,7 +51,7 @@ fn a_busy_snapshot_is_removed_when_it_is_closed() {
 }
 
 #[test]
-fn a_broken_pool_can_be_closed() {
+fn a_failed_pool_can_be_closed() {
     for mode in [Mode::OutOfMetadataSpace, Mode::ReadOnly, Mode::Fail] {
         let rig = Rig::new();
         let tree = rig.tree();
@@ -71,7 +71,7 @@ fn a_broken_pool_can_be_closed() {
 }
 
 #[test]
-fn adding_under_its_id_finishes_a_removal() {
+fn add_completes_a_deferred_removal_of_the_same_id() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -105,7 +105,7 @@ fn a_deferred_removal_outlives_its_manager() {
 }
 
 #[test]
-fn a_thread_reaps() {
+fn the_reaper_thread_deletes_closed_snapshots() {
     let rig = Rig::new();
     let tree =
         Arc::new(rig.open(rig.options().deferred_deletion(true).busy_timeout(Duration::ZERO)).unwrap());
@@ -123,7 +123,7 @@ fn a_thread_reaps() {
 }
 
 #[test]
-fn a_deferred_deactivation_is_taken_back() {
+fn activate_cancels_a_deferred_deactivation() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -155,7 +155,7 @@ fn a_deferred_deactivation_is_taken_back() {
 }
 
 #[test]
-fn many_threads_want_the_id_of_a_removed_snapshot() {
+fn one_of_many_threads_gets_the_id_of_a_removed_snapshot() {
     let rig = Rig::new();
     let tree = rig.tree();
     std::thread::scope(|scope| {
@@ -176,7 +176,7 @@ fn many_threads_want_the_id_of_a_removed_snapshot() {
 }
 
 #[test]
-fn discarded_only_when_it_is_recorded() {
+fn remove_discards_after_the_record_is_durable() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -207,7 +207,7 @@ fn discarded_only_when_it_is_recorded() {
 }
 
 #[test]
-fn an_old_kernel_cannot_defer() {
+fn deferred_removal_needs_interface_4_27() {
     let mut rig = Rig::new();
     let options = dm_thin::model::ModelOptions { interface_minor: 26, ..Default::default() };
     rig.kernel = Arc::new(dm_thin::model::ModelKernel::with_options(options));
@@ -226,7 +226,7 @@ fn an_old_kernel_cannot_defer() {
 
 /// As soon as a volume is deleted, another user of the pool may get its id.
 #[test]
-fn a_crash_in_a_removal_deletes_nobody_elses_volume_of_a_shared_pool() {
+fn a_crash_during_a_removal_deletes_no_other_volume_of_a_shared_pool() {
     let stream = {
         let rig = Rig::new();
         let tree = rig.tree();

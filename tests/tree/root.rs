@@ -23,7 +23,7 @@ fn a_tree_stays_locked_when_the_files_in_its_root_are_deleted() {
 }
 
 #[test]
-fn a_tree_goes_with_its_root_when_that_is_renamed() {
+fn a_renamed_root_keeps_its_open_tree() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -41,7 +41,7 @@ fn a_tree_goes_with_its_root_when_that_is_renamed() {
 }
 
 #[test]
-fn a_copied_root_does_not_get_the_pool_of_the_one_it_was_copied_from() {
+fn a_copied_root_is_refused_while_its_pool_is_in_use() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -61,7 +61,7 @@ fn a_copied_root_does_not_get_the_pool_of_the_one_it_was_copied_from() {
 }
 
 #[test]
-fn files_that_nobody_wrote_are_not_read_into_memory() {
+fn oversized_state_files_are_refused_unread() {
     let rig = Rig::new();
     rig.tree().close().unwrap();
     // Sparse: to read one would need that much memory.
@@ -84,7 +84,7 @@ fn files_that_nobody_wrote_are_not_read_into_memory() {
 }
 
 #[test]
-fn after_a_close_every_call_says_so() {
+fn every_call_after_close_returns_closed() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();
@@ -138,7 +138,7 @@ fn after_a_close_every_call_says_so() {
 }
 
 #[test]
-fn calls_that_a_close_overtakes_say_so() {
+fn calls_overtaken_by_close_return_closed() {
     for _ in 0..20 {
         let rig = Rig::new();
         let tree = rig.tree();
@@ -170,7 +170,7 @@ fn calls_that_a_close_overtakes_say_so() {
 }
 
 #[test]
-fn a_tree_is_one_managers_whatever_root_its_state_is_in() {
+fn a_tree_has_one_manager_across_copied_roots() {
     let rig = Rig::new();
     // A pool that was there before does not carry the name of a root.
     let pool = rig.pool();
@@ -195,7 +195,7 @@ fn a_tree_is_one_managers_whatever_root_its_state_is_in() {
 }
 
 #[test]
-fn the_claim_of_a_dead_manager_is_taken_over() {
+fn open_takes_over_the_claim_of_a_dead_manager() {
     let rig = Rig::new();
     let tree = rig.tree();
     tree.add("a", Parent::Base).unwrap();

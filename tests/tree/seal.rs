@@ -132,7 +132,7 @@ fn check_finds_and_repair_corrects_a_wrong_access_mode() {
 }
 
 #[test]
-fn a_crash_leaves_a_snapshot_sealed_or_not() {
+fn seal_is_atomic_across_crashes() {
     crash_everywhere(
         |tree| {
             tree.add("image", Parent::Base).unwrap();
@@ -147,7 +147,7 @@ fn a_crash_leaves_a_snapshot_sealed_or_not() {
 }
 
 #[test]
-fn what_is_written_is_read_wherever_it_begins() {
+fn unaligned_writes_are_read_back() {
     let rig = Rig::new();
     let tree = rig.tree();
     let options = AddOptions::new().size(Bytes(10 * BLOCK + 8192));
@@ -187,7 +187,7 @@ fn what_is_written_is_read_wherever_it_begins() {
 }
 
 #[test]
-fn a_range_is_zeroed_in_a_pool_without_discards_too() {
+fn zeroing_works_without_discards() {
     let rig = Rig::new();
     let features =
         dm_thin::thin::PoolFeatures { discards: dm_thin::thin::Discards::Ignore, ..Default::default() };
@@ -287,7 +287,7 @@ fn readers_keep_a_snapshot_active() {
 }
 
 #[test]
-fn a_crash_leaves_a_written_snapshot_whole_or_nothing() {
+fn a_writer_is_atomic_across_crashes() {
     for sealed in [false, true] {
         crash_everywhere(
             |tree| tree.add("parent", Parent::Base).unwrap(),

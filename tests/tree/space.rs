@@ -22,7 +22,7 @@ fn filled(rig: &Rig, options: Options, left: u64) -> SnapshotTree {
 }
 
 #[test]
-fn a_tenth_is_kept_free() {
+fn the_default_guard_keeps_a_tenth_free() {
     let rig = Rig::new();
     let options = || rig.options().base_size(dm_thin::units::Bytes::mib(64));
     let tree = filled(&rig, options(), 90);
@@ -66,7 +66,7 @@ fn an_active_parent_of_a_full_pool_is_not_suspended() {
 }
 
 #[test]
-fn zero_disables_it() {
+fn a_guard_of_zero_is_disabled() {
     let rig = Rig::new();
     let free = MinFree::Percent(0);
     let options = rig.options().base_size(dm_thin::units::Bytes::mib(64));
@@ -77,7 +77,7 @@ fn zero_disables_it() {
 }
 
 #[test]
-fn a_pool_without_metadata_space_opens_for_looking_and_removing() {
+fn a_pool_without_metadata_space_opens_for_reads_and_removals() {
     let cases = [(true, true), (true, false), (false, true), (false, false)];
     for (closed, reaped, looks) in cases.into_iter().flat_map(|(a, b)| [(a, b, &[2, 1][..]), (a, b, &[])]) {
         let rig = Rig::new();
@@ -129,7 +129,7 @@ fn a_pool_without_metadata_space_opens_for_looking_and_removing() {
 }
 
 #[test]
-fn a_pool_that_has_failed_opens_for_looking_and_closing() {
+fn a_failed_pool_opens_for_status_and_close() {
     let rig = Rig::new();
     let tree = rig.tree();
     for id in ["a", "b"] {

@@ -84,7 +84,7 @@ fn thins(rig: &Rig, tree: &SnapshotTree) -> usize {
 }
 
 #[test]
-fn a_chain_arrives_as_it_was_sent() {
+fn a_chain_of_differences_is_received_byte_for_byte() {
     let (_from_rig, from) = family();
     for block_size in [Bytes::kib(64), Bytes::kib(128), Bytes::kib(192), Bytes::mib(1)] {
         let rig = Rig::new();
@@ -132,7 +132,7 @@ fn a_subtree_is_one_stream() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_by_name() {
+fn receive_names_what_does_not_fit() {
     let (_from_rig, from) = family();
     let rig = Rig::new();
     let to = rig.tree();
@@ -200,7 +200,7 @@ fn forge(header: &VolumeHeader) -> Vec<u8> {
 }
 
 #[test]
-fn a_stream_that_the_tree_cannot_take_is_refused_before_it_is_written() {
+fn receive_refuses_a_stream_before_writing_anything() {
     let (rig, tree) = family();
     let one = tree.get("one").unwrap().sealed;
     let device = tree.activate("three").unwrap();
@@ -231,7 +231,7 @@ fn a_stream_that_the_tree_cannot_take_is_refused_before_it_is_written() {
 }
 
 #[test]
-fn a_hole_is_discarded_only_where_something_is_mapped() {
+fn holes_are_discarded_only_where_blocks_are_mapped() {
     let rig = Rig::new();
     let tree = rig.tree();
     let sizes = |name| rig.kernel.log().iter().filter(|call| call.name == name).count();
@@ -292,7 +292,7 @@ fn receives_of_one_volume_from_several_bases_are_kept_apart() {
 }
 
 #[test]
-fn a_receive_is_discarded_after_somebody_had_its_device_open() {
+fn discard_receive_removes_an_active_volume() {
     let (_from_rig, from) = family();
     let whole = send(&from, "two", None);
     let rig = Rig::new();
@@ -357,7 +357,7 @@ fn pools_that_do_not_zero_are_refused_unless_allowed() {
 }
 
 #[test]
-fn an_adopted_pool_that_zeroes_since_may_still_have_old_data() {
+fn send_refuses_an_adopted_pool_that_may_hold_unzeroed_blocks() {
     let rig = Rig::new();
     let pool = rig.pool();
     let (zeroing, size) = pool.table().unwrap();
@@ -389,7 +389,7 @@ impl Write for Observed<'_> {
 }
 
 #[test]
-fn a_snapshot_that_is_renamed_while_it_is_sent_is_sent_all_the_same() {
+fn send_survives_a_rename_of_its_snapshot() {
     let (_from_rig, from) = family();
     from.add("same", Parent::Snapshot("one")).unwrap();
     from.seal("same").unwrap();
@@ -442,7 +442,7 @@ fn a_damaged_stream_leaves_nothing() {
 }
 
 #[test]
-fn a_receive_is_continued_where_it_stopped() {
+fn receive_resumes_at_the_offset_it_reached() {
     let (_from_rig, from) = family();
     let rig = Rig::new();
     let mut to = rig.tree();
@@ -532,7 +532,7 @@ impl Read for Watched<'_> {
 }
 
 #[test]
-fn nobody_sees_a_snapshot_before_it_is_complete() {
+fn a_received_snapshot_is_invisible_until_complete() {
     let (_from_rig, from) = family();
     let rig = Rig::new();
     let to = rig.tree();

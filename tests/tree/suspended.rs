@@ -83,7 +83,7 @@ fn suspended(log: &[Call]) -> Vec<Vec<&'static str>> {
 }
 
 #[test]
-fn an_add_beside_an_active_parent_sends_the_message_alone() {
+fn add_sends_only_the_message_between_suspend_and_resume() {
     let rig = Rig::new();
     let tree = open(&rig, rig.options());
     tree.add("a", Parent::Base).unwrap();
@@ -100,7 +100,7 @@ fn an_add_beside_an_active_parent_sends_the_message_alone() {
 }
 
 #[test]
-fn ids_that_others_have_taken_are_passed_over_while_the_parent_runs() {
+fn add_skips_taken_ids_with_the_parent_resumed() {
     let rig = Rig::new();
     let pool = rig.pool();
     let tree = open(&rig, rig.adopting("vg-pool"));
@@ -122,7 +122,7 @@ fn ids_that_others_have_taken_are_passed_over_while_the_parent_runs() {
 }
 
 #[test]
-fn a_message_that_fails_is_undone_when_the_parent_runs() {
+fn a_failed_create_snap_is_undone_after_the_resume() {
     let rig = Rig::new();
     let tree = open(&rig, rig.options());
     tree.add("a", Parent::Base).unwrap();

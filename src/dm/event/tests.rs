@@ -96,7 +96,7 @@ fn told(event: DeviceEvent) -> String {
 const SHORT: Duration = Duration::from_millis(5);
 
 #[test]
-fn every_change_is_told() {
+fn events_reports_every_change() {
     let mut system = System::new(&[(0, "pool", 1, None), (1, "a", 0, Some("A"))]);
     let mut events = system.fake.mapper().events().unwrap();
     assert_eq!(events.devices().count(), 2);
@@ -112,7 +112,7 @@ fn every_change_is_told() {
 }
 
 #[test]
-fn nothing_falls_between_the_list_and_the_poll() {
+fn no_event_is_lost_between_the_list_and_the_poll() {
     let system = System::new(&[(0, "pool", 1, None)]);
     system.after_list.lock().unwrap().push(vec![(0, "pool", 2, None)]);
     let mut events = system.fake.mapper().events().unwrap();
@@ -134,7 +134,7 @@ fn a_failure_loses_no_event() {
 }
 
 #[test]
-fn an_old_kernel_is_too_old() {
+fn events_needs_interface_4_37() {
     let fake = Fake::new(36, |_, _| Ok(0));
     assert!(matches!(fake.mapper().events(), Err(Error::TooOld { needed: 37, .. })));
 }

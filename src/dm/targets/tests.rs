@@ -29,7 +29,7 @@ fn lines_as_the_kernel_documents_them() {
 }
 
 #[test]
-fn what_is_not_a_table_is_refused() {
+fn malformed_tables_are_refused() {
     for text in ["", "253:0", "253:0 x", "253:0 0 1", "253 0", "4096:0 0", "253:1048576 0"] {
         assert!(text.parse::<Linear>().is_err(), "{text:?}");
     }

@@ -343,7 +343,7 @@ fn a_full_file_system_takes_what_has_its_blocks_already() {
 }
 
 #[test]
-fn a_copied_metadata_file_goes_its_own_way() {
+fn a_copied_metadata_file_is_independent() {
     let machine = Machine::with_pool();
     machine.message("pool", "create_thin 1").unwrap();
     let path = machine.directory.path().join("copy");

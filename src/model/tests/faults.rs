@@ -101,7 +101,7 @@ fn each_process_has_calls_and_faults_of_its_own() {
 }
 
 #[test]
-fn somebody_else_is_faster() {
+fn an_action_runs_before_the_planned_call() {
     let machine = Machine::with_pool();
     let other = Machine::boot(machine.kernel.process(), new_directory());
     machine.kernel.at_call(1, move || {

@@ -119,7 +119,7 @@ fn a_pool_does_not_pass_discards_to_what_cannot() {
 }
 
 #[test]
-fn which_complaint_comes_first() {
+fn checks_are_made_in_the_kernels_order() {
     for (interface_minor, bad_handle, bad_range) in
         [(47, Errno::EBADF, Errno::EINVAL), (48, Errno::EOPNOTSUPP, Errno::EPERM)]
     {

@@ -230,7 +230,7 @@ fn an_exchanged_file_is_as_large_as_the_other_is_now() {
 }
 
 #[test]
-fn what_is_looked_at_first() {
+fn checks_of_loop_requests_are_made_in_the_kernels_order() {
     for (interface_minor, errno, default) in
         [(47, Errno::EINVAL, Err(Errno::EINVAL)), (48, Errno::EOVERFLOW, Ok(0))]
     {

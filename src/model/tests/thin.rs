@@ -312,7 +312,7 @@ fn a_new_metadata_file_is_a_new_pool() {
 }
 
 #[test]
-fn metadata_of_somebody_else_is_refused() {
+fn metadata_of_another_format_is_refused() {
     let mut machine = Machine::bare();
     std::fs::write(machine.directory.path().join("metadata"), vec![b'x'; 4096]).unwrap();
     machine.attach("metadata", 4 << 20);

@@ -51,7 +51,7 @@ fn udev_makes_nodes_and_counts_cookies_down() {
 }
 
 #[test]
-fn without_a_semaphore_it_goes_on_without_udev() {
+fn without_a_semaphore_udev_is_not_used() {
     let kernel = with_udev();
     come_and_go(&kernel).unwrap();
     let first = kernel.log().iter().position(|call| call.name == "semget").unwrap() as u64 + 1;

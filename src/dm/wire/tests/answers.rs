@@ -145,7 +145,7 @@ fn the_next_of_a_table_counts_from_the_first_line() {
 }
 
 #[test]
-fn a_line_that_goes_back_or_does_not_end_is_malformed() {
+fn non_monotonic_or_unterminated_lines_are_malformed() {
     let malformed = |payload: &[u8], count| matches!(targets(count, payload), Err(Error::Malformed { .. }));
     let line = spec(0, 8, 48, "linear", "7:0 0");
     assert!(!malformed(&line, 1));
@@ -161,7 +161,7 @@ fn a_line_that_goes_back_or_does_not_end_is_malformed() {
 }
 
 #[test]
-fn a_text_does_not_run_into_the_next_line() {
+fn a_text_ends_before_the_next_line() {
     // No NUL before `next`, and none in the first bytes of the line there.
     let mut payload = spec(0, 8, 48, "linear", "0123456");
     *payload.last_mut().unwrap() = b'x';
@@ -261,7 +261,7 @@ fn a_foreign_name_is_listed_whatever_it_is() {
 }
 
 #[test]
-fn a_name_that_no_kernel_has_is_malformed() {
+fn impossible_names_are_malformed() {
     for name in [&b""[..], b"a/b", &[b'n'; 128]] {
         let bytes = answer(47, 0, 0, &record(47, (0, name, 0, None), true));
         assert!(matches!(Response::decode(&bytes).unwrap().devices(), Err(Error::Malformed { .. })));

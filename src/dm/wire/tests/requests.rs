@@ -140,7 +140,7 @@ fn a_geometry_is_four_numbers() {
 }
 
 #[test]
-fn a_device_number_that_would_be_another_is_refused() {
+fn device_numbers_that_would_be_truncated_are_refused() {
     let on = |major, minor| Request::on(Command::DEV_STATUS, DeviceNumber { major, minor }.into());
     let mut buffer = [0; 312];
     assert_eq!(on(4095, 0xf_ffff).encode(&mut buffer), Ok(()));
@@ -149,7 +149,7 @@ fn a_device_number_that_would_be_another_is_refused() {
 }
 
 #[test]
-fn a_secret_is_not_shown() {
+fn secure_data_is_not_printed() {
     let pool = name("crypt");
     let payload = Payload::Message { sector: Sectors(0), text: &"key set 0123" };
     let request = Request::on(Command::TARGET_MSG, DmId::Name(&pool)).payload(payload);

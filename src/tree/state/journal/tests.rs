@@ -78,7 +78,7 @@ fn a_line_as_it_is() {
 }
 
 #[test]
-fn what_was_written_is_read() {
+fn the_journal_is_read_back() {
     let (state, bytes) = journal(10);
     assert_eq!(read(&bytes, 10).unwrap(), (state, bytes.len() as u64));
 }
@@ -162,7 +162,7 @@ fn an_older_copy_is_noticed() {
 }
 
 #[test]
-fn lines_before_the_checkpoint_are_passed_over() {
+fn lines_before_the_checkpoint_are_skipped() {
     let (state, bytes) = journal(6);
     let (older, _) = journal(4);
     let mut read = older;
@@ -172,7 +172,7 @@ fn lines_before_the_checkpoint_are_passed_over() {
 }
 
 #[test]
-fn what_follows_the_checkpoint_need_not_follow_what_is_left_of_the_journal() {
+fn lines_after_a_checkpoint_need_no_predecessor() {
     let (state, bytes) = journal(6);
     let mut read = state.clone();
     // Lines 5 and 6 are in the checkpoint, but got lost in the journal.
@@ -218,7 +218,7 @@ proptest! {
 }
 
 #[test]
-fn sizes_that_nothing_has_are_refused() {
+fn impossible_sizes_are_refused() {
     let wrong = |change: &dyn Fn(&mut State)| {
         let mut state = state();
         change(&mut state);
