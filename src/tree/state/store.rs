@@ -1,7 +1,8 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 //!
-//! Lock order: the tree's `growing`, a snapshot's slot, the end of the journal, the state. Who writes a line holds
-//! the end of the journal. Who looks needs the state alone, and nothing is called while that is held.
+//! Lock order: the tree's `growing`, an active snapshot (two in the order of their ids), the pool's generation, the end
+//! of the journal, the state. A writer of a line holds the end of the journal. Readers take the state alone, and nothing
+//! is called while that is held.
 
 mod reservation;
 
