@@ -38,7 +38,7 @@ use crate::dm::{DmName, DmUuid};
 use crate::thin::{ThinId, ThinPool};
 use crate::{dm, thin};
 
-pub use self::error::{Error, Result, RootProblem, StateAge};
+pub use self::error::{Error, Result};
 pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
 pub use live::holder::Holder;
@@ -63,6 +63,7 @@ pub use state::filesystem::Filesystem;
 pub use state::id::SnapshotId;
 pub use state::labels::Labels;
 pub use state::lineage::{Lineage, Node};
+pub use state::reason::{RootProblem, StateAge};
 
 use live::active::ActiveCell;
 use live::mount::Mounts;

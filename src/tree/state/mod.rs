@@ -9,6 +9,7 @@ pub(in crate::tree) mod identity;
 pub(in crate::tree) mod journal;
 pub(in crate::tree) mod labels;
 pub(in crate::tree) mod lineage;
+pub(in crate::tree) mod reason;
 pub(in crate::tree) mod root;
 pub(in crate::tree) mod size;
 pub(in crate::tree) mod store;
