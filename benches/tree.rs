@@ -45,7 +45,7 @@ impl Subject {
         for index in 0..count {
             let parent = (index / 2).to_string();
             let parent = if index < 2 { Parent::Base } else { Parent::Snapshot(&parent) };
-            tree.add(&index.to_string(), parent).unwrap();
+            tree.add(index.to_string(), parent).unwrap();
             self.kernel.clear_log();
         }
         tree

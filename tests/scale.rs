@@ -57,7 +57,7 @@ fn a_hundred_thousand_snapshots() {
     let id = |index: usize| format!("{index:064x}");
     let add = |tree: &SnapshotTree, index: usize| {
         let parent = if index == 0 { None } else { Some(id(index / 2)) };
-        tree.add(&id(index), parent.as_deref().map_or(Parent::Base, Parent::Snapshot)).unwrap();
+        tree.add(id(index), parent.as_deref().map_or(Parent::Base, Parent::Snapshot)).unwrap();
         kernel.clear_log();
     };
     // Bytes that an add allocates: what copies the tree, or a part of it that grows, is seen. Of some batches the least

@@ -44,7 +44,7 @@ impl Subject {
         tree.add("image", Parent::Base).unwrap();
         tree.add("active", Parent::Base).unwrap();
         tree.activate("active").unwrap();
-        (0..OTHERS).for_each(|index| tree.add(&format!("other-{index}"), Parent::Base).unwrap());
+        (0..OTHERS).for_each(|index| tree.add(format!("other-{index}"), Parent::Base).unwrap());
         Self { tree, kernel, _directory: directory }
     }
 

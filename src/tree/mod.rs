@@ -123,7 +123,8 @@ impl SnapshotTree {
     }
 
     /// Whether there is a snapshot of that id.
-    pub fn contains(&self, id: &str) -> bool {
+    pub fn contains(&self, id: impl AsRef<str>) -> bool {
+        let id = id.as_ref();
         self.store.read(|graph| graph.get(id).is_some())
     }
 

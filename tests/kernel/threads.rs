@@ -101,8 +101,8 @@ fn many_are_active_and_mounted_at_once() {
     let target = |index: usize| bench.path().join(format!("mounted-{index}"));
     let mount_all = || {
         for index in 0..many {
-            tree.add(&index.to_string(), Parent::Base).unwrap();
-            tree.mount(&index.to_string(), target(index)).unwrap();
+            tree.add(index.to_string(), Parent::Base).unwrap();
+            tree.mount(index.to_string(), target(index)).unwrap();
             fs::write(target(index).join("file"), index.to_string()).unwrap();
             operations.fetch_add(1, Ordering::Relaxed);
         }
@@ -113,9 +113,9 @@ fn many_are_active_and_mounted_at_once() {
     assert_eq!(tree.list().iter().filter(|info| info.mounted.is_some()).count(), many);
     for index in 0..many {
         assert_eq!(fs::read_to_string(target(index).join("file")).unwrap(), index.to_string());
-        tree.unmount(&index.to_string()).unwrap();
+        tree.unmount(index.to_string()).unwrap();
         assert!(!target(index).exists(), "made by the manager before");
-        tree.remove(&index.to_string()).unwrap();
+        tree.remove(index.to_string()).unwrap();
     }
     println!("{many} were active and mounted at once");
     tree.close().unwrap();

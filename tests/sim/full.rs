@@ -13,7 +13,7 @@ fn on_a_full_disk_everything_can_be_removed_and_nothing_added() {
     // What room is left is for removals.
     let mut added = 0;
     let error = loop {
-        match fixture.tree().add(&format!("more-{added}"), Parent::Base) {
+        match fixture.tree().add(format!("more-{added}"), Parent::Base) {
             Ok(()) => added += 1,
             Err(error) => break error,
         }

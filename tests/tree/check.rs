@@ -65,7 +65,7 @@ fn check_allocates_nothing_and_takes_few_ioctls() {
     let empty = calls();
     assert!(empty < 150, "{empty} calls");
     for index in 0..200 {
-        tree.add(&index.to_string(), Parent::Base).unwrap();
+        tree.add(index.to_string(), Parent::Base).unwrap();
     }
     // Blocks of the metadata are read, and no volume is asked for.
     let many = calls();

@@ -158,7 +158,7 @@ fn a_full_disk_allows_removals_after_a_checkpoint_and_a_reopen() {
         let set_full = |full| disk.space.full.store(full, Ordering::Relaxed);
         let tree = open(&rig);
         for index in 0..COUNT {
-            tree.add(&format!("a-name-of-some-length-{index}"), Parent::Base).unwrap();
+            tree.add(format!("a-name-of-some-length-{index}"), Parent::Base).unwrap();
         }
         if checkpoint {
             tree.grow_pool(Bytes::mib(128)).unwrap();
@@ -259,7 +259,7 @@ fn grow_pool_is_durable_beside_a_running_checkpoint() {
     thread::scope(|scope| {
         let adding = scope.spawn(|| {
             let mut ids = (0..).take_while(|_| !is_begun.load(Ordering::Relaxed));
-            ids.try_for_each(|id| tree.add(&id.to_string(), Parent::Base))
+            ids.try_for_each(|id| tree.add(id.to_string(), Parent::Base))
         });
         has_begun.recv().unwrap();
         is_begun.store(true, Ordering::Relaxed);

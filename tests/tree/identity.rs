@@ -42,7 +42,7 @@ fn the_generation_rises_at_each_open_and_close_and_with_each_window() {
     let tree = rig.tree();
     let first = transaction_id(&tree);
     assert_ne!(first.0 >> 32, 0, "a nonce");
-    (0..200).for_each(|n| tree.add(&format!("s{n}"), Parent::Base).unwrap());
+    (0..200).for_each(|n| tree.add(format!("s{n}"), Parent::Base).unwrap());
     let windows = transaction_id(&tree);
     assert_eq!(windows.0 - first.0, 3, "200 ids are in four windows");
     tree.close().unwrap();
@@ -79,7 +79,7 @@ fn a_state_from_a_backup_is_refused_and_nothing_is_deleted() {
     // Accepted once, the tree goes on where the pool is; the orphan stays until it is repaired.
     let tree = rig.tree();
     assert_eq!(tree.check().unwrap(), [Finding::Orphan { thin_id }]);
-    (0..70).for_each(|n| tree.add(&format!("s{n}"), Parent::Base).unwrap());
+    (0..70).for_each(|n| tree.add(format!("s{n}"), Parent::Base).unwrap());
     assert!(tree.list().iter().all(|info| info.thin_id != thin_id));
     assert_eq!(tree.repair().unwrap().left, []);
     assert!(!tree.pool().thin_ids().unwrap().contains(&thin_id));
@@ -171,7 +171,7 @@ fn accept_older_state_deletes_nothing() {
     let saved = save(&rig.root());
     writer.commit().unwrap();
     // In windows that the state knows nothing of.
-    (0..200).for_each(|n| tree.add(&format!("s{n}"), Parent::Base).unwrap());
+    (0..200).for_each(|n| tree.add(format!("s{n}"), Parent::Base).unwrap());
     let volumes = tree.pool().thin_ids().unwrap();
     tree.close().unwrap();
     drop(tree);
@@ -380,7 +380,7 @@ fn devices_of_another_tree_are_refused() {
     let found = set(false);
     for (root, devices) in [(&a, &found[0]), (&b, &found[1])] {
         let tree = SnapshotTree::open(root, options(devices.clone())).unwrap();
-        (0..5).for_each(|n| tree.add(&format!("s{n}"), Parent::Base).unwrap());
+        (0..5).for_each(|n| tree.add(format!("s{n}"), Parent::Base).unwrap());
         tree.close().unwrap();
     }
     // After a restart the names are exchanged.

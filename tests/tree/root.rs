@@ -149,7 +149,7 @@ fn calls_overtaken_by_close_return_closed() {
                 scope.spawn(move || {
                     for round in 0.. {
                         let result = match thread {
-                            0 => tree.add(&format!("b{round}"), Parent::Base),
+                            0 => tree.add(format!("b{round}"), Parent::Base),
                             1 => tree.status().map(drop),
                             2 => tree.check().map(drop),
                             _ => tree.snapshot_status("a").map(drop),

@@ -91,7 +91,7 @@ fn add_sends_only_the_message_between_suspend_and_resume() {
     for n in 0..100 {
         // The guard asks for a status now and then: not in between.
         rig.kernel.clear_log();
-        tree.add(&format!("b{n}"), Parent::Snapshot("a")).unwrap();
+        tree.add(format!("b{n}"), Parent::Snapshot("a")).unwrap();
         assert_eq!(suspended(&rig.kernel.log()), [["DM_TARGET_MSG"]]);
         rig.kernel.event(&tree.pool().name().to_string()).unwrap();
     }

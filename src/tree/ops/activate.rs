@@ -24,7 +24,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`].
-    pub fn activate(&self, id: &str) -> Result<PathBuf> {
+    pub fn activate(&self, id: impl AsRef<str>) -> Result<PathBuf> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, snapshot| {
             let path = self.activate_slot(slot, id, snapshot)?;
             slot.pinned = true;
@@ -37,7 +38,8 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`] if it is open longer than
     /// [`Options::busy_timeout`](crate::tree::Options::busy_timeout).
-    pub fn deactivate(&self, id: &str) -> Result<()> {
+    pub fn deactivate(&self, id: impl AsRef<str>) -> Result<()> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, _| self.deactivate_slot(slot, id))
     }
 
@@ -46,7 +48,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`]; [`Error::Busy`] on kernels that cannot, before interface 4.27.
-    pub fn deactivate_deferred(&self, id: &str) -> Result<Removal> {
+    pub fn deactivate_deferred(&self, id: impl AsRef<str>) -> Result<Removal> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, _| self.defer_deactivation(slot, id))
     }
 

@@ -58,7 +58,8 @@ impl SnapshotTree {
     /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full or broken, [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
     /// [`Options::min_free_data`](crate::tree::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of
     /// that id is still open. Nothing is left of a snapshot that failed.
-    pub fn add(&self, id: &str, parent: Parent<'_>) -> Result<()> {
+    pub fn add(&self, id: impl AsRef<str>, parent: Parent<'_>) -> Result<()> {
+        let id = id.as_ref();
         self.add_with(id, parent, &AddOptions::new())
     }
 
@@ -66,7 +67,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// Also [`Error::InvalidOption`] for a size below the parent's.
-    pub fn add_with(&self, id: &str, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
+    pub fn add_with(&self, id: impl AsRef<str>, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
+        let id = id.as_ref();
         self.check_open()?;
         let name = SnapshotId::new(id)?;
         self.free_id(&name)?;

@@ -107,7 +107,8 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`], also from the iterator, when one of the two was
     /// removed meanwhile; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld);
     /// [`Error::InvalidOption`] for a bookmark of something else than an ancestor.
-    pub fn changed(&self, since: Since<'_>, target: &str) -> Result<Changed<'_>> {
+    pub fn changed(&self, since: Since<'_>, target: impl AsRef<str>) -> Result<Changed<'_>> {
+        let target = target.as_ref();
         self.check_open()?;
         let (volume, size) = self.volume(target)?;
         let base = match since {
@@ -150,7 +151,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`]; [`Error::NotSealed`].
-    pub fn bookmark(&self, id: &str) -> Result<Bookmark> {
+    pub fn bookmark(&self, id: impl AsRef<str>) -> Result<Bookmark> {
+        let id = id.as_ref();
         self.check_open()?;
         let found = self.store.read(|graph| graph.get(id).map(|found| (found.sealed, found.seal_time)));
         match found.ok_or_else(|| unknown(id))? {
@@ -165,7 +167,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// As [`changed`](Self::changed); [`Error::ParentGone`] if what it was made from was removed.
-    pub fn own_data(&self, id: &str) -> Result<Bytes> {
+    pub fn own_data(&self, id: impl AsRef<str>) -> Result<Bytes> {
+        let id = id.as_ref();
         self.check_open()?;
         let found = self.store.read(|graph| {
             let snapshot = graph.get(id)?;

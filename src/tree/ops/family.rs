@@ -10,13 +10,15 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot); so for all of these.
-    pub fn parent(&self, id: &str) -> Result<Lineage> {
+    pub fn parent(&self, id: impl AsRef<str>) -> Result<Lineage> {
+        let id = id.as_ref();
         self.lineage(id, |graph, id| graph.parent(id.as_str()))
             .and_then(|p| p.ok_or_else(|| crate::tree::error::unknown(id)))
     }
 
     /// The snapshots that were made from this one, by their ids.
-    pub fn children(&self, id: &str) -> Result<Vec<SnapshotId>> {
+    pub fn children(&self, id: impl AsRef<str>) -> Result<Vec<SnapshotId>> {
+        let id = id.as_ref();
         self.lineage(id, |graph, id| {
             let mut children = graph.children(id);
             children.retain(|child| graph.get(child.as_str()).is_some());
@@ -25,12 +27,14 @@ impl SnapshotTree {
     }
 
     /// The snapshot's parent, the parent's parent, and so on, as far as they are there.
-    pub fn ancestors(&self, id: &str) -> Result<Vec<SnapshotId>> {
+    pub fn ancestors(&self, id: impl AsRef<str>) -> Result<Vec<SnapshotId>> {
+        let id = id.as_ref();
         self.lineage(id, |graph, id| graph.ancestors(id.as_str()))
     }
 
     /// How many ancestors it has.
-    pub fn depth(&self, id: &str) -> Result<usize> {
+    pub fn depth(&self, id: impl AsRef<str>) -> Result<usize> {
+        let id = id.as_ref();
         self.ancestors(id).map(|ancestors| ancestors.len())
     }
 
@@ -41,7 +45,8 @@ impl SnapshotTree {
     }
 
     /// The same for a snapshot and its descendants.
-    pub fn walk_from(&self, id: &str) -> Result<Vec<Node>> {
+    pub fn walk_from(&self, id: impl AsRef<str>) -> Result<Vec<Node>> {
+        let id = id.as_ref();
         self.lineage(id, |graph, id| graph.walk(Some(id)))
     }
 

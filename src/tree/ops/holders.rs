@@ -12,7 +12,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`].
-    pub fn holders(&self, id: &str) -> Result<Vec<Holder>> {
+    pub fn holders(&self, id: impl AsRef<str>) -> Result<Vec<Holder>> {
+        let id = id.as_ref();
         self.check_open()?;
         let id = self.get(id)?.id;
         let number = self.slots().get(&id).and_then(|slot| slot.view().device).map(|(_, number)| number);

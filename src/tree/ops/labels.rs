@@ -10,7 +10,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot); as [`Labels::set`].
-    pub fn set_label(&self, id: &str, key: &str, value: &str) -> Result<()> {
+    pub fn set_label(&self, id: impl AsRef<str>, key: &str, value: &str) -> Result<()> {
+        let id = id.as_ref();
         self.change_labels(id, |labels| labels.set(key, value))
     }
 
@@ -18,7 +19,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).
-    pub fn remove_label(&self, id: &str, key: &str) -> Result<Option<String>> {
+    pub fn remove_label(&self, id: impl AsRef<str>, key: &str) -> Result<Option<String>> {
+        let id = id.as_ref();
         self.change_labels(id, |labels| Ok(labels.remove(key)))
     }
 
@@ -26,7 +28,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).
-    pub fn labels(&self, id: &str) -> Result<Labels> {
+    pub fn labels(&self, id: impl AsRef<str>) -> Result<Labels> {
+        let id = id.as_ref();
         self.check_open()?;
         self.store
             .read(|graph| graph.get(id).map(|snapshot| snapshot.labels.clone()))

@@ -25,7 +25,8 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`] if it is mounted elsewhere, or another snapshot is mounted there;
     /// [`Error::InvalidOption`] if `target` is no directory; [`Error::Mount`] with the whole call. What was not active
     /// before is not active after an error.
-    pub fn mount(&self, id: &str, target: impl AsRef<Path>) -> Result<()> {
+    pub fn mount(&self, id: impl AsRef<str>, target: impl AsRef<Path>) -> Result<()> {
+        let id = id.as_ref();
         let target = target.as_ref();
         self.with_slot(id, |slot, snapshot| {
             self.drop_unmounted(slot, snapshot)?;
@@ -84,7 +85,8 @@ impl SnapshotTree {
     /// is mounted over it: it stays mounted.
     /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
-    pub fn unmount(&self, id: &str) -> Result<()> {
+    pub fn unmount(&self, id: impl AsRef<str>) -> Result<()> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, snapshot| {
             let mounted = slot.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
             if mounted.count > 1 {

@@ -48,7 +48,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::NotSealed`].
-    pub fn open_snapshot(&self, id: &str) -> Result<SnapshotReader<'_>> {
+    pub fn open_snapshot(&self, id: impl AsRef<str>) -> Result<SnapshotReader<'_>> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, snapshot| {
             let uuid = snapshot.sealed.ok_or_else(|| Error::NotSealed { id: id.to_owned() })?;
             let was_active = slot.volume.is_some();

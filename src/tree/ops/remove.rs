@@ -56,7 +56,8 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`]: nothing has changed. After any
     /// other error the snapshot is gone for callers, and the next [`reap`](Self::reap) or open deletes it.
-    pub fn remove(&self, id: &str) -> Result<()> {
+    pub fn remove(&self, id: impl AsRef<str>) -> Result<()> {
+        let id = id.as_ref();
         self.remove_with(id, &RemoveOptions::new()).map(drop)
     }
 
@@ -65,7 +66,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// As [`remove`](Self::remove); deferred, a snapshot that is open elsewhere is no error.
-    pub fn remove_with(&self, id: &str, options: &RemoveOptions) -> Result<Removal> {
+    pub fn remove_with(&self, id: impl AsRef<str>, options: &RemoveOptions) -> Result<Removal> {
+        let id = id.as_ref();
         let timeout = options.busy_timeout.unwrap_or(self.options.busy_timeout);
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
         let removal = self.with_slot(id, |slot, snapshot| {

@@ -16,7 +16,9 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot),
     /// [`Error::InvalidName`](crate::tree::Error::InvalidName),
     /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists). After an error it has the id that it had.
-    pub fn rename(&self, id: &str, to: &str) -> Result<()> {
+    pub fn rename(&self, id: impl AsRef<str>, to: impl AsRef<str>) -> Result<()> {
+        let id = id.as_ref();
+        let to = to.as_ref();
         self.check_open()?;
         let (from, to) = (SnapshotId::new(id)?, SnapshotId::new(to)?);
         if from == to {
@@ -91,7 +93,8 @@ mod tests {
             let busy = lock(&slot);
             thread::scope(|scope| {
                 let rename = |users: usize, from: &'static str, to: &'static str| {
-                    let renaming = scope.spawn(|| tree.rename(from, to));
+                    let tree = &tree;
+                    let renaming = scope.spawn(move || tree.rename(from, to));
                     while Arc::strong_count(&slot) < users {
                         thread::yield_now();
                     }

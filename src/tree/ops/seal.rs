@@ -27,7 +27,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
-    pub fn seal(&self, id: &str) -> Result<Uuid> {
+    pub fn seal(&self, id: impl AsRef<str>) -> Result<Uuid> {
+        let id = id.as_ref();
         let sealed = self.with_slot(id, |slot, snapshot| {
             if let Some(uuid) = snapshot.sealed {
                 return Ok(uuid);
@@ -57,7 +58,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`]; [`Error::HasChildren`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
-    pub fn unseal(&self, id: &str) -> Result<()> {
+    pub fn unseal(&self, id: impl AsRef<str>) -> Result<()> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, snapshot| {
             if snapshot.sealed.is_none() {
                 return Ok(());

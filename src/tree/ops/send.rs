@@ -118,11 +118,12 @@ impl SnapshotTree {
     /// [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails; [`Error::Io`] if a device does; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program reads the pool's metadata.
     pub fn send(
         &self,
-        target: &str,
+        target: impl AsRef<str>,
         base: Option<&str>,
         out: impl Write,
         options: SendOptions<'_>,
     ) -> Result<StreamSummary> {
+        let target = target.as_ref();
         self.send_all(&[(target, base)], out, options)
     }
 
@@ -132,10 +133,11 @@ impl SnapshotTree {
     /// As [`send`](Self::send).
     pub fn send_size(
         &self,
-        target: &str,
+        target: impl AsRef<str>,
         base: Option<&str>,
         options: SendOptions<'_>,
     ) -> Result<StreamSummary> {
+        let target = target.as_ref();
         self.send(target, base, sink(), options)
     }
 
@@ -144,7 +146,13 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// As [`send`](Self::send); [`Error::InvalidOption`] with [`SendOptions::resume_from`].
-    pub fn send_tree(&self, root: &str, out: impl Write, options: SendOptions<'_>) -> Result<StreamSummary> {
+    pub fn send_tree(
+        &self,
+        root: impl AsRef<str>,
+        out: impl Write,
+        options: SendOptions<'_>,
+    ) -> Result<StreamSummary> {
+        let root = root.as_ref();
         if options.resume_from > Bytes(0) {
             let reason = "a stream of several volumes cannot be continued";
             let value = options.resume_from.to_string();

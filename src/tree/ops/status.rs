@@ -109,7 +109,8 @@ pub struct TreeStatus {
 
 impl SnapshotTree {
     /// One snapshot.
-    pub fn get(&self, id: &str) -> Result<SnapshotInfo> {
+    pub fn get(&self, id: impl AsRef<str>) -> Result<SnapshotInfo> {
+        let id = id.as_ref();
         self.check_open()?;
         let known = self.store.read(|graph| {
             graph
@@ -149,7 +150,8 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`]; [`thin::Error::PoolMode`] if the pool has failed.
-    pub fn snapshot_status(&self, id: &str) -> Result<SnapshotStatus> {
+    pub fn snapshot_status(&self, id: impl AsRef<str>) -> Result<SnapshotStatus> {
+        let id = id.as_ref();
         self.with_slot(id, |slot, snapshot| {
             if let Some(volume) = slot.volume.as_ref().filter(|_| slot.removal_deferred) {
                 // Asking is no reason for it to stay.

@@ -101,10 +101,11 @@ impl SnapshotTree {
     /// As [`add_with`](Self::add_with); [`Error::InvalidOption`] without both parent and size.
     pub fn create(
         &self,
-        id: &str,
+        id: impl AsRef<str>,
         parent: Option<Parent<'_>>,
         options: &AddOptions,
     ) -> Result<SnapshotWriter<'_>> {
+        let id = id.as_ref();
         self.make(SnapshotId::new(id)?, parent, options, Purpose::Create)
     }
 

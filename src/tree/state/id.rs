@@ -43,6 +43,12 @@ impl SnapshotId {
     }
 }
 
+impl AsRef<str> for SnapshotId {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
 impl Borrow<str> for SnapshotId {
     fn borrow(&self) -> &str {
         &self.0

@@ -68,19 +68,19 @@ impl Contender for Tree {
     }
 
     fn snapshot(&self, id: u32) -> Result<()> {
-        Ok(self.tree()?.add(&name(id), Parent::Snapshot(IMAGE))?)
+        Ok(self.tree()?.add(name(id), Parent::Snapshot(IMAGE))?)
     }
 
     fn activate(&self, id: u32) -> Result<Volume> {
-        Volume::open(&self.tree()?.activate(&name(id))?)
+        Volume::open(&self.tree()?.activate(name(id))?)
     }
 
     fn deactivate(&self, id: u32) -> Result<()> {
-        Ok(self.tree()?.deactivate(&name(id))?)
+        Ok(self.tree()?.deactivate(name(id))?)
     }
 
     fn delete(&self, id: u32) -> Result<()> {
-        Ok(self.tree()?.remove(&name(id))?)
+        Ok(self.tree()?.remove(name(id))?)
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -90,15 +90,15 @@ impl Contender for Tree {
 
 impl Stepwise for Tree {
     fn snapshot_of(&self, id: u32, origin: u32) -> Result<()> {
-        Ok(self.tree()?.add(&name(id), Parent::Snapshot(&name(origin)))?)
+        Ok(self.tree()?.add(name(id), Parent::Snapshot(&name(origin)))?)
     }
 
     fn mount(&self, id: u32, target: &Path) -> Result<()> {
-        Ok(self.tree()?.mount(&name(id), target)?)
+        Ok(self.tree()?.mount(name(id), target)?)
     }
 
     fn unmount(&self, id: u32, _: &Path) -> Result<()> {
-        Ok(self.tree()?.unmount(&name(id))?)
+        Ok(self.tree()?.unmount(name(id))?)
     }
 
     fn remove_active(&self, id: u32) -> Result<()> {
