@@ -22,9 +22,13 @@ mod snapshots;
 mod streams;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use numbers::{Group, Numbers};
 use simulation::{Plan, Simulation};
+
+/// Threads that run the worlds of one plan.
+const WORKERS: usize = 4;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))
@@ -35,19 +39,34 @@ fn simulate(default: u64, plan: Plan) {
     simulate_with(default, |seed, numbers| Simulation::new(seed, plan, numbers).run());
 }
 
-fn simulate_with(default: u64, simulation: impl Fn(u64, &Arc<Numbers>)) {
+fn simulate_with(default: u64, simulation: impl Fn(u64, &Arc<Numbers>) + Sync) {
     let first = variable("DM_THIN_SIM_SEED");
     let worlds = variable("DM_THIN_SIM_WORLDS").unwrap_or(if first.is_some() { 1 } else { default });
     let seeds = first.unwrap_or(0)..first.unwrap_or(0) + worlds;
     let told = seeds.end - seeds.start == 1;
     let numbers = Arc::new(Numbers::new(told));
-    for seed in seeds.clone() {
-        let run = || simulation(seed, &numbers);
-        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-            println!("replay with DM_THIN_SIM_SEED={seed}");
-            std::panic::resume_unwind(panic);
+    // A world waits more than it works.
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            let run = || simulation(seed, &numbers);
+            if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+                println!("replay with DM_THIN_SIM_SEED={seed}");
+                next.store(seeds.end, Ordering::Relaxed);
+                std::panic::resume_unwind(panic);
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
     println!(
         "{} operations in {} worlds\n{numbers}",
         numbers.total(Group::Operations),
