@@ -55,9 +55,10 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
-    /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full or broken, [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
-    /// [`Options::min_free_data`](crate::tree::Options::min_free_data) says; [`Error::Busy`] if a removed snapshot of
-    /// that id is still open. Nothing is left of a snapshot that failed.
+    /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full, read-only or failed,
+    /// [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
+    /// [`Options::min_free_data`](crate::tree::Options::min_free_data); [`Error::Busy`] if a removed snapshot of that id
+    /// is still open. A failed call leaves nothing.
     pub fn add(&self, id: impl AsRef<str>, parent: Parent<'_>) -> Result<()> {
         let id = id.as_ref();
         self.add_with(id, parent, &AddOptions::new())

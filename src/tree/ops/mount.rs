@@ -83,7 +83,7 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::NotMounted`]; [`Error::MountInUse`] if files on it are open, [`Error::Covered`] if another file system
     /// is mounted over it: it stays mounted.
-    /// [`Error::Busy`] if it is unmounted, but somebody (a copy of the mount in another namespace) still
+    /// [`Error::Busy`] if it is unmounted, but a copy of the mount in another namespace still
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
     pub fn unmount(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();

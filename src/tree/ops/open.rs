@@ -36,15 +36,18 @@ impl SnapshotTree {
     /// reading and removing: snapshots that are removed are gone for callers, and deleted by the first open that can.
     ///
     /// # Errors
-    /// [`dm::Error::NoDeviceMapper`](crate::dm::Error::NoDeviceMapper), [`dm::Error::NotPermitted`](crate::dm::Error::NotPermitted), [`loopdev::Error::NoLoopDevices`](crate::loopdev::Error::NoLoopDevices), [`Error::MkfsMissing`] for what the
-    /// machine lacks; [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`], [`Error::BackingFile`],
-    /// [`Error::ForeignPool`],
-    /// [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] for
-    /// what is wrong at `root`; [`Error::OtherRoot`] if the tree is active from another root, of which this one is a
-    /// copy; [`Error::InvalidOption`], [`Error::OptionConflict`]; [`thin::Error::Tool`] for what `thin_check` found,
-    /// if [`Options::check_metadata`] asks for it, or the pool's `needs_check` flag does, and
-    /// [`thin::Error::ToolMissing`] without it. After an error everything is as
-    /// it was before: nothing is attached, active or mounted, and no file is made.
+    /// - The machine lacks something: [`dm::Error::NoDeviceMapper`](crate::dm::Error::NoDeviceMapper),
+    ///   [`dm::Error::NotPermitted`](crate::dm::Error::NotPermitted),
+    ///   [`loopdev::Error::NoLoopDevices`](crate::loopdev::Error::NoLoopDevices), [`Error::MkfsMissing`].
+    /// - Root, state and pool do not fit: [`Error::Root`], [`Error::Locked`], [`Error::Corrupt`],
+    ///   [`Error::BackingFile`], [`Error::ForeignPool`], [`Error::StateOlderThanPool`],
+    ///   [`Error::PoolOlderThanState`]; [`Error::OtherRoot`] if this root is a copy of the one that the tree is
+    ///   active from.
+    /// - Options: [`Error::InvalidOption`], [`Error::OptionConflict`].
+    /// - [`thin::Error::Tool`] if `thin_check`, which runs where [`Options::check_metadata`] or the pool's
+    ///   `needs_check` flag asks for it, finds damage; [`thin::Error::ToolMissing`] if it is not installed.
+    ///
+    /// An error changes nothing: nothing stays attached, active or mounted, and no file is created.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
         options.check()?;
         let dm = Arc::new(DeviceMapper::with_kernel(options.kernel.clone(), options.udev)?);

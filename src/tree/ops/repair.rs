@@ -23,7 +23,7 @@ impl SnapshotTree {
     ///
     /// Remainders of snapshots that were never finished are deleted, suspended devices resumed, misnamed ones
     /// renamed, devices whose access mode or table does not fit the snapshot activated again, unknown ones and stale
-    /// nodes removed, removals finished, and what somebody else unmounted or deactivated is taken note of. A volume
+    /// nodes removed, removals finished, and unmounts and deactivations by other programs are recorded. A volume
     /// that is missing, a broken pool, volumes of others, and mounts of others are left alone.
     ///
     /// # Errors
