@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::live::holder::{Holder, Listed};
+use super::holders::holder::{Holder, Listed};
 use super::state::reason::{RootProblem, StateAge};
 use super::stream::StreamError;
 use crate::dm::DmName;

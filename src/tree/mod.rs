@@ -19,7 +19,9 @@
 //! ```
 
 mod error;
+mod holders;
 mod live;
+mod mount_table;
 mod names;
 mod ops;
 mod options;
@@ -41,7 +43,7 @@ use crate::{dm, thin};
 pub use self::error::{Error, Result};
 pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
-pub use live::holder::Holder;
+pub use holders::holder::Holder;
 pub use live::init_layer::InitLayer;
 pub use ops::add::{AddOptions, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
@@ -57,12 +59,12 @@ pub use ops::usage::SnapshotUsage;
 pub use ops::watch::{PoolEvent, PoolWatcher};
 pub use ops::writer::SnapshotWriter;
 pub use options::Options;
-pub use pool::pool_source::PoolSource;
 pub use state::files;
 pub use state::filesystem::Filesystem;
 pub use state::id::SnapshotId;
 pub use state::labels::Labels;
 pub use state::lineage::{Lineage, Node};
+pub use state::pool_source::PoolSource;
 pub use state::reason::{RootProblem, StateAge};
 
 use live::active::ActiveCell;
@@ -71,7 +73,7 @@ use live::own_data::OwnData;
 use names::volume_name;
 use pool::claim::Claim;
 use pool::generation::PoolGeneration;
-use state::hold::HoldNote;
+use pool::hold::HoldNote;
 use state::root::Root;
 use state::store::Store;
 

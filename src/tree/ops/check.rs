@@ -11,7 +11,7 @@ use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
 use crate::tree::state::graph::Snapshot;
 use crate::tree::state::identity::{self, Relation};
-use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, live::mount};
+use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount_table};
 use crate::tree::{Error, Result};
 
 impl SnapshotTree {
@@ -99,7 +99,7 @@ impl SnapshotTree {
     }
 
     fn check_devices(&self, findings: &mut Vec<Finding>) -> Result<()> {
-        let mounts = mount::mounts(&*self.options.kernel)?;
+        let mounts = mount_table::mounts(&*self.options.kernel)?;
         let known: BTreeMap<ThinId, (SnapshotId, Snapshot)> = self.store.read(|graph| {
             let all = graph.snapshots.iter();
             all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()

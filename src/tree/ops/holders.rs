@@ -2,8 +2,8 @@
 
 use crate::dm::DmName;
 use crate::tree::SnapshotTree;
-use crate::tree::live::holder::Holder;
-use crate::tree::live::holders::of_device;
+use crate::tree::holders::holder::Holder;
+use crate::tree::holders::of_device;
 use crate::tree::{Error, Result};
 
 impl SnapshotTree {

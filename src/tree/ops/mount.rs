@@ -11,7 +11,7 @@ use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::Where;
 use crate::tree::state::graph::Snapshot;
 use crate::tree::{Error, Result};
-use crate::tree::{SnapshotTree, live::base_check, live::holders};
+use crate::tree::{SnapshotTree, holders, live::base_check};
 
 impl SnapshotTree {
     /// Activates a snapshot and mounts it. Creates the target directory if it is missing; its parent must exist.

@@ -10,7 +10,8 @@ use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Kernel, MountId};
 use crate::retry::Retry;
 use crate::thin::{ThinId, ThinVolume};
-use crate::tree::live::mount::{Covered, MountLine, MountPoint, Mounted, Note, Where, is_listed, mounts};
+use crate::tree::live::mount::{Covered, MountPoint, Mounted, Note, Where};
+use crate::tree::mount_table::{MountLine, is_listed, mounts};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, SnapshotTree};
 

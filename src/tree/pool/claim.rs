@@ -14,7 +14,7 @@ use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid};
 use crate::kernel::{Access, DeviceFile, Process};
 use crate::retry::Retry;
 use crate::tree::error::busy;
-use crate::tree::live::{holder::Holder, holders};
+use crate::tree::holders::{self, holder::Holder};
 use crate::tree::state::root::Root;
 use crate::tree::{Error, Result};
 use crate::tree::{Options, names::volume_name};

@@ -2,6 +2,5 @@
 
 pub(in crate::tree) mod claim;
 pub(in crate::tree) mod generation;
-pub(in crate::tree) mod pool_source;
-pub(in crate::tree) mod resize;
+pub(in crate::tree) mod hold;
 pub(in crate::tree) mod source;

@@ -22,9 +22,9 @@ use uuid::Uuid;
 
 use crate::thin::{PoolFeatures, check_block_size};
 use crate::tree::Filesystem;
-use crate::tree::pool::pool_source::{Adopted, PoolSource};
-use crate::tree::pool::source::KnownDevices;
+use crate::tree::state::device_ids::KnownDevices;
 use crate::tree::state::graph::{Graph, Record};
+use crate::tree::state::pool_source::{Adopted, PoolSource};
 use crate::tree::state::size::SIZE_MAX;
 use crate::tree::{Error, Result};
 use crate::units::{Blocks, Bytes};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use crate::kernel::{DeviceNumber, Directory, Entry, FileLock, Files, Kernel, Links};
-use crate::tree::live::holders;
+use crate::tree::holders;
 use crate::tree::state::files::{RealDir, StateDir};
 use crate::tree::{Error, Result, RootProblem};
 

@@ -6,8 +6,8 @@ use super::inactive::pool_mode;
 use crate::dm::{DeviceMapper, DeviceStatus, DmName};
 use crate::thin::{METADATA_BLOCK_SIZE, PoolStatus, ThinPool};
 use crate::tree::Options;
-use crate::tree::pool::pool_source::Adopted;
 use crate::tree::state::journal::PoolRecord;
+use crate::tree::state::pool_source::Adopted;
 use crate::tree::{Error, Result};
 
 pub(super) fn new_record(

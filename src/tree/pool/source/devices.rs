@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::device_ids::{DeviceIds, KnownDevices};
 use super::inactive::{ClaimedDevice, InactivePool, table, whole_blocks};
 use crate::dm::DeviceMapper;
 use crate::kernel::{Access, Kernel};
 use crate::thin::blank;
 use crate::thin::metadata::{DeviceBlocks, Metadata};
 use crate::tree::Options;
+use crate::tree::state::device_ids::{DeviceIds, KnownDevices};
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::{Error, Result};
 use crate::units::Bytes;

@@ -11,8 +11,8 @@ use crate::dm::{DeviceMapper, DmName};
 use crate::thin;
 use crate::thin::{LabelledDevice, LabelledOptions, PoolTable, SubDevice, tools};
 use crate::tree::Options;
-use crate::tree::pool::pool_source::PoolSource;
 use crate::tree::state::journal::PoolRecord;
+use crate::tree::state::pool_source::PoolSource;
 use crate::tree::{Error, Result};
 
 pub(super) fn new_record(

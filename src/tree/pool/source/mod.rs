@@ -1,7 +1,6 @@
 //! Where a tree's pool comes from: loop files, two devices, one labelled device, or a pool that is there already.
 
 mod adopted;
-mod device_ids;
 mod devices;
 mod inactive;
 mod labelled;
@@ -14,12 +13,11 @@ use crate::dm::{DeviceMapper, DmName, DmUuid};
 use crate::thin::{LabelledDevice, ThinPool};
 use crate::tree::Options;
 use crate::tree::Result;
-use crate::tree::pool::pool_source::PoolSource;
 use crate::tree::state::journal::PoolRecord;
+use crate::tree::state::pool_source::PoolSource;
 use crate::tree::state::root::Root;
 
 pub(in crate::tree) use adopted::{adopted, check_block_size};
-pub(in crate::tree) use device_ids::KnownDevices;
 pub(in crate::tree) use inactive::{InactivePool, whole_blocks};
 pub(in crate::tree) use loop_files::has_files;
 

@@ -1,10 +1,12 @@
 //! Finds the holders of a device, a file system or a root, through `/proc` and `/sys`.
 
+pub(in crate::tree) mod holder;
+
 use std::path::Path;
 
 use crate::kernel::{DeviceNumber, Directory, Kernel, ProcessName};
-use crate::tree::live::holder::Holder;
-use crate::tree::live::mount;
+use crate::tree::holders::holder::Holder;
+use crate::tree::mount_table;
 
 /// Who uses a device, or the file system on it.
 pub(in crate::tree) fn of_device(kernel: &dyn Kernel, number: DeviceNumber) -> Vec<Holder> {
@@ -24,7 +26,7 @@ pub(in crate::tree) fn of_device(kernel: &dyn Kernel, number: DeviceNumber) -> V
         let Some(namespace) = info.mount_namespace.filter(|it| !namespaces.contains(it)) else { continue };
         namespaces.push(namespace);
         let table = kernel.proc_text(&format!("{pid}/mountinfo")).unwrap_or_default();
-        let lines = mount::parse_table(&table).into_iter().filter(|line| line.device == number);
+        let lines = mount_table::parse_table(&table).into_iter().filter(|line| line.device == number);
         holders.extend(lines.map(|line| Holder::Mount { process: process.clone(), target: line.target }));
     }
     let above = kernel.device_holders(number).unwrap_or_default();
@@ -41,7 +43,7 @@ pub(in crate::tree) fn of_mount(kernel: &dyn Kernel, number: DeviceNumber, targe
     let pid = std::process::id();
     let process =
         ProcessName { pid, command: kernel.process_info(pid).map(|info| info.command).unwrap_or_default() };
-    let lines = mount::mounts(kernel).unwrap_or_default().into_iter();
+    let lines = mount_table::mounts(kernel).unwrap_or_default().into_iter();
     let below = lines.filter(|line| line.target != target && line.target.starts_with(target));
     holders.extend(below.map(|line| Holder::Mount { process: process.clone(), target: line.target }));
     holders
@@ -73,7 +75,7 @@ fn flock(line: &[u8]) -> Option<(u32, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::live::holder::Listed;
+    use crate::tree::holders::holder::Listed;
 
     #[test]
     fn holders_as_text() {

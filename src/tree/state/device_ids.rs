@@ -19,7 +19,7 @@ const DISK: [(&str, &[&str]); 2] =
     [("wwid", &["wwid", "device/wwid"]), ("serial", &["serial", "device/serial"])];
 
 impl DeviceIds {
-    pub(super) fn read(kernel: &dyn Kernel, device: DeviceNumber) -> Self {
+    pub(in crate::tree) fn read(kernel: &dyn Kernel, device: DeviceNumber) -> Self {
         let node = kernel.device_node(device).unwrap_or_default();
         let name = node.file_name().unwrap_or_default().to_string_lossy();
         let attribute = |path: &str| -> Option<String> {
@@ -54,7 +54,7 @@ impl DeviceIds {
     ///
     /// # Errors
     /// [`Error::BackingFile`] if no device has them, or several have.
-    pub(super) fn locate(&self, kernel: &dyn Kernel, path: &Path) -> Result<PathBuf> {
+    pub(in crate::tree) fn locate(&self, kernel: &dyn Kernel, path: &Path) -> Result<PathBuf> {
         let refused = |reason| Err(Error::BackingFile { path: path.into(), reason });
         let at_path = kernel.block_device(path).map(|number| Self::read(kernel, number).is(self));
         if self.0.is_empty() || at_path == Ok(Some(true)) {
@@ -105,6 +105,6 @@ mod tests {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::tree) struct KnownDevices {
-    pub(super) data: DeviceIds,
-    pub(super) metadata: DeviceIds,
+    pub(in crate::tree) data: DeviceIds,
+    pub(in crate::tree) metadata: DeviceIds,
 }
