@@ -110,7 +110,8 @@ fn tables_of_several_lines_come_back_as_they_were_loaded() {
     dm.create_active(&above, &uuid("DMTHIN-TEST-above"), &lines, DmFlags::empty()).unwrap();
     let live = dm.table(&above, TableKind::Live).unwrap();
     assert_eq!(live[0].text.parse::<Linear>().unwrap(), linear);
-    assert_eq!(live[1].text, parameters);
+    // dm-flakey of 6.1 ends its line with a space.
+    assert_eq!(live[1].text.trim_end(), parameters);
     assert_eq!(dm.dependencies(&above, TableKind::Live).unwrap(), [device]);
 
     assert!(dm.remove(&below).unwrap_err().is_busy());
