@@ -1,4 +1,5 @@
-//! Which file uses which: floors use only those under them, and no two files need each other.
+//! Which file uses which: floors, and the rooms of the tree, use only those under them, and no two files need each
+//! other.
 //!
 //! Read out of the sources, tests aside. A name that a module re-exports counts for the file that defines it.
 
@@ -23,6 +24,15 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("tree", &["abi", "dm", "kernel", "loopdev", "retry", "thin", "units"]),
     ("docker", &["abi", "dm", "kernel", "thin", "tree", "units"]),
     ("model", &["abi", "dm", "kernel", "loopdev", "thin", "units"]),
+];
+
+/// The rooms of the tree, the same way. What lies beside them (errors, options, names) is open to all.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("state", &[]),
+    ("pool", &["state"]),
+    ("live", &["pool", "state"]),
+    ("stream", &[]),
+    ("ops", &["live", "pool", "state", "stream"]),
 ];
 
 type ModulePath = Vec<String>;
@@ -220,6 +230,25 @@ fn floor(file: &Path) -> &str {
     first.trim_end_matches(".rs")
 }
 
+/// What one room of the tree uses of another that it may not.
+fn across(needs: &Needs) -> String {
+    let rooms: HashMap<_, _> = ROOMS.iter().copied().collect();
+    let room = |file: &Path| -> Option<&'static str> {
+        let inside = file.strip_prefix("tree").ok()?;
+        ROOMS.iter().map(|(room, _)| *room).find(|room| inside.starts_with(room))
+    };
+    let mut found = String::new();
+    for (file, others) in needs {
+        let Some(own) = room(file) else { continue };
+        for (other, line) in others {
+            if room(other).is_some_and(|used| used != own && !rooms[own].contains(&used)) {
+                writeln!(found, "src/{}:{line} uses src/{}", file.display(), other.display()).unwrap();
+            }
+        }
+    }
+    found
+}
+
 /// What a floor re-exports of the one under it is its own.
 fn upward(sources: &Crate) -> String {
     let floors: HashMap<_, _> = FLOORS.iter().copied().collect();
@@ -273,6 +302,12 @@ fn sources() -> Crate {
 #[test]
 fn a_floor_uses_only_those_under_it() {
     let found = upward(&sources());
+    assert!(found.is_empty(), "\n{found}");
+}
+
+#[test]
+fn a_room_of_the_tree_uses_only_those_under_it() {
+    let found = across(&sources().needs());
     assert!(found.is_empty(), "\n{found}");
 }
 

@@ -29,15 +29,11 @@ mod pool;
 mod state;
 pub mod stream;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
-use crate::dm::{DmName, DmUuid};
-use crate::thin::{ThinId, ThinPool};
+use crate::thin::ThinPool;
 use crate::{dm, thin};
 
 pub use self::error::{Error, Result};
@@ -67,13 +63,9 @@ pub use state::lineage::{Lineage, Node};
 pub use state::pool_source::PoolSource;
 pub use state::reason::{RootProblem, StateAge};
 
-use live::active::ActiveCell;
-use live::mount::Mounts;
-use live::own_data::OwnData;
-use names::volume_name;
-use pool::claim::Claim;
-use pool::generation::PoolGeneration;
-use pool::hold::HoldNote;
+use live::mounts::Mounts;
+use live::snapshots::LiveSnapshots;
+use pool::tree_pool::TreePool;
 use state::root::Root;
 use state::store::Store;
 
@@ -88,23 +80,14 @@ use state::store::Store;
 pub struct SnapshotTree {
     options: Options,
     root: Root,
-    tree: Uuid,
-    filesystem: Filesystem,
+    /// What is durable.
     store: Store,
-    hold: HoldNote,
-    pool: ThinPool,
-    /// What of the state's generation the pool has been told.
-    generation: Mutex<PoolGeneration>,
-    /// What is active. Snapshots that are neither active nor in use by a call have no slot.
-    slots: Mutex<HashMap<SnapshotId, Arc<ActiveCell>>>,
-    /// Own data that was told, and still holds.
-    own_data: Mutex<OwnData>,
-    /// What this tree has mounted.
+    /// What is told to device mapper.
+    pool: TreePool,
+    /// What is active.
+    live: LiveSnapshots,
+    /// What is mounted.
     mounts: Mounts,
-    /// The tree is this manager's, until it is closed.
-    claim: Mutex<Claim>,
-    /// Held by who makes the pool larger, or takes it down. Before any slot.
-    growing: Mutex<()>,
     closed: AtomicBool,
 }
 
@@ -116,12 +99,12 @@ impl SnapshotTree {
 
     /// The tree's identity, which its devices carry in their uuids.
     pub fn uuid(&self) -> Uuid {
-        self.tree
+        self.store.tree()
     }
 
     /// The pool behind it.
     pub fn pool(&self) -> &ThinPool {
-        &self.pool
+        &self.pool.thin
     }
 
     /// Whether there is a snapshot of that id.
@@ -141,7 +124,7 @@ impl SnapshotTree {
     /// rest is done: the journal holds what is in it. After a close, whatever can fail answers [`Error::Closed`]; what
     /// cannot, such as [`list`](Self::list), tells what was recorded last.
     pub fn close(&self) -> Result<()> {
-        let _growing = self.growing();
+        let _resizing = self.pool.resizing();
         self.check_open()?;
         self.deactivate_all()?;
         // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
@@ -158,40 +141,37 @@ impl SnapshotTree {
 
     /// Takes down what is left; the inner result is the checkpoint's.
     fn shut_down(&self) -> Result<Result<()>> {
-        // Calls that began before hold their slots: this waits for them.
-        self.deactivate_slots()?;
-        for (stale, thin_id) in self.active_devices()? {
-            let uuid = self.volume_uuid(thin_id)?;
-            self.retry_while_busy(&stale.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
+        // Calls that began before hold their snapshots: this waits for them.
+        self.deactivate_rest()?;
+        for (stale, thin_id) in self.pool.active_devices()? {
+            let uuid = self.pool.names.volume_uuid(thin_id)?;
+            self.pool.retry_while_busy(&stale.name, || Ok(self.pool.dm().remove(&uuid)?))?;
         }
-        self.sweep_nodes()?;
+        self.pool.sweep_nodes()?;
         // A close that failed may have come as far as that.
-        let there = match self.pool.table() {
+        let there = match self.pool.thin.table() {
             Err(error) if error.is_not_found() => false,
             status => status.map(|_| true)?,
         };
-        let checkpoint =
-            if there { self.raise_generation().and_then(|()| self.checkpoint()) } else { Ok(()) };
-        if !self.store.read_state(|state| state.pool.source.is_shared()) {
+        let checkpoint = if there {
+            self.pool.generation.raise(&self.pool.thin, &self.store).and_then(|()| self.checkpoint())
+        } else {
+            Ok(())
+        };
+        if !self.store.is_shared() {
             self.take_down()?;
         }
-        self.release_claim()?;
+        self.pool.release_claim()?;
         Ok(checkpoint)
-    }
-
-    fn release_claim(&self) -> Result<()> {
-        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
-        let (name, claim) = (*claim.name(), RefCell::new(claim));
-        self.retry_while_busy(&name, || claim.borrow_mut().release())
     }
 
     /// Deactivates the pool, and its devices where they do not end with it.
     fn take_down(&self) -> Result<()> {
-        self.retry_while_busy(self.pool.name(), || Ok(self.pool.deactivate()?))?;
+        self.pool.retry_while_busy(self.pool.thin.name(), || Ok(self.pool.thin.deactivate()?))?;
         let record = self.store.read_state(|state| state.pool.clone());
-        let dm = self.pool.device_mapper();
+        let dm = self.pool.dm();
         pool::source::parts(&record)?.iter().try_for_each(|part| match dm.find(part)? {
-            Some(status) => self.retry_while_busy(&status.name, || Ok(dm.remove(part)?)),
+            Some(status) => self.pool.retry_while_busy(&status.name, || Ok(dm.remove(part)?)),
             None => Ok(()),
         })
     }
@@ -224,14 +204,5 @@ impl SnapshotTree {
             // The journal holds everything. It can wait for the next change.
             let _ = self.checkpoint();
         }
-    }
-
-    fn volume_name(&self, id: &str) -> Result<DmName> {
-        volume_name(&self.options.name_prefix, &self.root, id)
-    }
-
-    /// Bound to the thin id, not to the name of the snapshot, which can change.
-    fn volume_uuid(&self, id: ThinId) -> Result<DmUuid> {
-        Ok(DmUuid::format(format_args!("DMTHIN-{}-{id}", self.tree.simple()))?)
     }
 }

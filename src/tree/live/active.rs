@@ -1,17 +1,24 @@
 //! What is active and mounted.
 //!
-//! Every snapshot in use has a slot; a call that activates, mounts, or takes down holds its lock to the
-//! end, so that unmount and deactivate are one step for all others. Who holds two slots (a rename) locked them in
-//! the order of their ids. Readers use a copy of the last call's result, and never wait.
+//! Every snapshot in use has a cell; a call that activates, mounts, or takes down holds its lock to the end, so that
+//! unmount and deactivate are one step for all others. Who holds two (a rename) locked them in the order of their ids.
+//! Readers use a copy of the last call's result, and never wait.
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use nix::errno::Errno;
+
+use crate::dm::Removal;
 use crate::kernel::{DeviceNumber, MountId};
+use crate::retry::Retry;
 use crate::thin::ThinVolume;
 use crate::tree::live::mount::Mounted;
+use crate::tree::pool::tree_pool::TreePool;
 use crate::tree::{Error, Result};
+use crate::{dm, thin};
 
 /// The state of a snapshot in the kernel.
 #[derive(Debug, Default)]
@@ -34,48 +41,53 @@ pub(in crate::tree) struct ActiveView {
     pub(in crate::tree) mounted: Option<(PathBuf, MountId)>,
 }
 
-/// A slot and its view.
+/// A snapshot in use, and its view.
 #[derive(Debug, Default)]
 pub(in crate::tree) struct ActiveCell {
-    slot: Mutex<ActiveSnapshot>,
+    active: Mutex<ActiveSnapshot>,
     view: Mutex<ActiveView>,
 }
 
 impl ActiveCell {
-    pub(in crate::tree) fn new(slot: ActiveSnapshot) -> Self {
-        let view = Mutex::new(slot.view());
-        Self { slot: Mutex::new(slot), view }
+    pub(in crate::tree) fn new(active: ActiveSnapshot) -> Self {
+        let view = Mutex::new(active.view());
+        Self { active: Mutex::new(active), view }
     }
 
-    /// What the last call on the slot left.
+    /// The snapshot, and no other call on it meanwhile.
+    pub(in crate::tree) fn lock(&self) -> ActiveGuard<'_> {
+        ActiveGuard { active: self.active.lock().unwrap_or_else(PoisonError::into_inner), view: &self.view }
+    }
+
+    /// What the last call on the snapshot left.
     pub(in crate::tree) fn view(&self) -> ActiveView {
         self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A locked slot. When it is dropped others see what became of it.
+/// A locked cell. When it is dropped others see what became of the snapshot.
 #[derive(Debug)]
 pub(in crate::tree) struct ActiveGuard<'a> {
-    slot: MutexGuard<'a, ActiveSnapshot>,
+    active: MutexGuard<'a, ActiveSnapshot>,
     view: &'a Mutex<ActiveView>,
 }
 
 impl Deref for ActiveGuard<'_> {
     type Target = ActiveSnapshot;
     fn deref(&self) -> &ActiveSnapshot {
-        &self.slot
+        &self.active
     }
 }
 
 impl DerefMut for ActiveGuard<'_> {
     fn deref_mut(&mut self) -> &mut ActiveSnapshot {
-        &mut self.slot
+        &mut self.active
     }
 }
 
 impl Drop for ActiveGuard<'_> {
     fn drop(&mut self) {
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = self.slot.view();
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = self.active.view();
     }
 }
 
@@ -87,15 +99,86 @@ impl ActiveSnapshot {
             mounted: self.mounted.as_ref().map(|mounted| (mounted.target.clone(), mounted.id())),
         }
     }
-}
 
-pub(in crate::tree) fn check_unmounted(slot: &ActiveSnapshot, id: &str) -> Result<()> {
-    match &slot.mounted {
-        Some(mounted) => Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() }),
-        None => Ok(()),
+    /// # Errors
+    /// [`Error::Mounted`].
+    pub(in crate::tree) fn check_unmounted(&self, id: &str) -> Result<()> {
+        match &self.mounted {
+            Some(mounted) => Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() }),
+            None => Ok(()),
+        }
     }
-}
 
-pub(in crate::tree) fn lock(cell: &ActiveCell) -> ActiveGuard<'_> {
-    ActiveGuard { slot: cell.slot.lock().unwrap_or_else(PoisonError::into_inner), view: &cell.view }
+    /// Removes the device of a snapshot that is not mounted.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`]; [`Error::Busy`] if it is open longer than `timeout`.
+    pub(in crate::tree) fn deactivate(&mut self, pool: &TreePool, id: &str, timeout: Duration) -> Result<()> {
+        self.check_unmounted(id)?;
+        if let Some(volume) = &self.volume {
+            pool.retry_while_busy_within(volume.name(), timeout, || pool.remove_device(volume))?;
+            if self.removal_deferred {
+                // The kernel may have been faster, and cannot remove the node.
+                pool.dm().remove_node(volume.name())?;
+            }
+        }
+        *self = Self::default();
+        Ok(())
+    }
+
+    /// Removes the device now, or when it is closed.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`]; before device-mapper interface 4.27 as [`deactivate`](Self::deactivate).
+    pub(in crate::tree) fn deactivate_deferred(
+        &mut self,
+        pool: &TreePool,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<Removal> {
+        self.check_unmounted(id)?;
+        let Some(volume) = self.volume.clone().filter(|_| !self.removal_deferred) else {
+            return Ok(if self.removal_deferred { Removal::Deferred } else { Removal::Removed });
+        };
+        let removal = match volume.deactivate_deferred() {
+            // Another program renamed or removed it.
+            Err(error) if error.errno() == Some(Errno::ENXIO) => match pool.find(volume.id())? {
+                Some(found) => found.deactivate_deferred()?,
+                None => Removal::Removed,
+            },
+            Err(thin::Error::Dm(dm::Error::TooOld { .. })) => {
+                return self.deactivate(pool, id, timeout).map(|()| Removal::Removed);
+            }
+            removal => removal?,
+        };
+        *self = Self::default();
+        if removal == Removal::Deferred {
+            (self.volume, self.removal_deferred) = (Some(volume), true);
+        }
+        Ok(removal)
+    }
+
+    /// Cancels a deferred removal. If the kernel has removed the device already, the snapshot is inactive after this.
+    pub(in crate::tree) fn cancel_removal(&mut self, pool: &TreePool, timeout: Duration) -> Result<()> {
+        let Some(volume) = self.volume.as_ref().filter(|_| self.removal_deferred) else { return Ok(()) };
+        let mut retry = Retry::within(timeout);
+        loop {
+            match volume.cancel_deactivate() {
+                Ok(()) => self.removal_deferred = false,
+                // Going right now.
+                Err(error) if error.is_busy() && retry.pause() => continue,
+                Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(pool)?,
+                Err(error) => return Err(error.into()),
+            }
+            return Ok(());
+        }
+    }
+
+    /// The device is gone, and its node with it.
+    pub(in crate::tree) fn forget_device(&mut self, pool: &TreePool) -> Result<()> {
+        if let Some(volume) = std::mem::take(self).volume {
+            pool.dm().remove_node(volume.name())?;
+        }
+        Ok(())
+    }
 }

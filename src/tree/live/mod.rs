@@ -5,5 +5,8 @@ pub(in crate::tree) mod base_check;
 pub(in crate::tree) mod fs;
 pub(in crate::tree) mod init_layer;
 pub(in crate::tree) mod mount;
+mod mounting;
+pub(in crate::tree) mod mounts;
 pub(in crate::tree) mod own_data;
+pub(in crate::tree) mod snapshots;
 pub(in crate::tree) mod volume_file;

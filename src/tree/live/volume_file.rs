@@ -10,7 +10,6 @@ use zerocopy::IntoBytes;
 use crate::abi::block::BLKDISCARD;
 use crate::kernel::{Access, Arg, DeviceFile, Kernel};
 use crate::thin::ThinVolume;
-use crate::tree::SnapshotTree;
 use crate::tree::{Error, Result};
 
 /// An open thin volume.
@@ -23,16 +22,17 @@ pub(in crate::tree) struct VolumeFile {
     failed: AtomicBool,
 }
 
-impl SnapshotTree {
-    /// Opens an active volume.
-    pub(in crate::tree) fn open_volume(&self, volume: &ThinVolume, access: Access) -> Result<VolumeFile> {
-        let file = volume.open(access)?;
-        let (kernel, failed) = (self.options.kernel.clone(), AtomicBool::new(false));
-        Ok(VolumeFile { kernel, file, path: volume.path(), failed })
-    }
-}
-
 impl VolumeFile {
+    /// Opens an active volume.
+    pub(in crate::tree) fn open(
+        kernel: Arc<dyn Kernel>,
+        volume: &ThinVolume,
+        access: Access,
+    ) -> Result<Self> {
+        let file = volume.open(access)?;
+        Ok(Self { kernel, file, path: volume.path(), failed: AtomicBool::new(false) })
+    }
+
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors

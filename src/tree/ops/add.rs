@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use crate::thin::{Message, Origin, ThinId, ThinVolume};
-use crate::tree::ops::base::BASE;
+use crate::tree::names::BASE;
 use crate::tree::state::graph::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::state::store::Reservation;
@@ -104,9 +104,9 @@ impl SnapshotTree {
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
                 let origin = Origin::Inactive(base.thin_id);
                 let made = self.create_volume(reservation, made, |thin_id| {
-                    Ok(self.pool.create_snap(thin_id, &origin)?)
+                    Ok(self.pool.thin.create_snap(thin_id, &origin)?)
                 });
-                let made = made.map_err(|error| self.volume_gone(BASE, base.thin_id, error))?;
+                let made = made.map_err(|error| self.pool.volume_gone(BASE, base.thin_id, error))?;
                 record(reservation, made, None)
             }
             Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
@@ -117,9 +117,9 @@ impl SnapshotTree {
                 let active = slot.volume.as_ref().filter(|_| parent.sealed.is_none());
                 let made = self.create_volume(reservation, made, |thin_id| match active {
                     Some(volume) => self.snap_active(thin_id, volume),
-                    None => Ok(self.pool.create_snap(thin_id, &Origin::Inactive(parent.thin_id))?),
+                    None => Ok(self.pool.thin.create_snap(thin_id, &Origin::Inactive(parent.thin_id))?),
                 });
-                let made = made.map_err(|error| self.volume_gone(parent_id, parent.thin_id, error))?;
+                let made = made.map_err(|error| self.pool.volume_gone(parent_id, parent.thin_id, error))?;
                 record(reservation, made, Some(parent))
             }),
         }
@@ -128,29 +128,29 @@ impl SnapshotTree {
     /// Creates a snapshot of an active parent, which is suspended meanwhile. Between suspend and resume there is the
     /// message and nothing else: whatever waits for the suspended device may be what a file of the root needs.
     fn snap_active(&self, thin_id: ThinId, parent: &ThinVolume) -> Result<()> {
-        self.pool.check_suspend()?;
+        self.pool.thin.check_suspend()?;
         let renamed;
         let suspended = match parent.suspend() {
-            Err(error) if error.errno() == Some(Errno::ENXIO) => match self.find_volume(parent.id())? {
+            Err(error) if error.errno() == Some(Errno::ENXIO) => match self.pool.find(parent.id())? {
                 // Another program renamed it.
                 Some(found) => {
                     renamed = found;
                     renamed.suspend()?
                 }
                 // Its deferred removal came about.
-                None => return Ok(self.pool.create_snap(thin_id, &Origin::Inactive(parent.id()))?),
+                None => return Ok(self.pool.thin.create_snap(thin_id, &Origin::Inactive(parent.id()))?),
             },
             suspended => suspended?,
         };
-        let sent = self.pool.send(Message::CreateSnap { id: thin_id, origin: parent.id() });
+        let sent = self.pool.thin.send(Message::CreateSnap { id: thin_id, origin: parent.id() });
         // A parent that does not come back is worse than a snapshot that failed.
         suspended.resume().inspect_err(|_| {
             if sent.is_obeyed() {
                 // Best effort: return the error of the resume.
-                let _ = self.delete_id(thin_id);
+                let _ = self.pool.delete(thin_id);
             }
         })?;
-        Ok(self.pool.conclude(sent)?)
+        Ok(self.pool.thin.conclude(sent)?)
     }
 
     /// Records a volume that the pool has; if that fails the volume is deleted.
@@ -177,7 +177,7 @@ impl SnapshotTree {
             let reason = "less than its parent's";
             return Err(Error::InvalidOption { option: "snapshot size", value: size.to_string(), reason });
         }
-        let grows = size > parent_size && self.filesystem != Filesystem::None;
+        let grows = size > parent_size && self.store.filesystem() != Filesystem::None;
         let fs = if grows { FsState::Growing } else { parent_fs };
         let labels = options.labels.clone();
         Ok(Snapshot { labels, ..Snapshot::new(thin_id, parent, size, fs) })
@@ -200,7 +200,7 @@ impl SnapshotTree {
                 Err(error) => {
                     // Whatever it was, there must not be a volume that nobody knows; but in a shared pool it may
                     // be another user's.
-                    match self.store.read_state(|state| state.pool.source.is_shared()) {
+                    match self.store.is_shared() {
                         true => reservation.unresolved = true,
                         false => self.undo(reservation, snapshot.thin_id),
                     }
@@ -213,7 +213,7 @@ impl SnapshotTree {
     /// Deletes a volume that has no record. If that fails its id stays reserved, and a repair or the next open
     /// deletes it.
     pub(in crate::tree) fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
-        reservation.unresolved = self.delete_id(id).is_err();
+        reservation.unresolved = self.pool.delete(id).is_err();
     }
 
     /// Grows a new snapshot's file system; on failure the snapshot is removed.

@@ -4,36 +4,34 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use crate::thin::{ThinId, ThinVolume};
+use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::base_check;
+use crate::tree::names::BASE;
 use crate::tree::state::graph::{Base, FsState, Record};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;
 
-/// The base's name among the volumes; no snapshot can have it.
-pub(in crate::tree) const BASE: &str = "base";
-
 impl SnapshotTree {
     pub(in crate::tree) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
-        let shared = self.store.read_state(|state| state.pool.source.is_shared());
+        let shared = self.store.is_shared();
         match self.store.read(|graph| graph.base.clone()) {
             Some(base) if base.fs != FsState::Making => return Ok(()),
             // The id may have been deleted and be another user's since.
             Some(_) if shared => {}
             Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
-                self.delete_id(half_made.thin_id)?;
+                self.pool.delete(half_made.thin_id)?;
             }
             _ => {}
         }
         let mut reservation = self.reserve(None)?;
         loop {
-            match self.pool.create_thin(reservation.thin_id) {
+            match self.pool.thin.create_thin(reservation.thin_id) {
                 Err(error) if error.is_exists() => self.reserve_another(&mut reservation)?,
                 result => break result?,
             }
         }
-        let (size, filesystem) = (self.options.new_base_size(), self.filesystem);
+        let (size, filesystem) = (self.options.new_base_size(), self.store.filesystem());
         let base = Base {
             thin_id: reservation.thin_id,
             size,
@@ -52,7 +50,7 @@ impl SnapshotTree {
         });
         made.inspect_err(|_| {
             // The state may go with this error, a shared pool stays.
-            let _ = self.delete_id(base.thin_id);
+            let _ = self.pool.delete(base.thin_id);
         })?;
         self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
     }
@@ -63,7 +61,7 @@ impl SnapshotTree {
         if size == base.size && base.fs == FsState::Ready {
             return Ok(());
         }
-        if self.filesystem != Filesystem::None {
+        if self.store.filesystem() != Filesystem::None {
             self.store.commit(&Record::BaseFs { size, fs: FsState::Growing })?;
             self.with_base(&base, size, |volume| self.grow(volume))?;
         }
@@ -77,9 +75,9 @@ impl SnapshotTree {
         size: Bytes,
         work: impl FnOnce(&ThinVolume) -> Result<()>,
     ) -> Result<()> {
-        let volume = self.activate_volume(BASE, base.thin_id, size)?;
+        let volume = self.pool.activate(BASE, base.thin_id, size, &ActivateOptions::new())?;
         let worked = work(&volume);
-        let removed = self.remove_volume(&volume);
+        let removed = self.pool.deactivate(&volume);
         worked.and(removed)
     }
 }

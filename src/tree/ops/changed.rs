@@ -1,13 +1,10 @@
 //! Which parts of a snapshot differ from another one's.
 
-use std::sync::{MutexGuard, PoisonError};
-
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::thin::ThinId;
 use crate::thin::metadata::{Change, ChangeKind};
-use crate::tree::live::own_data::OwnData;
 use crate::tree::state::graph::Record;
 use crate::tree::{Error, Result};
 use crate::tree::{Lineage, SnapshotId, SnapshotTree, error::unknown};
@@ -139,7 +136,7 @@ impl SnapshotTree {
             (line().find(is_it).map(str::to_owned), line().last().and_then(|id| graph.parent(id)))
         });
         match (found, oldest) {
-            _ if bookmark.tree != self.tree => Err(bookmark.invalid("of another tree")),
+            _ if bookmark.tree != self.store.tree() => Err(bookmark.invalid("of another tree")),
             (Some(id), _) => Ok(Compared::Volume(self.volume(&id)?.0)),
             (None, Some(Lineage::Removed(_))) => Ok(Compared::Time(bookmark.clone())),
             _ => Err(bookmark.invalid("the snapshot does not descend from the bookmark's snapshot")),
@@ -156,7 +153,7 @@ impl SnapshotTree {
         self.check_open()?;
         let found = self.store.read(|graph| graph.get(id).map(|found| (found.sealed, found.seal_time)));
         match found.ok_or_else(|| unknown(id))? {
-            (Some(volume), Some(time)) => Ok(Bookmark { tree: self.tree, volume, time }),
+            (Some(volume), Some(time)) => Ok(Bookmark { tree: self.store.tree(), volume, time }),
             _ => Err(Error::NotSealed { id: id.to_owned() }),
         }
     }
@@ -198,13 +195,10 @@ impl SnapshotTree {
                 return Err(Error::ParentGone { id: id.to_owned(), parent: parent.to_string() });
             }
         };
-        let activations = {
-            let cached = self.cached_own_data();
-            if let Some(own) = cached.known.get(&volumes).filter(|_| !constant) {
-                return Ok(*own);
-            }
-            cached.activations
-        };
+        let activations = self.pool.activations();
+        if !constant && let Some(own) = self.live.own_data().get(volumes, activations) {
+            return Ok(own);
+        }
         let mut own = Bytes(0);
         for range in self.changed(since, id)? {
             let range = range?;
@@ -217,17 +211,10 @@ impl SnapshotTree {
                 Some(_) => self.store.commit(&Record::Own { id: SnapshotId::new(id)?, own }),
                 None => Ok(()),
             })?;
-        } else if self.find_volume(volumes[0])?.or(self.find_volume(volumes[1])?).is_none() {
-            let mut cached = self.cached_own_data();
-            if cached.activations == activations {
-                cached.known.insert(volumes, own);
-            }
+        } else if self.pool.find(volumes[0])?.or(self.pool.find(volumes[1])?).is_none() {
+            self.live.own_data().insert(volumes, own, activations);
         }
         Ok(own)
-    }
-
-    pub(in crate::tree) fn cached_own_data(&self) -> MutexGuard<'_, OwnData> {
-        self.own_data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn volume(&self, id: &str) -> Result<(Volume, Bytes)> {
@@ -258,7 +245,7 @@ impl Changed<'_> {
     fn fetch(&mut self, from: u64) -> Result<()> {
         self.tree.check_open()?;
         let target = self.target.thin_id;
-        let batch = self.tree.read_metadata(|metadata| {
+        let batch = self.tree.pool.read_metadata(|metadata| {
             // Under the snapshot: what is removed from now on stays readable.
             self.tree.check_volume(&self.target)?;
             let changes = match &self.base {

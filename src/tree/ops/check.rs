@@ -44,7 +44,7 @@ impl SnapshotTree {
     }
 
     fn check_pool(&self, findings: &mut Vec<Finding>) -> Result<()> {
-        let usage = match self.pool.status()? {
+        let usage = match self.pool.thin.status()? {
             PoolStatus::Usage(usage) => usage,
             status => {
                 findings.push(Finding::Pool { mode: status.mode(), needs_check: false });
@@ -55,7 +55,10 @@ impl SnapshotTree {
         if mode != PoolMode::ReadWrite || needs_check {
             findings.push(Finding::Pool { mode, needs_check });
         }
-        if usage.held_metadata_root.is_some() && !self.hold.is_left() && self.pool.is_held_elsewhere()? {
+        if usage.held_metadata_root.is_some()
+            && !self.pool.hold().is_left()
+            && self.pool.thin.is_held_elsewhere()?
+        {
             findings.push(Finding::MetadataSnapHeld);
         }
         let pool = usage.transaction_id;
@@ -80,8 +83,9 @@ impl SnapshotTree {
         });
         let abandoned = self.store.abandoned();
         findings.extend(abandoned.into_iter().map(|thin_id| Finding::Unfinished { thin_id }));
-        let there = self.volumes_in_pool()?;
-        let shared = self.store.read_state(|state| state.pool.source.is_shared());
+        let there = self.pool.read_metadata(|metadata| Ok(metadata.device_ids()?))?;
+        let there: BTreeSet<ThinId> = there.into_iter().collect();
+        let shared = self.store.is_shared();
         self.store.read(|graph| {
             let base = graph.base.iter().map(|base| (None, base.thin_id));
             let snapshots = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
@@ -105,7 +109,7 @@ impl SnapshotTree {
             all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
         });
         let mut active = BTreeMap::new();
-        for (status, thin_id) in self.active_devices()? {
+        for (status, thin_id) in self.pool.active_devices()? {
             match known.get(&thin_id) {
                 // Being written; or reported as unfinished.
                 None if self.store.read(|graph| graph.making(thin_id).is_some()) => {}
@@ -124,9 +128,8 @@ impl SnapshotTree {
                 },
             }
         }
-        let slots: Vec<_> = self.slots().iter().map(|(id, slot)| (id.clone(), slot.view())).collect();
         let mut own = vec![false; mounts.len()];
-        for (id, slot) in slots {
+        for (id, slot) in self.live.views() {
             if slot.device.is_some() && !slot.removal_deferred && !active.contains_key(&id) {
                 findings.push(Finding::DeviceGone { id: id.clone() });
             }
@@ -153,21 +156,22 @@ impl SnapshotTree {
         status: &DeviceStatus,
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
-        let lines = self.pool.device_mapper().table(&status.name, TableKind::Live)?;
+        let lines = self.pool.dm().table(&status.name, TableKind::Live)?;
         let mut wrong = |problem| {
             findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
         };
         if status.is_suspended() {
             wrong(DeviceProblem::Suspended);
         }
-        if status.name != self.volume_name(id.as_str())? {
+        if status.name != self.pool.names.name(id.as_str())? {
             wrong(DeviceProblem::Name);
         }
         let read_only = status.flags.contains(DmFlags::READONLY);
         if read_only != snapshot.sealed.is_some() {
             wrong(DeviceProblem::Mode { read_only });
         }
-        let expected = ThinTable { pool: self.pool.number(), id: snapshot.thin_id, external_origin: None };
+        let expected =
+            ThinTable { pool: self.pool.thin.number(), id: snapshot.thin_id, external_origin: None };
         let right = matches!(&lines[..], [line]
             if line.target_type.as_str() == "thin"
                 && line.length == snapshot.size.sectors()
@@ -180,7 +184,7 @@ impl SnapshotTree {
     }
 
     fn check_nodes(&self, findings: &mut Vec<Finding>) -> Result<()> {
-        let stale = self.stale_nodes()?;
+        let stale = self.pool.stale_nodes()?;
         findings.extend(stale.into_iter().map(|name| Finding::StaleNode { name }));
         Ok(())
     }
@@ -191,7 +195,7 @@ impl SnapshotTree {
             return Ok(());
         }
         let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-        let (table, _) = self.pool.table()?;
+        let (table, _) = self.pool.thin.table()?;
         let (data, metadata) = ((table.data, record.data_size), (table.metadata, record.metadata_size));
         for (name, (number, recorded)) in [("data", data), ("metadata", metadata)] {
             let path = self.root.pool_path().join(name);

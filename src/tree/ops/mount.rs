@@ -8,7 +8,7 @@ use crate::abi::mount::MountFlags;
 use crate::thin;
 use crate::thin::{PoolMode, ThinId, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::live::mount::Where;
+use crate::tree::live::mount::{Mounted, Where};
 use crate::tree::state::graph::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotTree, holders, live::base_check};
@@ -31,12 +31,12 @@ impl SnapshotTree {
         self.with_slot(id, |slot, snapshot| {
             self.drop_unmounted(slot, snapshot)?;
             if let Some(mounted) = &mut slot.mounted {
-                if !self.is_mounted_on(mounted, target)? {
+                if !self.mounts.is_on(mounted, target)? {
                     return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
                 }
                 // The manager that mounted it may have been killed before it was prepared.
                 if let Some(volume) = &slot.volume
-                    && self.where_is(mounted)? == Where::OnTop
+                    && self.mounts.where_is(mounted)? == Where::OnTop
                 {
                     let root = mounted.root(&*self.options.kernel)?;
                     self.prepare(id, snapshot, volume.number(), &root)?;
@@ -55,7 +55,7 @@ impl SnapshotTree {
                     Ok(()) => Ok(mounted),
                     Err(error) => {
                         // The error of the preparation is returned; a mount that stays is taken over by the next open.
-                        let _ = self.unmount_volume(snapshot.thin_id, &mounted);
+                        let _ = self.mounts.unmount(snapshot.thin_id, &mounted);
                         Err(error)
                     }
                 }
@@ -93,7 +93,7 @@ impl SnapshotTree {
                 mounted.count -= 1;
                 return Ok(());
             }
-            self.unmount_volume(snapshot.thin_id, mounted).map_err(|error| match error {
+            self.mounts.unmount(snapshot.thin_id, mounted).map_err(|error| match error {
                 Error::Mount(refused) if refused.errno == Errno::EBUSY => {
                     let (id, target) = (id.to_owned(), mounted.target.clone());
                     let holders = holders::of_mount(&*self.options.kernel, mounted.id().device, &target);
@@ -105,7 +105,7 @@ impl SnapshotTree {
             if slot.pinned || slot.readers > 0 {
                 Ok(())
             } else if self.options.deferred_removal {
-                self.defer_deactivation(slot, id).map(drop)
+                slot.deactivate_deferred(&self.pool, id, self.options.busy_timeout).map(drop)
             } else {
                 self.deactivate_slot(slot, id)
             }
@@ -117,9 +117,9 @@ impl SnapshotTree {
         let Error::Mount(refused) = &error else { return error };
         match refused.errno {
             // What a full pool answers to a file system that replays its journal.
-            Errno::EIO | Errno::ENOSPC => match self.pool.status() {
+            Errno::EIO | Errno::ENOSPC => match self.pool.thin.status() {
                 Ok(status) if status.mode() == PoolMode::OutOfDataSpace => {
-                    let (pool, mode) = (self.pool.name().to_string(), status.mode());
+                    let (pool, mode) = (self.pool.thin.name().to_string(), status.mode());
                     let consequence =
                         "a file system on it cannot be mounted; remove snapshots or grow the pool";
                     thin::Error::PoolMode { pool, mode, consequence }.into()
@@ -127,9 +127,9 @@ impl SnapshotTree {
                 _ => error,
             },
             Errno::EINVAL | Errno::EUCLEAN => {
-                match base_check::read(&*self.options.kernel, self.filesystem, &volume.path()) {
+                match base_check::read(&*self.options.kernel, self.store.filesystem(), &volume.path()) {
                     Ok(None) => {
-                        let filesystem = self.filesystem.kernel_name().unwrap_or_default();
+                        let filesystem = self.store.filesystem().kernel_name().unwrap_or_default();
                         Error::NoFilesystem { id: Some(id.to_owned()), filesystem, found: None }
                     }
                     _ => error,
@@ -143,13 +143,29 @@ impl SnapshotTree {
     pub(in crate::tree) fn grow(&self, volume: &ThinVolume) -> Result<()> {
         let target = self.grow_target(volume.id());
         let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
-        let grown = self.filesystem.grow(&*self.options.kernel, &volume.path(), &target);
-        let unmounted = self.unmount_volume(volume.id(), &mounted);
+        let grown = self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &target);
+        let unmounted = self.mounts.unmount(volume.id(), &mounted);
         grown.and(unmounted)
     }
 
     pub(in crate::tree) fn grow_target(&self, id: ThinId) -> PathBuf {
         self.root.current_path().join(format!("grow-{id}"))
+    }
+
+    fn mount_volume(
+        &self,
+        volume: &ThinVolume,
+        target: &Path,
+        temporary: bool,
+        flags: MountFlags,
+    ) -> Result<Mounted> {
+        self.mounts.mount(volume, target, temporary, flags, |other| {
+            let name = self.store.read(|graph| {
+                let found = graph.snapshots.iter().find(|(_, snapshot)| snapshot.thin_id == other);
+                found.map(|(id, _)| id.to_string())
+            });
+            name.unwrap_or_else(|| format!("(volume {other})"))
+        })
     }
 
     /// Forgets a mount that another program unmounted.
@@ -159,9 +175,9 @@ impl SnapshotTree {
         snapshot: &Snapshot,
     ) -> Result<()> {
         if let Some(mounted) = &slot.mounted
-            && self.where_is(mounted)? == Where::Gone
+            && self.mounts.where_is(mounted)? == Where::Gone
         {
-            self.forget_mounted(snapshot.thin_id, mounted);
+            self.mounts.forget(snapshot.thin_id, &mounted.place);
             slot.mounted = None;
         }
         Ok(())

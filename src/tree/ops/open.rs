@@ -1,9 +1,8 @@
 //! Opening a tree, or making it: everything, or nothing.
 
-use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
@@ -11,7 +10,9 @@ use crate::dm::DeviceMapper;
 use crate::thin;
 use crate::thin::tools;
 use crate::thin::{PoolStatus, ThinPool};
-use crate::tree::live::mount::Mounts;
+use crate::tree::live::mounts::{MountOptions, Mounts};
+use crate::tree::live::snapshots::LiveSnapshots;
+use crate::tree::names::{Names, POOL};
 use crate::tree::ops::recognise::{Found, Opening, Recognised, recognise};
 use crate::tree::pool::claim::Claim;
 use crate::tree::pool::hold::HoldNote;
@@ -22,7 +23,7 @@ use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
 use crate::tree::{Error, Result};
-use crate::tree::{Options, SnapshotTree, names::pool_uuid, names::volume_name, pool::source};
+use crate::tree::{Options, SnapshotTree, pool::source, pool::tree_pool::TreePool};
 
 impl SnapshotTree {
     /// Opens the tree at `root`, or creates it if there is none.
@@ -99,16 +100,24 @@ impl SnapshotTree {
         store: Store,
         dm: Arc<DeviceMapper>,
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
-        let (tree, filesystem) = store.read_state(|state| (state.tree, state.filesystem));
+        let filesystem = store.filesystem();
+        let names = Names::new(&options.name_prefix, &root, store.tree());
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let claimed = if ready { Ok(()) } else { filesystem.check_maker(&*options.kernel) }
-            .and_then(|()| Claim::take(&dm, &options, &root, tree));
+            .and_then(|()| Claim::take(&dm, &names, &root.path));
         let claim = match claimed {
             Ok(claim) => claim,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
         let opened = HoldNote::open(&root.path, &*store.dir()).and_then(|hold| {
-            let opening = Opening { options: &options, root: &root, store: &store, dm: &dm, hold: &hold };
+            let opening = Opening {
+                options: &options,
+                root: &root,
+                store: &store,
+                dm: &dm,
+                names: &names,
+                hold: &hold,
+            };
             let Recognised { pool, volumes, active } = recognise(&opening)?;
             let opened = guard(activate(&opening, pool)?, &options, &store)?;
             Ok((hold, opened, volumes, active))
@@ -117,23 +126,12 @@ impl SnapshotTree {
             Ok(opened) => opened,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
-        let mounts = Mounts::load(store.dir());
-        let this = Self {
-            options,
-            root,
-            tree,
-            filesystem,
-            store,
-            hold,
-            pool,
-            generation: Mutex::default(),
-            slots: Mutex::new(HashMap::new()),
-            own_data: Mutex::default(),
-            mounts,
-            claim: Mutex::new(claim),
-            growing: Mutex::new(()),
-            closed: AtomicBool::new(false),
-        };
+        let pool = TreePool::new(pool, names, hold, claim, options.busy_timeout);
+        let how =
+            MountOptions { filesystem, flags: options.mount_flags, data: options.mount_options.clone() };
+        let mounts = Mounts::load(options.kernel.clone(), how, store.dir());
+        let (live, closed) = (LiveSnapshots::default(), AtomicBool::new(false));
+        let this = Self { options, root, store, pool, live, mounts, closed };
         match this.reconcile(volumes.as_ref(), &active) {
             Ok(()) => Ok(this),
             Err(error) => {
@@ -180,9 +178,9 @@ struct OpenedPool {
 
 /// Makes a recognised pool active.
 fn activate(opening: &Opening<'_>, found: Found) -> Result<OpenedPool> {
-    let Opening { options, root, store, dm, .. } = *opening;
-    let (tree, record) = store.read_state(|state| (state.tree, state.pool.clone()));
-    let name = volume_name(&options.name_prefix, root, "pool")?;
+    let Opening { options, root, store, dm, names, .. } = *opening;
+    let record = store.read_state(|state| state.pool.clone());
+    let name = names.name(POOL)?;
     let inactive = match found {
         Found::Active(pool) => {
             if !record.made {
@@ -205,7 +203,7 @@ fn activate(opening: &Opening<'_>, found: Found) -> Result<OpenedPool> {
             pool
         }
     };
-    let pool = inactive.activate(&name, &pool_uuid(tree)?)?;
+    let pool = inactive.activate(&name, &names.pool_uuid()?)?;
     if !record.made
         && let Err(error) = claim_pool(&pool, store)
     {

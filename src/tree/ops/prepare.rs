@@ -14,7 +14,9 @@ impl SnapshotTree {
         device: DeviceNumber,
         root: &Directory,
     ) -> Result<()> {
-        if let (Filesystem::Xfs, Some(retries)) = (self.filesystem, self.options.xfs_nospace_max_retries) {
+        if let (Filesystem::Xfs, Some(retries)) =
+            (self.store.filesystem(), self.options.xfs_nospace_max_retries)
+        {
             set_xfs_retries(&*self.options.kernel, device, retries)?;
         }
         let layer = &self.options.init_layer;

@@ -55,7 +55,7 @@ impl SnapshotTree {
             let was_active = slot.volume.is_some();
             self.activate_slot(slot, id, snapshot)?;
             let volume = slot.volume.as_ref().ok_or(Error::Closed)?;
-            match self.open_volume(volume, Access::READ.direct()) {
+            match VolumeFile::open(self.options.kernel.clone(), volume, Access::READ.direct()) {
                 Ok(file) => {
                     slot.readers += 1;
                     let (thin_id, size, labels) = (snapshot.thin_id, snapshot.size, snapshot.labels.clone());

@@ -155,10 +155,10 @@ impl SnapshotTree {
         let id = options.id(&header.name)?;
         let labels = Labels::try_from(header.labels.clone())?;
         if let Some(filesystem) = &header.filesystem
-            && Some(filesystem.kind.as_str()) != self.filesystem.kernel_name()
+            && Some(filesystem.kind.as_str()) != self.store.filesystem().kernel_name()
         {
             let (option, asked) = ("file system", filesystem.kind.clone());
-            let recorded = self.filesystem.kernel_name().unwrap_or("none");
+            let recorded = self.store.filesystem().kernel_name().unwrap_or("none");
             return Err(Error::OptionConflict { option, recorded: recorded.to_owned(), asked });
         }
         let base = header

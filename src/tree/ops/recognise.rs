@@ -64,7 +64,7 @@ use crate::tree::state::pool_source::PoolSource;
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
 use crate::tree::{Error, Result, StateAge};
-use crate::tree::{Options, names::pool_uuid, names::volume_name};
+use crate::tree::{Options, names::Names, names::POOL, pool::tree_pool};
 
 /// A tree that is being opened: what it says of itself.
 pub(in crate::tree) struct Opening<'a> {
@@ -72,6 +72,7 @@ pub(in crate::tree) struct Opening<'a> {
     pub(in crate::tree) root: &'a Root,
     pub(in crate::tree) store: &'a Store,
     pub(in crate::tree) dm: &'a Arc<DeviceMapper>,
+    pub(in crate::tree) names: &'a Names,
     pub(in crate::tree) hold: &'a HoldNote,
 }
 
@@ -113,11 +114,11 @@ pub(in crate::tree) fn recognise(opening: &Opening<'_>) -> Result<Recognised> {
 impl Opening<'_> {
     /// The pool, of which root and time are checked.
     fn find_pool(&self) -> Result<Found> {
-        let (tree, record) = self.store.read_state(|state| (state.tree, state.pool.clone()));
+        let record = self.store.read_state(|state| state.pool.clone());
         if let PoolSource::Pool { name } = &record.source {
             return source::adopted(self.dm, name, &record).map(Found::Active);
         }
-        let uuid = pool_uuid(tree)?;
+        let uuid = self.names.pool_uuid()?;
         match self.dm.find(&uuid)? {
             Some(status) if status.has_live_table() => {
                 if let Some(pool) = self.find_active(&status, &uuid, &record)? {
@@ -131,7 +132,7 @@ impl Opening<'_> {
         if !record.made {
             return Ok(Found::Unmade);
         }
-        let name = volume_name(&self.options.name_prefix, self.root, "pool")?;
+        let name = self.names.name(POOL)?;
         let mut pool = source::set_up(self.options, self.dm, self.root, &record, &name)?;
         let superblock = pool.superblock()?.ok_or_else(|| pool.superblock_gone())?;
         self.check_time(superblock.transaction_id, &pool.origin())?;
@@ -172,8 +173,7 @@ impl Opening<'_> {
     /// A pool's name carries the root that activated it. Another root's pool is in use by that one: this root is a
     /// copy.
     fn check_name(&self, name: &DmName) -> Result<()> {
-        let own = self.root.suffix("pool");
-        if self.options.take_over_pool || name.as_bytes().ends_with(own.as_bytes()) {
+        if self.options.take_over_pool || self.names.is_of_root(name, POOL) {
             return Ok(());
         }
         Err(Error::OtherRoot { path: self.root.path.clone(), device: name.to_string() })
@@ -200,13 +200,12 @@ impl Opening<'_> {
     }
 
     fn active_devices(&self) -> Result<Vec<(DeviceStatus, ThinId)>> {
-        crate::tree::ops::recover::active_devices(self.dm, self.store.read_state(|state| state.tree))
+        tree_pool::active_devices(self.dm, self.names)
     }
 
     fn read_volumes(&self, pool: &Found, active: &[(DeviceStatus, ThinId)]) -> Result<Option<Volumes>> {
         let active: BTreeSet<_> = active.iter().map(|(_, id)| *id).collect();
-        let everything =
-            self.options.keeps_all() && !self.store.read_state(|state| state.pool.source.is_shared());
+        let everything = self.options.keeps_all() && !self.store.is_shared();
         let read =
             |metadata: &_| self.store.read(|graph| Volumes::read(metadata, graph, &active, everything));
         match pool {
@@ -232,9 +231,8 @@ impl Opening<'_> {
 
     /// Refuses a state that does not know of a volume that was handed out.
     fn check_volumes(&self, volumes: Option<&Volumes>) -> Result<()> {
-        let shared = self.store.read_state(|state| state.pool.source.is_shared());
         match volumes.and_then(|volumes| volumes.used.first()) {
-            Some(&thin_id) if !shared && !self.options.keeps_all() => {
+            Some(&thin_id) if !self.store.is_shared() && !self.options.keeps_all() => {
                 Err(Error::StateOlderThanPool { evidence: StateAge::UnknownVolume { thin_id } })
             }
             _ => Ok(()),

@@ -9,12 +9,11 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::errno::Errno;
-
 use crate::dm::Removal;
 use crate::kernel::Process;
-use crate::tree::error::busy;
-use crate::tree::live::active::{ActiveSnapshot, lock};
+use crate::thin;
+use crate::thin::{ActivateOptions, ThinId};
+use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::state::graph::{Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -72,7 +71,7 @@ impl SnapshotTree {
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
         let removal = self.with_slot(id, |slot, snapshot| {
             let name = SnapshotId::new(id)?;
-            let deactivated = self.deactivate_slot_within(slot, id, timeout);
+            let deactivated = slot.deactivate(&self.pool, id, timeout);
             let busy = matches!(deactivated, Err(Error::Busy { .. }));
             if !(busy && deferred) {
                 deactivated?;
@@ -140,7 +139,7 @@ impl SnapshotTree {
 
     /// The same as [`finish_removal`](Self::finish_removal), for who wants the id: an error tells who is in the way.
     pub(in crate::tree) fn free_id(&self, id: &SnapshotId) -> Result<()> {
-        self.finish_removal(id).map_err(|error| self.with_holders(Some(id.as_str()), error))
+        self.finish_removal(id).map_err(|error| self.pool.with_holders(Some(id.as_str()), error))
     }
 
     /// Deletes the volume of a removed snapshot, so that its id is free.
@@ -151,32 +150,19 @@ impl SnapshotTree {
         if !self.store.read(|graph| graph.deleting().contains(id)) {
             return Ok(());
         }
-        let slot = self.slots().entry(id.clone()).or_default().clone();
+        let cell = self.live.cell(id);
         let finished = {
-            let _slot = lock(&slot);
-            // Another call may have done it, while it had the slot.
+            let _active = cell.lock();
+            // Another call may have done it, while it had the snapshot.
             let leftover = self.store.read(|graph| graph.snapshots.get(id).filter(|s| s.deleting).cloned());
             leftover.map_or(Ok(()), |snapshot| {
-                self.remove_device(id, &snapshot).and_then(|()| self.delete_volume(id, &snapshot))
+                self.pool
+                    .remove_left(id.as_str(), snapshot.thin_id)
+                    .and_then(|()| self.delete_volume(id, &snapshot))
             })
         };
-        self.drop_idle(id, slot);
+        self.live.release(id, cell);
         finished
-    }
-
-    /// Removes the device that a deferred removal, or a crash, left active.
-    fn remove_device(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
-        let dm = self.pool.device_mapper();
-        let uuid = self.volume_uuid(snapshot.thin_id)?;
-        let Some(status) = dm.find(&uuid)? else {
-            // The kernel has removed it when it was closed, and cannot remove the node.
-            return Ok(dm.remove_node(&self.volume_name(id.as_str())?)?);
-        };
-        match dm.remove(&uuid) {
-            Err(error) if error.errno() == Some(Errno::ENXIO) => Ok(dm.remove_node(&status.name)?),
-            Err(error) if error.is_busy() => Err(busy(&status.name, status.open_count)),
-            result => Ok(result?),
-        }
     }
 
     /// Deletes a volume that is not active, and whose removal is recorded.
@@ -186,6 +172,26 @@ impl SnapshotTree {
             self.discard(id, snapshot)?;
         }
         self.delete_recorded(snapshot.thin_id, &Record::Deleted { id: id.clone() })
+    }
+
+    /// Deletes a volume that is not active and under a record, and records that.
+    ///
+    /// In a shared pool the id may be another user's as soon as the volume is deleted, and that cannot be detected:
+    /// so it is deleted once, after it is recorded. What a crash or a failure leaves is reported as any volume that
+    /// the tree does not know.
+    pub(in crate::tree) fn delete_recorded(&self, thin_id: ThinId, done: &Record) -> Result<()> {
+        if self.store.is_shared() {
+            let mode = self.pool.thin.status()?.mode();
+            if !mode.is_sound() {
+                let (pool, consequence) = (self.pool.thin.name().to_string(), "nothing can be deleted");
+                return Err(Error::Thin(thin::Error::PoolMode { pool, mode, consequence }));
+            }
+            self.store.commit(done)?;
+            return self.pool.delete(thin_id);
+        }
+        self.pool.delete(thin_id)?;
+        // Durable with the next change: until then an open records once more what is not there.
+        self.store.append(done).map(drop)
     }
 
     /// Whether blocks of a removed snapshot are given back to the device below.
@@ -198,14 +204,16 @@ impl SnapshotTree {
 
     /// Gives the blocks back. Failing to is no error.
     fn discard(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
-        let discarded =
-            self.activate_volume(id.as_str(), snapshot.thin_id, snapshot.size).and_then(|volume| {
+        let discarded = self
+            .pool
+            .activate(id.as_str(), snapshot.thin_id, snapshot.size, &ActivateOptions::new())
+            .and_then(|volume| {
                 // The pool has the blocks again all the same: they are not given back to what is below it.
                 let _ = volume.discard_all();
-                self.remove_volume(&volume)
+                self.pool.deactivate(&volume)
             });
         // Nothing of the device may be left.
-        discarded.or_else(|_| self.remove_device(id, snapshot))
+        discarded.or_else(|_| self.pool.remove_left(id.as_str(), snapshot.thin_id))
     }
 }
 

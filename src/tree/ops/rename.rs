@@ -1,7 +1,7 @@
 //! Another id for a snapshot.
 
 use crate::tree::Result;
-use crate::tree::live::active::{ActiveSnapshot, lock};
+use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::state::graph::Record;
 use crate::tree::{SnapshotId, SnapshotTree};
 
@@ -27,15 +27,14 @@ impl SnapshotTree {
         self.free_id(&to)?;
         // Reserves the name.
         let reservation = self.store.reserve(Some(to.clone()))?;
-        let slot = |id: &SnapshotId| self.slots().entry(id.clone()).or_default().clone();
-        let (source, target) = (slot(&from), slot(&to));
+        let (source, target) = (self.live.cell(&from), self.live.cell(&to));
         let renamed = {
             let (mut slot, mut renamed) = if from < to {
-                let slot = lock(&source);
-                (slot, lock(&target))
+                let slot = source.lock();
+                (slot, target.lock())
             } else {
-                let renamed = lock(&target);
-                (lock(&source), renamed)
+                let renamed = target.lock();
+                (source.lock(), renamed)
             };
             self.check_open().and_then(|()| self.get(id)).and_then(|_| {
                 self.rename_slot(&mut slot, &from, &to)?;
@@ -43,8 +42,8 @@ impl SnapshotTree {
                 Ok(())
             })
         };
-        self.drop_idle(&from, source);
-        self.drop_idle(&to, target);
+        self.live.release(&from, source);
+        self.live.release(&to, target);
         renamed?;
         drop(reservation);
         self.compact();
@@ -57,11 +56,11 @@ impl SnapshotTree {
             self.deactivate_slot(slot, from.as_str())?;
         }
         if let Some(volume) = &mut slot.volume {
-            volume.rename(&self.volume_name(to.as_str())?)?;
+            volume.rename(&self.pool.names.name(to.as_str())?)?;
         }
         let record = Record::Renamed { id: from.clone(), to: to.clone() };
         self.store.commit(&record).inspect_err(|_| {
-            if let (Some(volume), Ok(old)) = (&mut slot.volume, self.volume_name(from.as_str())) {
+            if let (Some(volume), Ok(old)) = (&mut slot.volume, self.pool.names.name(from.as_str())) {
                 // The next open does it if this fails.
                 let _ = volume.rename(&old);
             }
@@ -87,18 +86,18 @@ mod tests {
         let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
         let options = options.kernel(Arc::new(ModelKernel::new()));
         let tree = SnapshotTree::open(directory.path().join("root"), options).unwrap();
-        let [a, b] = ["a", "b"].map(|id| SnapshotId::new(id).unwrap());
+        let a = SnapshotId::new("a").unwrap();
         for _ in 0..50 {
-            let slot = tree.slots().entry(a.clone()).or_default().clone();
-            let busy = lock(&slot);
+            let cell = tree.live.cell(&a);
+            let busy = cell.lock();
             thread::scope(|scope| {
                 let rename = |users: usize, from: &'static str, to: &'static str| {
                     let tree = &tree;
                     let renaming = scope.spawn(move || tree.rename(from, to));
-                    while Arc::strong_count(&slot) < users {
+                    while Arc::strong_count(&cell) < users {
                         thread::yield_now();
                     }
-                    // Time to come as far as it can: it waits for the slot of `a`, and should hold no other.
+                    // Time to come as far as it can: it waits for the cell of `a`, and should hold no other.
                     thread::sleep(Duration::from_millis(1));
                     renaming
                 };
@@ -110,8 +109,8 @@ mod tests {
                     assert!(matches!(renaming.join().unwrap(), Err(Error::UnknownSnapshot { .. })));
                 }
             });
-            tree.drop_idle(&a, slot);
-            assert!(tree.slots().get(&b).is_none());
+            tree.live.release(&a, cell);
+            assert!(tree.live.all().is_empty());
         }
         tree.close().unwrap();
     }

@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use crate::tree::Result;
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::live::mount::Where;
 use crate::tree::state::graph::Record;
 use crate::tree::{DeviceProblem, Finding, SnapshotTree};
 
@@ -40,13 +39,13 @@ impl SnapshotTree {
     }
 
     fn heal(&self, finding: &Finding) -> Result<()> {
-        let dm = self.pool.device_mapper();
+        let dm = self.pool.dm();
         match finding {
             Finding::UnknownVolume { thin_id, own: true } => {
                 // The id is reserved meanwhile, and deleted only if no record has it now.
                 let Some(mut reservation) = self.store.reserve_id(*thin_id) else { return Ok(()) };
                 if self.read_volumes()?.leftovers.contains(thin_id) {
-                    self.pool.delete(*thin_id)?;
+                    self.pool.thin.delete(*thin_id)?;
                 } else {
                     self.store.commit(&Record::Orphan { thin_id: *thin_id })?;
                 }
@@ -54,21 +53,23 @@ impl SnapshotTree {
                 Ok(())
             }
             Finding::Orphan { thin_id } => {
-                self.delete_id(*thin_id)?;
+                self.pool.delete(*thin_id)?;
                 self.store.commit(&Record::Unmade { thin_id: *thin_id })
             }
             Finding::Deferred { .. } | Finding::Unfinished { .. } => self.reap().map(drop),
             Finding::UnknownDevice { thin_id, .. } => match self.store.reserve_id(*thin_id) {
-                Some(_reservation) => Ok(dm.remove(&self.volume_uuid(*thin_id)?)?),
+                Some(_reservation) => Ok(dm.remove(&self.pool.names.volume_uuid(*thin_id)?)?),
                 None => Ok(()),
             },
             Finding::StaleNode { name } => Ok(dm.remove_node(name)?),
             // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
             Finding::WrongDevice { id, problem: DeviceProblem::Suspended, .. } => self
-                .with_slot(id.as_str(), |_, snapshot| Ok(dm.resume(&self.volume_uuid(snapshot.thin_id)?)?)),
+                .with_slot(id.as_str(), |_, snapshot| {
+                    Ok(dm.resume(&self.pool.names.volume_uuid(snapshot.thin_id)?)?)
+                }),
             Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
                 self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {
-                    Some(volume) => Ok(volume.rename(&self.volume_name(id.as_str())?)?),
+                    Some(volume) => Ok(volume.rename(&self.pool.names.name(id.as_str())?)?),
                     None => Ok(()),
                 })
             }
@@ -80,7 +81,7 @@ impl SnapshotTree {
                 self.with_slot(id.as_str(), |slot, snapshot| {
                     let held = slot.pinned;
                     self.deactivate_slot(slot, id.as_str())?;
-                    let uuid = self.volume_uuid(snapshot.thin_id)?;
+                    let uuid = self.pool.names.volume_uuid(snapshot.thin_id)?;
                     // Left by an activation that failed, and could not be undone.
                     if dm.find(&uuid)?.is_some_and(|left| !left.has_live_table()) {
                         dm.remove(&uuid)?;
@@ -93,20 +94,16 @@ impl SnapshotTree {
                 })
             }
             Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {
-                if dm.find(&self.volume_uuid(snapshot.thin_id)?)?.is_none() {
-                    dm.remove_node(&self.volume_name(id.as_str())?)?;
+                if dm.find(&self.pool.names.volume_uuid(snapshot.thin_id)?)?.is_none() {
+                    dm.remove_node(&self.pool.names.name(id.as_str())?)?;
                     *slot = ActiveSnapshot::default();
                 }
                 Ok(())
             }),
             Finding::NotMounted { id, .. } => self.with_slot(id.as_str(), |slot, snapshot| {
-                if let Some(mounted) = &slot.mounted
-                    && self.where_is(mounted)? == Where::Gone
-                {
-                    self.forget_mounted(snapshot.thin_id, mounted);
-                    slot.mounted = None;
-                    slot.pinned = true;
-                }
+                let was_mounted = slot.mounted.is_some();
+                self.drop_unmounted(slot, snapshot)?;
+                slot.pinned |= was_mounted && slot.mounted.is_none();
                 Ok(())
             }),
             _ => Ok(()),

@@ -1,7 +1,5 @@
 //! A larger pool, while it is in use.
 
-use std::sync::{MutexGuard, PoisonError};
-
 use crate::loopdev::LoopControl;
 use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX};
 use crate::tree::state::size::check_size;
@@ -21,7 +19,7 @@ impl SnapshotTree {
     /// [`Error::OptionConflict`] for a size below what the pool has. Whatever fails, what has grown stays grown.
     pub fn grow_pool(&self, size: Bytes) -> Result<()> {
         check_size("data size", size)?;
-        let _growing = self.growing();
+        let _resizing = self.pool.resizing();
         self.check_open()?;
         let (on, recorded, block_size) = self
             .store
@@ -36,7 +34,7 @@ impl SnapshotTree {
         }
         let file = self.pool_file("data")?;
         file.extend(size.sectors())?;
-        self.pool.grow_data(source::whole_blocks(size, block_size))?;
+        self.pool.thin.grow_data(source::whole_blocks(size, block_size))?;
         self.record_data_size(size)?;
         // The low water mark of a rule is a part of the size.
         self.extend().map(drop)
@@ -51,17 +49,12 @@ impl SnapshotTree {
     /// # Errors
     /// As [`AutoExtend::apply`].
     pub fn extend_pool(&self) -> Result<Extended> {
-        let _growing = self.growing();
+        let _resizing = self.pool.resizing();
         self.check_open()?;
         self.extend()
     }
 
-    /// Excludes other growth of the pool, and its deactivation, while it is held.
-    pub(in crate::tree) fn growing(&self) -> MutexGuard<'_, ()> {
-        self.growing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// For who holds that.
+    /// For who excludes other growth.
     fn extend(&self) -> Result<Extended> {
         let Some(rule) = self.options.auto_extend else {
             return Ok(Extended::default());
@@ -70,7 +63,7 @@ impl SnapshotTree {
         let policy = AutoExtend::new()
             .data(rule, self.pool_file("data")?)?
             .metadata(metadata, self.pool_file("metadata")?.allocate())?;
-        let done = policy.apply(&self.pool)?;
+        let done = policy.apply(&self.pool.thin)?;
         if let Extension::To(size) = done.data {
             self.record_data_size(size.bytes())?;
         }

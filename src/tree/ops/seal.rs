@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::kernel::Access;
-use crate::tree::live::active::check_unmounted;
+use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::state::graph::Record;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -33,19 +33,19 @@ impl SnapshotTree {
             if let Some(uuid) = snapshot.sealed {
                 return Ok(uuid);
             }
-            check_unmounted(slot, id)?;
+            slot.check_unmounted(id)?;
             let was_active = slot.volume.is_some();
             self.activate_slot(slot, id, snapshot)?;
             let flushed = slot.volume.as_ref().map_or(Ok(()), |volume| {
                 // The pool may not have committed what was written last, through a descriptor that is closed now.
-                self.open_volume(volume, Access::READ_WRITE)?.sync()
+                VolumeFile::open(self.options.kernel.clone(), volume, Access::READ_WRITE)?.sync()
             });
             if flushed.is_ok() || !was_active {
                 self.deactivate_slot(slot, id)?;
             }
             flushed?;
             let uuid = Uuid::new_v4();
-            let time = Some(self.pool.time()?);
+            let time = Some(self.pool.thin.time()?);
             self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: Some(uuid), time })?;
             Ok(uuid)
         })?;

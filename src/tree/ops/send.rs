@@ -191,7 +191,7 @@ impl SnapshotTree {
     ) -> Result<StreamSummary> {
         self.check_open()?;
         self.check_zeroed(options.allow_unzeroed)?;
-        let header = StreamHeader { stream: Uuid::new_v4(), tree: self.tree };
+        let header = StreamHeader { stream: Uuid::new_v4(), tree: self.store.tree() };
         let mut encoder = Encoder::new(out, &header)?;
         for (target, base) in volumes {
             self.send_volume(target, *base, &mut encoder, &mut options)?;
@@ -203,9 +203,9 @@ impl SnapshotTree {
     /// may have changed that since it was adopted.
     pub(in crate::tree) fn check_zeroed(&self, allow: bool) -> Result<()> {
         let recorded = self.store.read_state(|state| state.pool.features);
-        let skips = || Ok::<_, Error>(self.pool.table()?.0.features.skip_block_zeroing);
+        let skips = || Ok::<_, Error>(self.pool.thin.table()?.0.features.skip_block_zeroing);
         if !allow && (recorded.skip_block_zeroing || skips()?) {
-            return Err(Error::NotZeroed { pool: self.pool.name().to_string() });
+            return Err(Error::NotZeroed { pool: self.pool.thin.name().to_string() });
         }
         Ok(())
     }
@@ -230,7 +230,7 @@ impl SnapshotTree {
                 reason: "larger than the snapshot that is sent",
             });
         }
-        let kind = self.filesystem.kernel_name();
+        let kind = self.store.filesystem().kernel_name();
         let header = VolumeHeader {
             volume: reader.uuid(),
             base: base_reader.as_ref().map(SnapshotReader::uuid),

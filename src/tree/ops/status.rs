@@ -138,7 +138,7 @@ impl SnapshotTree {
     }
 
     fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
-        let slot = self.slots().get(&id).map(|slot| slot.view()).unwrap_or_default();
+        let slot = self.live.view(&id);
         let device = slot.device.filter(|_| !slot.removal_deferred).map(|(path, _)| path);
         let mounted = slot.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
@@ -156,7 +156,7 @@ impl SnapshotTree {
             if let Some(volume) = slot.volume.as_ref().filter(|_| slot.removal_deferred) {
                 // Asking is no reason for it to stay.
                 match volume.status() {
-                    Err(error) if error.errno() == Some(Errno::ENXIO) => self.forget_device(slot)?,
+                    Err(error) if error.errno() == Some(Errno::ENXIO) => slot.forget_device(&self.pool)?,
                     status => return self.mapped(snapshot, &status?),
                 }
             }
@@ -179,7 +179,8 @@ impl SnapshotTree {
                 Ok(SnapshotStatus { thin_id, size, sealed, mapped: mapped.bytes(), highest })
             }
             ThinStatus::Inactive | ThinStatus::Fail | ThinStatus::Error => {
-                let (pool, consequence) = (self.pool.name().to_string(), "it cannot tell what is mapped");
+                let (pool, consequence) =
+                    (self.pool.thin.name().to_string(), "it cannot tell what is mapped");
                 Err(Error::Thin(thin::Error::PoolMode { pool, mode: PoolMode::Fail, consequence }))
             }
         }
@@ -194,10 +195,10 @@ impl SnapshotTree {
     /// The tree and its pool, as the kernel sees it now.
     pub fn status(&self) -> Result<TreeStatus> {
         self.check_open()?;
-        let pool = self.pool.status().map_err(|error| self.closed_or(error))?;
-        let (table, _) = self.pool.table().map_err(|error| self.closed_or(error))?;
+        let pool = self.pool.thin.status().map_err(|error| self.closed_or(error))?;
+        let (table, _) = self.pool.thin.table().map_err(|error| self.closed_or(error))?;
         let record = self.store.read_state(|state| state.pool.clone());
-        let dm = self.pool.device_mapper();
+        let dm = self.pool.dm();
         let space = |name: &str, device: DeviceNumber, block: Sectors, used: Blocks, total: Blocks| {
             let files = record.source == PoolSource::LoopFiles;
             let loop_file = files.then(|| self.root.pool_path().join(name));
@@ -221,7 +222,7 @@ impl SnapshotTree {
             PoolStatus::Fail | PoolStatus::Error => (None, None),
         };
         Ok(self.store.read_state(|state| TreeStatus {
-            pool_name: *self.pool.name(),
+            pool_name: *self.pool.thin.name(),
             block_size: state.pool.block_size,
             base_size: state.graph.base.as_ref().map_or(Bytes(0), |base| base.size),
             filesystem: state.filesystem,

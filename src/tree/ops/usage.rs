@@ -35,7 +35,7 @@ impl SnapshotTree {
     /// [`Error::Metadata`](crate::thin::Error::Metadata) for damage.
     pub fn usage(&self) -> Result<Vec<SnapshotUsage>> {
         self.check_open()?;
-        let devices = self.read_metadata(|metadata| Ok(metadata.usage()?))?;
+        let devices = self.pool.read_metadata(|metadata| Ok(metadata.usage()?))?;
         let devices: HashMap<_, _> = devices.into_iter().map(|device| (device.id, device)).collect();
         let block_size = self.store.read_state(|state| state.pool.block_size.sectors());
         let bytes = |blocks: Blocks| blocks.bytes(block_size);

@@ -60,7 +60,7 @@ impl SnapshotTree {
     /// [`dm::Error::TooOld`](crate::dm::Error::TooOld) before device-mapper interface 4.37.
     pub fn watch(&self) -> Result<PoolWatcher<&Self>> {
         self.check_open()?;
-        Ok(PoolWatcher { state: WatchState::new(&self.pool)?, tree: self, unanswered: None })
+        Ok(PoolWatcher { state: WatchState::new(&self.pool.thin)?, tree: self, unanswered: None })
     }
 
     /// The same for a thread or a task that outlives the caller.
@@ -69,7 +69,7 @@ impl SnapshotTree {
     /// As [`watch`](Self::watch).
     pub fn watch_owned(self: &Arc<Self>) -> Result<PoolWatcher> {
         self.check_open()?;
-        Ok(PoolWatcher { state: WatchState::new(&self.pool)?, tree: Arc::clone(self), unanswered: None })
+        Ok(PoolWatcher { state: WatchState::new(&self.pool.thin)?, tree: Arc::clone(self), unanswered: None })
     }
 }
 
@@ -85,7 +85,7 @@ impl<T: Deref<Target = SnapshotTree>> PoolWatcher<T> {
         if let Some(event) = self.unanswered.take() {
             return Ok(Some(PoolEvent { event, extended: None }));
         }
-        let event = self.state.next_until(&self.tree.pool, Instant::now().checked_add(timeout))?;
+        let event = self.state.next_until(&self.tree.pool.thin, Instant::now().checked_add(timeout))?;
         event.map(|event| self.answer(event)).transpose()
     }
 
@@ -111,7 +111,7 @@ impl<T: Deref<Target = SnapshotTree>> Iterator for PoolWatcher<T> {
         if let Some(event) = self.unanswered.take() {
             return Some(Ok(PoolEvent { event, extended: None }));
         }
-        match self.state.next(&self.tree.pool)? {
+        match self.state.next(&self.tree.pool.thin)? {
             Ok(event) => Some(self.answer(event)),
             Err(error) => Some(Err(error.into())),
         }

@@ -8,7 +8,7 @@ use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::state::graph::{FsState, Making, Receiving, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::state::store::Reservation;
-use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree, names::unpublished_name};
+use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
 
@@ -147,7 +147,7 @@ impl SnapshotTree {
                 check_size("snapshot size", size)?;
                 let empty = Snapshot::new(reservation.thin_id, None, size, FsState::Ready);
                 let empty = Snapshot { labels: options.labels.clone(), ..empty };
-                let create = |thin_id| Ok(self.pool.create_thin(thin_id)?);
+                let create = |thin_id| Ok(self.pool.thin.create_thin(thin_id)?);
                 let empty = self.create_volume(&mut reservation, empty, create)?;
                 record(&mut reservation, empty, None)?
             }
@@ -165,17 +165,18 @@ impl SnapshotTree {
         reservation: Reservation<'a>,
     ) -> Result<SnapshotWriter<'a>> {
         let (thin_id, size) = (snapshot.thin_id, snapshot.size);
-        let name = unpublished_name(&self.options.name_prefix, &self.root, &thin_id.to_string())?;
-        let opened = self.activate_as(&name, thin_id, size, &ActivateOptions::new()).and_then(|volume| {
-            match self.open_volume(&volume, Access::READ_WRITE) {
-                Ok(file) => Ok((volume, file)),
-                Err(error) => {
-                    // The next open removes what stays; the first error counts.
-                    let _ = self.remove_volume(&volume);
-                    Err(error)
+        let name = self.pool.names.unpublished(thin_id)?;
+        let opened =
+            self.pool.activate_as(&name, thin_id, size, &ActivateOptions::new()).and_then(|volume| {
+                match VolumeFile::open(self.options.kernel.clone(), &volume, Access::READ_WRITE) {
+                    Ok(file) => Ok((volume, file)),
+                    Err(error) => {
+                        // The next open removes what stays; the first error counts.
+                        let _ = self.pool.deactivate(&volume);
+                        Err(error)
+                    }
                 }
-            }
-        });
+            });
         let (volume, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -209,9 +210,9 @@ impl SnapshotTree {
 
     /// The same for a volume that may be active, because it was open when its writer ended.
     pub(in crate::tree) fn deactivate_and_unmake(&self, thin_id: ThinId) -> Result<()> {
-        let uuid = self.volume_uuid(thin_id)?;
-        if let Some(device) = self.pool.device_mapper().find(&uuid)? {
-            self.retry_while_busy(&device.name, || Ok(self.pool.device_mapper().remove(&uuid)?))?;
+        let uuid = self.pool.names.volume_uuid(thin_id)?;
+        if let Some(device) = self.pool.dm().find(&uuid)? {
+            self.pool.retry_while_busy(&device.name, || Ok(self.pool.dm().remove(&uuid)?))?;
         }
         self.unmake(thin_id)
     }
@@ -366,9 +367,9 @@ impl SnapshotWriter<'_> {
         self.snapshot.sealed = sealed;
         self.sync()?;
         self.file = None;
-        self.tree.remove_volume(&self.volume)?;
+        self.tree.pool.deactivate(&self.volume)?;
         if sealed.is_some() {
-            self.snapshot.seal_time = Some(self.tree.pool.time()?);
+            self.snapshot.seal_time = Some(self.tree.pool.thin.time()?);
         }
         let seq = self.append()?;
         // Unsynced, the record may be on disk: then the volume has to stay.
@@ -432,7 +433,7 @@ impl Drop for SnapshotWriter<'_> {
             return;
         }
         self.file = None;
-        let removed = self.tree.remove_volume(&self.volume);
+        let removed = self.tree.pool.deactivate(&self.volume);
         if removed.is_ok() && self.at_drop == AtDrop::Delete {
             // What fails here, reap() and the next open do.
             let _ = self.tree.unmake(self.snapshot.thin_id);

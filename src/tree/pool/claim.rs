@@ -3,11 +3,11 @@
 //! The claim is a device with the tree's uuid, one sector of `error` target, opened O_EXCL: device mapper knows each
 //! uuid once, and the exclusive open ends with its process. So a device that is not open is a dead manager's.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use uuid::Uuid;
 
 use crate::dm::targets::{ErrorTarget, Target};
 use crate::dm::{DeviceMapper, DeviceStatus, DmFlags, DmName, DmUuid};
@@ -15,13 +15,9 @@ use crate::kernel::{Access, DeviceFile, Process};
 use crate::retry::Retry;
 use crate::tree::error::busy;
 use crate::tree::holders::{self, holder::Holder};
-use crate::tree::state::root::Root;
+use crate::tree::names::{LOCK, Names};
 use crate::tree::{Error, Result};
-use crate::tree::{Options, names::volume_name};
 use crate::units::Sectors;
-
-/// What the device is called among a root's; no snapshot can have that id.
-const LOCK: &str = "pool-lock";
 
 /// For what another manager is about to finish.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,14 +36,8 @@ pub(in crate::tree) struct Claim {
 impl Claim {
     /// # Errors
     /// [`Error::Locked`] if another manager of this root has it, [`Error::OtherRoot`] if one of another root has.
-    pub(in crate::tree) fn take(
-        dm: &Arc<DeviceMapper>,
-        options: &Options,
-        root: &Root,
-        tree: Uuid,
-    ) -> Result<Self> {
-        let name = volume_name(&options.name_prefix, root, LOCK)?;
-        let uuid = DmUuid::format(format_args!("DMTHIN-{}-lock", tree.simple()))?;
+    pub(in crate::tree) fn take(dm: &Arc<DeviceMapper>, names: &Names, root: &Path) -> Result<Self> {
+        let (name, uuid) = (names.name(LOCK)?, names.lock_uuid()?);
         // Another manager may be making it, or going, just now.
         let mut retry = Retry::within(PATIENCE);
         loop {
@@ -77,7 +67,7 @@ impl Claim {
                     Err(error) => {
                         // Best effort: return the original error. One that is open stays.
                         let _ = dm.remove(&uuid);
-                        return Err(if error.is_busy() { taken(dm, root, &status) } else { error });
+                        return Err(if error.is_busy() { taken(dm, names, root, &status) } else { error });
                     }
                 },
                 // Its maker died before it had a table. Of this root's there is none but this one.
@@ -97,9 +87,9 @@ impl Claim {
 }
 
 /// Another manager has it, whose root the name tells.
-fn taken(dm: &DeviceMapper, root: &Root, claim: &DeviceStatus) -> Error {
-    let path = root.path.clone();
-    if !claim.name.as_bytes().ends_with(root.suffix(LOCK).as_bytes()) {
+fn taken(dm: &DeviceMapper, names: &Names, root: &Path, claim: &DeviceStatus) -> Error {
+    let path = root.to_owned();
+    if !names.is_of_root(&claim.name, LOCK) {
         return Error::OtherRoot { path, device: claim.name.to_string() };
     }
     let holder =

@@ -1,12 +1,116 @@
 //! The generation that ties the pool to the state: see [`identity`](crate::tree::state::identity).
 
-use crate::thin::TransactionId;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What of the state the pool has been told. Before the store's lock, and held over the messages.
+use crate::thin::{PoolMode, PoolStatus, ThinPool, TransactionId};
+use crate::tree::Result;
+use crate::tree::state::identity;
+use crate::tree::state::journal::State;
+use crate::tree::state::store::{Reservation, Store};
+
+/// What of the state the pool has been told. Its lock is taken before the store's, and held over the messages.
 #[derive(Debug, Default)]
 pub(in crate::tree) struct PoolGeneration {
+    told: Mutex<Told>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
     /// The pool's transaction id.
-    pub(in crate::tree) transaction_id: TransactionId,
+    transaction_id: TransactionId,
     /// The window of thin ids that the generation was last raised for, by the number of its record.
-    pub(in crate::tree) window: u64,
+    window: u64,
+}
+
+impl PoolGeneration {
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pool's transaction id, as it was read or set last.
+    pub(in crate::tree) fn transaction_id(&self) -> TransactionId {
+        self.lock().transaction_id
+    }
+
+    /// Reads what the pool says now that it is active, and its mode.
+    pub(in crate::tree) fn read(&self, pool: &ThinPool) -> Result<PoolMode> {
+        let status = pool.status()?;
+        if let PoolStatus::Usage(usage) = &status {
+            self.lock().transaction_id = usage.transaction_id;
+        }
+        Ok(status.mode())
+    }
+
+    /// Makes the pool's transaction id the one of the durable state. The message is sent in any case: whether the pool
+    /// can commit only a commit tells.
+    pub(in crate::tree) fn sync(&self, pool: &ThinPool, store: &Store) -> Result<()> {
+        self.lock().tell(pool, store, true)
+    }
+
+    /// Raises the generation: durably in the state, then in the pool. From then on an older copy of either is told from
+    /// the other one.
+    pub(in crate::tree) fn raise(&self, pool: &ThinPool, store: &Store) -> Result<()> {
+        self.lock().raise(pool, store)
+    }
+
+    /// The same at the end of an open, together with a new window of thin ids.
+    pub(in crate::tree) fn begin(&self, pool: &ThinPool, store: &Store) -> Result<()> {
+        let mut told = self.lock();
+        let window = store.begin_new_window()?;
+        told.raise(pool, store)?;
+        told.window = window;
+        Ok(())
+    }
+
+    /// The same, unless it was done since the window of a reserved id was recorded.
+    pub(in crate::tree) fn raise_for_window(
+        &self,
+        pool: &ThinPool,
+        store: &Store,
+        reservation: &Reservation<'_>,
+    ) -> Result<()> {
+        let mut told = self.lock();
+        if told.window < reservation.window {
+            told.raise(pool, store)?;
+            told.window = reservation.window;
+        }
+        Ok(())
+    }
+}
+
+impl Told {
+    /// Makes the pool's transaction id the one of the state, and does so `again` if it is.
+    fn tell(&mut self, pool: &ThinPool, store: &Store, again: bool) -> Result<()> {
+        // After a sync that failed the generation that was raised may not be on the disk.
+        store.check_known()?;
+        let Some(wanted) = store.read_state(transaction_id) else { return Ok(()) };
+        if self.transaction_id == wanted && !again {
+            return Ok(());
+        }
+        let told = pool.set_transaction_id(self.transaction_id, wanted);
+        self.transaction_id = match &told {
+            Ok(()) => wanted,
+            // It may have been obeyed all the same.
+            Err(_) => match pool.status() {
+                Ok(PoolStatus::Usage(usage)) => usage.transaction_id,
+                _ => self.transaction_id,
+            },
+        };
+        Ok(told?)
+    }
+
+    fn raise(&mut self, pool: &ThinPool, store: &Store) -> Result<()> {
+        if store.is_shared() {
+            return Ok(());
+        }
+        // The pool is one generation behind at most.
+        self.tell(pool, store, false)?;
+        store.raise_generation()?;
+        self.tell(pool, store, false)
+    }
+}
+
+/// What the pool's transaction id is to be; none if it belongs to another program.
+fn transaction_id(state: &State) -> Option<TransactionId> {
+    (!state.pool.source.is_shared()).then(|| identity::transaction_id(state))
 }

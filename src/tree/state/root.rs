@@ -111,11 +111,6 @@ impl Root {
         }
     }
 
-    /// `-<major>:<minor>-<inode>-<what>`: the end of the names of this root's devices.
-    pub(in crate::tree) fn suffix(&self, what: &str) -> String {
-        format!("-{}-{}-{what}", self.device, self.inode)
-    }
-
     /// Where the files of the pool are.
     pub(in crate::tree) fn pool_path(&self) -> PathBuf {
         self.current_path().join(POOL)

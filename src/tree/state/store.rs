@@ -1,8 +1,8 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 //!
-//! Lock order: the tree's `growing`, an active snapshot (two in the order of their ids), the pool's generation, the end
-//! of the journal, the state. A writer of a line holds the end of the journal. Readers take the state alone, and nothing
-//! is called while that is held.
+//! Lock order of a tree: the pool's `resizing`, an active snapshot (two in the order of their ids), the pool's
+//! generation, the end of the journal, the state. A writer of a line holds the end of the journal. Readers take the state
+//! alone, and nothing is called while that is held.
 
 mod reservation;
 
@@ -15,11 +15,11 @@ use uuid::Uuid;
 
 use crate::kernel::Process;
 use crate::thin::ThinId;
-use crate::tree::SnapshotId;
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
 use crate::tree::state::graph::{Graph, Record};
 use crate::tree::state::journal::{self, State};
 use crate::tree::{Error, Result};
+use crate::tree::{Filesystem, SnapshotId};
 use crate::units::Bytes;
 
 pub(in crate::tree) use reservation::Reservation;
@@ -195,6 +195,21 @@ impl Store {
 
     fn journal_end(&self) -> MutexGuard<'_, JournalEnd> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tree's identity.
+    pub(in crate::tree) fn tree(&self) -> Uuid {
+        self.tree
+    }
+
+    /// The kind of file system of the tree.
+    pub(in crate::tree) fn filesystem(&self) -> Filesystem {
+        self.lock().state.filesystem
+    }
+
+    /// Whether the pool is adopted: other programs may use it.
+    pub(in crate::tree) fn is_shared(&self) -> bool {
+        self.lock().state.pool.source.is_shared()
     }
 
     /// Looks at the tree.

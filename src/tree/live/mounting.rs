@@ -1,7 +1,8 @@
-//! The mounts of a tree: made, taken down, and taken over from an earlier manager.
+//! Mounting, unmounting, and taking over the mounts of an earlier manager.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -10,47 +11,26 @@ use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Kernel, MountId};
 use crate::retry::Retry;
 use crate::thin::{ThinId, ThinVolume};
-use crate::tree::live::mount::{Covered, MountPoint, Mounted, Note, Where};
+use crate::tree::live::mount::{Covered, MountPoint, Mounted, Where};
+use crate::tree::live::mounts::{MountOptions, Mounts, Note};
 use crate::tree::mount_table::{MountLine, is_listed, mounts};
 use crate::tree::{Error, Result};
-use crate::tree::{Filesystem, Options, SnapshotTree};
 
-/// Mounts `device` on the directory at `at`, which an error calls `target`.
-fn mount(
-    options: &Options,
-    filesystem: Filesystem,
-    device: &Path,
-    (at, target): (&Path, &Path),
-    extra: MountFlags,
-) -> Result<()> {
-    let Some(name) = filesystem.kernel_name() else {
-        return Err(Error::InvalidOption {
-            option: "mount",
-            value: device.display().to_string(),
-            reason: "the tree was made without a file system",
-        });
-    };
-    let flags = options.mount_flags | extra;
-    let parts = [filesystem.mount_options(), &options.mount_options];
-    let data = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
-    options.kernel.mount(Some(device), at, Some(name), flags, &data).map_err(|errno| {
-        let (device, target) = (device.display(), target.display());
-        let data = if data.is_empty() { data } else { format!(", options {data}") };
-        let call = format!("mount {device} on {target} ({name}, flags {:#x}{data})", flags.bits());
-        Error::Mount(Box::new(MountError { call, errno }))
-    })
-}
-
-impl SnapshotTree {
+impl Mounts {
     /// Mounts an active volume on `target`, which is made if it is not there, with `flags` beside those of the options.
-    pub(in crate::tree) fn mount_volume(
+    /// `name_of` a volume is for errors.
+    ///
+    /// # Errors
+    /// [`Error::Mounted`] if another volume is mounted there; [`Error::Mount`].
+    pub(in crate::tree) fn mount(
         &self,
         volume: &ThinVolume,
         target: &Path,
         temporary: bool,
         flags: MountFlags,
+        name_of: impl FnOnce(ThinId) -> String,
     ) -> Result<Mounted> {
-        let kernel = &*self.options.kernel;
+        let kernel = &*self.kernel;
         let (id, device) = (volume.id(), volume.number());
         let place = MountPoint::open(kernel, target)?;
         let made = match place.top(kernel)? {
@@ -72,9 +52,9 @@ impl SnapshotTree {
             }
         };
         let note = Note { target: target.clone(), device, covered, made, temporary, mount: None };
-        if let Err(refused) = self.mounts.reserve(kernel, id, note, (&place, &top)) {
+        if let Err(refused) = self.reserve(id, note, (&place, &top)) {
             return Err(match refused {
-                Ok(other) => Error::Mounted { id: self.name_of(other), target },
+                Ok(other) => Error::Mounted { id: name_of(other), target },
                 Err(error) => {
                     undo();
                     error
@@ -82,25 +62,25 @@ impl SnapshotTree {
             });
         }
         let node = volume.path();
-        let mounted = mount(&self.options, self.filesystem, &node, (&top.proc_path(), &target), flags);
+        let mounted = self.call_mount(&node, (&top.proc_path(), &target), flags);
         drop(top);
         let found = mounted.map_err(|error| (error, false));
         let found = found.and_then(|()| find_mount(kernel, &place, device).map_err(|error| (error, true)));
         let mount = found.map_err(|(error, is_mounted)| {
             if !is_mounted || unmount_unconfirmed(kernel, &place, device) {
-                self.mounts.release(id);
+                self.release(id);
                 undo();
             }
             error
         })?;
-        self.mounts.confirm(id, mount);
+        self.confirm(id, mount);
         Ok(Mounted { target, count: 1, id: mount, place })
     }
 
     /// Takes down the mount, and removes the directory if this tree made it. One that is not there any more is fine:
     /// another program unmounted it.
-    pub(in crate::tree) fn unmount_volume(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
-        let kernel = &*self.options.kernel;
+    pub(in crate::tree) fn unmount(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
+        let kernel = &*self.kernel;
         match self.where_is(mounted)? {
             Where::OnTop => {
                 match kernel.unmount(&mounted.path(), UnmountFlags::NOFOLLOW) {
@@ -115,16 +95,12 @@ impl SnapshotTree {
             Where::Covered => return Err(Error::Covered { target: mounted.target.clone() }),
             Where::Gone => {}
         }
-        self.forget_mount(id, &mounted.place);
+        self.forget(id, &mounted.place);
         Ok(())
     }
 
-    fn forget_mount(&self, id: ThinId, place: &MountPoint) {
-        self.mounts.forget(&*self.options.kernel, id, place);
-    }
-
     pub(in crate::tree) fn where_is(&self, mounted: &Mounted) -> Result<Where> {
-        let kernel = &*self.options.kernel;
+        let kernel = &*self.kernel;
         match mounted.place.top(kernel) {
             Ok(Some(top)) if top.mount() == mounted.id => Ok(Where::OnTop),
             _ if is_listed(kernel, mounted.id)? => Ok(Where::Covered),
@@ -133,25 +109,20 @@ impl SnapshotTree {
     }
 
     /// Whether `target` is where that mount is.
-    pub(in crate::tree) fn is_mounted_on(&self, mounted: &Mounted, target: &Path) -> Result<bool> {
-        Ok(MountPoint::open(&*self.options.kernel, target)?.is_same(&mounted.place))
-    }
-
-    /// Another program unmounted it.
-    pub(in crate::tree) fn forget_mounted(&self, id: ThinId, mounted: &Mounted) {
-        self.forget_mount(id, &mounted.place);
+    pub(in crate::tree) fn is_on(&self, mounted: &Mounted, target: &Path) -> Result<bool> {
+        Ok(MountPoint::open(&*self.kernel, target)?.is_same(&mounted.place))
     }
 
     /// The mounts of an earlier manager, by their volumes. Those that are gone are forgotten, together with the
     /// directories made for them; those for growing a file system are unmounted.
-    pub(in crate::tree) fn take_over_mounts(&self) -> Result<BTreeMap<ThinId, Mounted>> {
-        let kernel = &*self.options.kernel;
-        let notes = self.mounts.notes().clone();
+    pub(in crate::tree) fn take_over(&self, busy_timeout: Duration) -> Result<BTreeMap<ThinId, Mounted>> {
+        let kernel = &*self.kernel;
+        let notes = self.notes().clone();
         let lines = if notes.is_empty() { Vec::new() } else { mounts(kernel)? };
         let mut found = BTreeMap::new();
         for (id, note) in notes {
             let Ok(place) = MountPoint::open(kernel, &note.target) else {
-                self.mounts.release(id);
+                self.release(id);
                 continue;
             };
             // Until it is confirmed, device and target tell.
@@ -164,17 +135,17 @@ impl SnapshotTree {
             let known = note.mount.or(id_now).filter(|_| line.is_some());
             let on_top = top.filter(|top| Some(top.mount().id) == known.map(|known| known.id));
             match (known, on_top.map(|top| top.mount())) {
-                (Some(known), Some(top)) if known != top => self.forget_mount(id, &place),
+                (Some(known), Some(top)) if known != top => self.forget(id, &place),
                 (Some(known), top) => {
                     let mount = top.unwrap_or(known);
-                    self.mounts.confirm(id, mount);
+                    self.confirm(id, mount);
                     let mounted = Mounted { target: note.target, count: 1, id: mount, place };
                     match note.temporary {
-                        true => self.unmount_when_grown(id, &mounted)?,
+                        true => self.unmount_when_grown(id, &mounted, busy_timeout)?,
                         false => drop(found.insert(id, mounted)),
                     }
                 }
-                (None, _) => self.forget_mount(id, &place),
+                (None, _) => self.forget(id, &place),
             }
         }
         Ok(found)
@@ -182,22 +153,35 @@ impl SnapshotTree {
 
     /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started
     /// it is killed, and keeps the mount busy until it has ended.
-    fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted) -> Result<()> {
-        let mut retry = Retry::within(self.options.busy_timeout);
+    fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted, timeout: Duration) -> Result<()> {
+        let mut retry = Retry::within(timeout);
         loop {
-            match self.unmount_volume(id, mounted) {
+            match self.unmount(id, mounted) {
                 Err(error) if error.is_busy() && retry.pause() => {}
                 result => return result,
             }
         }
     }
 
-    fn name_of(&self, thin_id: ThinId) -> String {
-        let name = self.store.read(|graph| {
-            let found = graph.snapshots.iter().find(|(_, snapshot)| snapshot.thin_id == thin_id);
-            found.map(|(id, _)| id.to_string())
-        });
-        name.unwrap_or_else(|| format!("(volume {thin_id})"))
+    /// Mounts `device` on the directory at `at`, which an error calls `target`.
+    fn call_mount(&self, device: &Path, (at, target): (&Path, &Path), extra: MountFlags) -> Result<()> {
+        let MountOptions { filesystem, flags, data } = &self.how;
+        let Some(name) = filesystem.kernel_name() else {
+            return Err(Error::InvalidOption {
+                option: "mount",
+                value: device.display().to_string(),
+                reason: "the tree was made without a file system",
+            });
+        };
+        let flags = *flags | extra;
+        let parts = [filesystem.mount_options(), data];
+        let data = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
+        self.kernel.mount(Some(device), at, Some(name), flags, &data).map_err(|errno| {
+            let (device, target) = (device.display(), target.display());
+            let data = if data.is_empty() { data } else { format!(", options {data}") };
+            let call = format!("mount {device} on {target} ({name}, flags {:#x}{data})", flags.bits());
+            Error::Mount(Box::new(MountError { call, errno }))
+        })
     }
 }
 
