@@ -17,9 +17,9 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`].
     pub fn activate(&self, id: impl AsRef<str>) -> Result<PathBuf> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, snapshot| {
-            let path = self.activate_slot(slot, id, snapshot)?;
-            slot.pinned = true;
+        self.with_snapshot(id, |active, snapshot| {
+            let path = self.activate_locked(active, id, snapshot)?;
+            active.pinned = true;
             Ok(path)
         })
     }
@@ -31,7 +31,7 @@ impl SnapshotTree {
     /// [`Options::busy_timeout`](crate::tree::Options::busy_timeout).
     pub fn deactivate(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, _| self.deactivate_slot(slot, id))
+        self.with_snapshot(id, |active, _| self.deactivate_locked(active, id))
     }
 
     /// The same, but a device that is open elsewhere is removed by the kernel when it is closed. Does not wait.
@@ -41,11 +41,13 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`]; [`Error::Busy`] on kernels that cannot, before interface 4.27.
     pub fn deactivate_deferred(&self, id: impl AsRef<str>) -> Result<Removal> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, _| slot.deactivate_deferred(&self.pool, id, self.options.busy_timeout))
+        self.with_snapshot(id, |active, _| {
+            active.deactivate_deferred(&self.pool, id, self.options.busy_timeout)
+        })
     }
 
-    /// Runs `work` with the slot of a snapshot that is there, and no other call on it meanwhile.
-    pub(in crate::tree) fn with_slot<T>(
+    /// Runs `work` on a snapshot that is there, with its lock held.
+    pub(in crate::tree) fn with_snapshot<T>(
         &self,
         id: &str,
         work: impl FnOnce(&mut ActiveSnapshot, &Snapshot) -> Result<T>,
@@ -57,30 +59,30 @@ impl SnapshotTree {
         }
         let cell = self.live.cell(&name);
         let result = {
-            let mut slot = cell.lock();
-            // It may have gone, and the tree may have been closed, while another call had the slot.
+            let mut active = cell.lock();
+            // It may have gone, and the tree may have been closed, while another call had the lock.
             let snapshot = self.store.read(|graph| graph.get(id).cloned());
             let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(id)));
-            snapshot.and_then(|snapshot| work(&mut slot, &snapshot))
+            snapshot.and_then(|snapshot| work(&mut active, &snapshot))
         };
         self.live.release(&name, cell);
         result.map_err(|error| self.pool.with_holders(Some(id), self.closed_or(error)))
     }
 
-    /// Activates for a caller who has the slot; a file system smaller than its volume is grown first.
-    pub(in crate::tree) fn activate_slot(
+    /// Activates for a caller who has the lock; a file system smaller than its volume is grown first.
+    pub(in crate::tree) fn activate_locked(
         &self,
-        slot: &mut ActiveSnapshot,
+        active: &mut ActiveSnapshot,
         id: &str,
         snapshot: &Snapshot,
     ) -> Result<PathBuf> {
-        slot.cancel_removal(&self.pool, self.options.busy_timeout)?;
-        if let Some(volume) = &mut slot.volume
+        active.cancel_removal(&self.pool, self.options.busy_timeout)?;
+        if let Some(volume) = &mut active.volume
             && !self.pool.recognise(volume, id)?
         {
-            slot.forget_device(&self.pool)?;
+            active.forget_device(&self.pool)?;
         }
-        let volume = match slot.volume.take() {
+        let volume = match active.volume.take() {
             Some(volume) => volume,
             None => {
                 let options = ActivateOptions::new().read_only(snapshot.sealed.is_some());
@@ -98,12 +100,12 @@ impl SnapshotTree {
             let _ = self.pool.deactivate(&volume);
             return Err(error);
         }
-        Ok(slot.volume.insert(volume).path())
+        Ok(active.volume.insert(volume).path())
     }
 
-    /// Deactivates for a caller who has the snapshot.
-    pub(in crate::tree) fn deactivate_slot(&self, slot: &mut ActiveSnapshot, id: &str) -> Result<()> {
-        slot.deactivate(&self.pool, id, self.options.busy_timeout)
+    /// Deactivates for a caller who has the lock.
+    pub(in crate::tree) fn deactivate_locked(&self, active: &mut ActiveSnapshot, id: &str) -> Result<()> {
+        active.deactivate(&self.pool, id, self.options.busy_timeout)
     }
 
     /// Deactivates every snapshot; the first error is returned, the others are tried all the same.
@@ -121,7 +123,7 @@ impl SnapshotTree {
     /// The same for a tree that is being closed, whoever has activated something meanwhile.
     pub(in crate::tree) fn deactivate_rest(&self) -> Result<()> {
         self.live.all().into_iter().try_for_each(|(id, cell)| {
-            let deactivated = self.deactivate_slot(&mut cell.lock(), id.as_str());
+            let deactivated = self.deactivate_locked(&mut cell.lock(), id.as_str());
             deactivated.map_err(|error| self.pool.with_holders(Some(id.as_str()), error))
         })
     }
@@ -137,7 +139,7 @@ mod tests {
     use crate::tree::{Filesystem, Options, Parent};
 
     #[test]
-    fn who_only_looks_waits_for_no_slot() {
+    fn who_only_looks_waits_for_no_lock() {
         let directory = tempfile::tempdir().unwrap();
         let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
         let options = options.kernel(Arc::new(ModelKernel::new()));

@@ -109,13 +109,13 @@ impl SnapshotTree {
                 let made = made.map_err(|error| self.pool.volume_gone(BASE, base.thin_id, error))?;
                 record(reservation, made, None)
             }
-            Parent::Snapshot(parent_id) => self.with_slot(parent_id, |slot, parent| {
+            Parent::Snapshot(parent_id) => self.with_snapshot(parent_id, |active, parent| {
                 let parent_name = Some(SnapshotId::new(parent_id)?);
                 let made =
                     self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
                 // A sealed snapshot is read-only: no suspend needed.
-                let active = slot.volume.as_ref().filter(|_| parent.sealed.is_none());
-                let made = self.create_volume(reservation, made, |thin_id| match active {
+                let writable = active.volume.as_ref().filter(|_| parent.sealed.is_none());
+                let made = self.create_volume(reservation, made, |thin_id| match writable {
                     Some(volume) => self.snap_active(thin_id, volume),
                     None => Ok(self.pool.thin.create_snap(thin_id, &Origin::Inactive(parent.thin_id))?),
                 });
@@ -218,9 +218,9 @@ impl SnapshotTree {
 
     /// Grows a new snapshot's file system; on failure the snapshot is removed.
     fn grow_now(&self, id: &str) -> Result<()> {
-        let grown = self.with_slot(id, |slot, snapshot| {
-            self.activate_slot(slot, id, snapshot)?;
-            self.deactivate_slot(slot, id)
+        let grown = self.with_snapshot(id, |active, snapshot| {
+            self.activate_locked(active, id, snapshot)?;
+            self.deactivate_locked(active, id)
         });
         if grown.is_err() {
             // Best effort: return the original error. What stays is listed, and grows when it is activated.

@@ -207,7 +207,7 @@ impl SnapshotTree {
             }
         }
         if constant {
-            self.with_slot(id, |_, snapshot| match snapshot.sealed {
+            self.with_snapshot(id, |_, snapshot| match snapshot.sealed {
                 Some(_) => self.store.commit(&Record::Own { id: SnapshotId::new(id)?, own }),
                 None => Ok(()),
             })?;

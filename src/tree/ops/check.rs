@@ -129,11 +129,11 @@ impl SnapshotTree {
             }
         }
         let mut own = vec![false; mounts.len()];
-        for (id, slot) in self.live.views() {
-            if slot.device.is_some() && !slot.removal_deferred && !active.contains_key(&id) {
+        for (id, view) in self.live.views() {
+            if view.device.is_some() && !view.removal_deferred && !active.contains_key(&id) {
                 findings.push(Finding::DeviceGone { id: id.clone() });
             }
-            if let Some((target, mount)) = slot.mounted {
+            if let Some((target, mount)) = view.mounted {
                 match mounts.iter().position(|line| line.is(mount)) {
                     Some(at) => own[at] = true,
                     None => findings.push(Finding::NotMounted { id, target }),

@@ -37,7 +37,7 @@ impl SnapshotTree {
     }
 
     fn change_labels<T>(&self, id: &str, change: impl FnOnce(&mut Labels) -> Result<T>) -> Result<T> {
-        let changed = self.with_slot(id, |_, snapshot| {
+        let changed = self.with_snapshot(id, |_, snapshot| {
             let mut labels = snapshot.labels.clone();
             let result = change(&mut labels)?;
             if labels != snapshot.labels {

@@ -28,14 +28,14 @@ impl SnapshotTree {
     pub fn mount(&self, id: impl AsRef<str>, target: impl AsRef<Path>) -> Result<()> {
         let id = id.as_ref();
         let target = target.as_ref();
-        self.with_slot(id, |slot, snapshot| {
-            self.drop_unmounted(slot, snapshot)?;
-            if let Some(mounted) = &mut slot.mounted {
+        self.with_snapshot(id, |active, snapshot| {
+            self.drop_unmounted(active, snapshot)?;
+            if let Some(mounted) = &mut active.mounted {
                 if !self.mounts.is_on(mounted, target)? {
                     return Err(Error::Mounted { id: id.to_owned(), target: mounted.target.clone() });
                 }
                 // The manager that mounted it may have been killed before it was prepared.
-                if let Some(volume) = &slot.volume
+                if let Some(volume) = &active.volume
                     && self.mounts.where_is(mounted)? == Where::OnTop
                 {
                     let root = mounted.root(&*self.options.kernel)?;
@@ -44,8 +44,8 @@ impl SnapshotTree {
                 mounted.count += 1;
                 return Ok(());
             }
-            self.activate_slot(slot, id, snapshot)?;
-            let Some(volume) = &slot.volume else { return Err(Error::Closed) };
+            self.activate_locked(active, id, snapshot)?;
+            let Some(volume) = &active.volume else { return Err(Error::Closed) };
             let flags = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
             let mounted = self.mount_volume(volume, target, false, flags);
             let mounted = mounted.map_err(|error| self.why_not_mounted(id, volume, error));
@@ -62,13 +62,13 @@ impl SnapshotTree {
             });
             match mounted {
                 Ok(mounted) => {
-                    slot.mounted = Some(mounted);
+                    active.mounted = Some(mounted);
                     Ok(())
                 }
                 Err(error) => {
-                    if !slot.pinned {
+                    if !active.pinned {
                         // Left active it does no harm; the first error counts.
-                        let _ = self.deactivate_slot(slot, id);
+                        let _ = self.deactivate_locked(active, id);
                     }
                     Err(error)
                 }
@@ -87,8 +87,8 @@ impl SnapshotTree {
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
     pub fn unmount(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, snapshot| {
-            let mounted = slot.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
+        self.with_snapshot(id, |active, snapshot| {
+            let mounted = active.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
             if mounted.count > 1 {
                 mounted.count -= 1;
                 return Ok(());
@@ -101,13 +101,13 @@ impl SnapshotTree {
                 }
                 error => error,
             })?;
-            slot.mounted = None;
-            if slot.pinned || slot.readers > 0 {
+            active.mounted = None;
+            if active.pinned || active.readers > 0 {
                 Ok(())
             } else if self.options.deferred_removal {
-                slot.deactivate_deferred(&self.pool, id, self.options.busy_timeout).map(drop)
+                active.deactivate_deferred(&self.pool, id, self.options.busy_timeout).map(drop)
             } else {
-                self.deactivate_slot(slot, id)
+                self.deactivate_locked(active, id)
             }
         })
     }
@@ -171,14 +171,14 @@ impl SnapshotTree {
     /// Forgets a mount that another program unmounted.
     pub(in crate::tree) fn drop_unmounted(
         &self,
-        slot: &mut ActiveSnapshot,
+        active: &mut ActiveSnapshot,
         snapshot: &Snapshot,
     ) -> Result<()> {
-        if let Some(mounted) = &slot.mounted
+        if let Some(mounted) = &active.mounted
             && self.mounts.where_is(mounted)? == Where::Gone
         {
             self.mounts.forget(snapshot.thin_id, &mounted.place);
-            slot.mounted = None;
+            active.mounted = None;
         }
         Ok(())
     }

@@ -50,21 +50,21 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`], [`Error::NotSealed`].
     pub fn open_snapshot(&self, id: impl AsRef<str>) -> Result<SnapshotReader<'_>> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, snapshot| {
+        self.with_snapshot(id, |active, snapshot| {
             let uuid = snapshot.sealed.ok_or_else(|| Error::NotSealed { id: id.to_owned() })?;
-            let was_active = slot.volume.is_some();
-            self.activate_slot(slot, id, snapshot)?;
-            let volume = slot.volume.as_ref().ok_or(Error::Closed)?;
+            let was_active = active.volume.is_some();
+            self.activate_locked(active, id, snapshot)?;
+            let volume = active.volume.as_ref().ok_or(Error::Closed)?;
             match VolumeFile::open(self.options.kernel.clone(), volume, Access::READ.direct()) {
                 Ok(file) => {
-                    slot.readers += 1;
+                    active.readers += 1;
                     let (thin_id, size, labels) = (snapshot.thin_id, snapshot.size, snapshot.labels.clone());
                     Ok(SnapshotReader { tree: self, thin_id, size, uuid, labels, file: Some(file) })
                 }
                 Err(error) => {
                     if !was_active {
                         // Left active it does no harm; the first error counts.
-                        let _ = self.deactivate_slot(slot, id);
+                        let _ = self.deactivate_locked(active, id);
                     }
                     Err(error)
                 }
@@ -129,15 +129,15 @@ impl Drop for SnapshotReader<'_> {
         // It may have another id now, or be removed as soon as it is closed.
         let Some(id) = self.tree.store.read(|graph| graph.id_of(self.thin_id)) else { return };
         // Left active it does no harm.
-        let _ = self.tree.with_slot(id.as_str(), |slot, snapshot| {
+        let _ = self.tree.with_snapshot(id.as_str(), |active, snapshot| {
             if snapshot.thin_id != self.thin_id {
                 return Ok(());
             }
-            slot.readers = slot.readers.saturating_sub(1);
-            if slot.readers > 0 || slot.pinned || slot.mounted.is_some() {
+            active.readers = active.readers.saturating_sub(1);
+            if active.readers > 0 || active.pinned || active.mounted.is_some() {
                 return Ok(());
             }
-            self.tree.deactivate_slot(slot, id.as_str())
+            self.tree.deactivate_locked(active, id.as_str())
         });
     }
 }

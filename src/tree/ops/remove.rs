@@ -69,9 +69,9 @@ impl SnapshotTree {
         let id = id.as_ref();
         let timeout = options.busy_timeout.unwrap_or(self.options.busy_timeout);
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
-        let removal = self.with_slot(id, |slot, snapshot| {
+        let removal = self.with_snapshot(id, |active, snapshot| {
             let name = SnapshotId::new(id)?;
-            let deactivated = slot.deactivate(&self.pool, id, timeout);
+            let deactivated = active.deactivate(&self.pool, id, timeout);
             let busy = matches!(deactivated, Err(Error::Busy { .. }));
             if !(busy && deferred) {
                 deactivated?;
@@ -80,11 +80,11 @@ impl SnapshotTree {
             if !busy {
                 return self.delete_volume(&name, snapshot).map(|()| Removal::Removed);
             }
-            if let Some(volume) = &slot.volume {
+            if let Some(volume) = &active.volume {
                 // So that it does not stay for ever if this process dies. Old kernels cannot; reaping does.
                 let _ = volume.deactivate_deferred();
             }
-            *slot = ActiveSnapshot::default();
+            *active = ActiveSnapshot::default();
             Ok(Removal::Deferred)
         })?;
         self.compact();

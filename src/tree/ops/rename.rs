@@ -29,16 +29,16 @@ impl SnapshotTree {
         let reservation = self.store.reserve(Some(to.clone()))?;
         let (source, target) = (self.live.cell(&from), self.live.cell(&to));
         let renamed = {
-            let (mut slot, mut renamed) = if from < to {
-                let slot = source.lock();
-                (slot, target.lock())
+            let (mut active, mut renamed) = if from < to {
+                let active = source.lock();
+                (active, target.lock())
             } else {
                 let renamed = target.lock();
                 (source.lock(), renamed)
             };
             self.check_open().and_then(|()| self.get(id)).and_then(|_| {
-                self.rename_slot(&mut slot, &from, &to)?;
-                *renamed = std::mem::take(&mut *slot);
+                self.rename_locked(&mut active, &from, &to)?;
+                *renamed = std::mem::take(&mut *active);
                 Ok(())
             })
         };
@@ -50,17 +50,17 @@ impl SnapshotTree {
         Ok(())
     }
 
-    fn rename_slot(&self, slot: &mut ActiveSnapshot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
-        if slot.removal_deferred {
+    fn rename_locked(&self, active: &mut ActiveSnapshot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
+        if active.removal_deferred {
             // It may go at any moment, together with the name that it has.
-            self.deactivate_slot(slot, from.as_str())?;
+            self.deactivate_locked(active, from.as_str())?;
         }
-        if let Some(volume) = &mut slot.volume {
+        if let Some(volume) = &mut active.volume {
             volume.rename(&self.pool.names.name(to.as_str())?)?;
         }
         let record = Record::Renamed { id: from.clone(), to: to.clone() };
         self.store.commit(&record).inspect_err(|_| {
-            if let (Some(volume), Ok(old)) = (&mut slot.volume, self.pool.names.name(from.as_str())) {
+            if let (Some(volume), Ok(old)) = (&mut active.volume, self.pool.names.name(from.as_str())) {
                 // The next open does it if this fails.
                 let _ = volume.rename(&old);
             }

@@ -62,13 +62,13 @@ impl SnapshotTree {
                 None => Ok(()),
             },
             Finding::StaleNode { name } => Ok(dm.remove_node(name)?),
-            // A call that suspends a device holds its slot: whoever gets the slot is alone with it.
+            // A call that suspends a device holds its lock: whoever gets the lock is alone with it.
             Finding::WrongDevice { id, problem: DeviceProblem::Suspended, .. } => self
-                .with_slot(id.as_str(), |_, snapshot| {
+                .with_snapshot(id.as_str(), |_, snapshot| {
                     Ok(dm.resume(&self.pool.names.volume_uuid(snapshot.thin_id)?)?)
                 }),
             Finding::WrongDevice { id, problem: DeviceProblem::Name, .. } => {
-                self.with_slot(id.as_str(), |slot, _| match &mut slot.volume {
+                self.with_snapshot(id.as_str(), |active, _| match &mut active.volume {
                     Some(volume) => Ok(volume.rename(&self.pool.names.name(id.as_str())?)?),
                     None => Ok(()),
                 })
@@ -78,32 +78,32 @@ impl SnapshotTree {
                 problem: DeviceProblem::Mode { .. } | DeviceProblem::Table { .. },
                 ..
             } => {
-                self.with_slot(id.as_str(), |slot, snapshot| {
-                    let held = slot.pinned;
-                    self.deactivate_slot(slot, id.as_str())?;
+                self.with_snapshot(id.as_str(), |active, snapshot| {
+                    let held = active.pinned;
+                    self.deactivate_locked(active, id.as_str())?;
                     let uuid = self.pool.names.volume_uuid(snapshot.thin_id)?;
                     // Left by an activation that failed, and could not be undone.
                     if dm.find(&uuid)?.is_some_and(|left| !left.has_live_table()) {
                         dm.remove(&uuid)?;
                     }
                     if held {
-                        self.activate_slot(slot, id.as_str(), snapshot)?;
-                        slot.pinned = true;
+                        self.activate_locked(active, id.as_str(), snapshot)?;
+                        active.pinned = true;
                     }
                     Ok(())
                 })
             }
-            Finding::DeviceGone { id } => self.with_slot(id.as_str(), |slot, snapshot| {
+            Finding::DeviceGone { id } => self.with_snapshot(id.as_str(), |active, snapshot| {
                 if dm.find(&self.pool.names.volume_uuid(snapshot.thin_id)?)?.is_none() {
                     dm.remove_node(&self.pool.names.name(id.as_str())?)?;
-                    *slot = ActiveSnapshot::default();
+                    *active = ActiveSnapshot::default();
                 }
                 Ok(())
             }),
-            Finding::NotMounted { id, .. } => self.with_slot(id.as_str(), |slot, snapshot| {
-                let was_mounted = slot.mounted.is_some();
-                self.drop_unmounted(slot, snapshot)?;
-                slot.pinned |= was_mounted && slot.mounted.is_none();
+            Finding::NotMounted { id, .. } => self.with_snapshot(id.as_str(), |active, snapshot| {
+                let was_mounted = active.mounted.is_some();
+                self.drop_unmounted(active, snapshot)?;
+                active.pinned |= was_mounted && active.mounted.is_none();
                 Ok(())
             }),
             _ => Ok(()),

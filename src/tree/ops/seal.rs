@@ -29,19 +29,19 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
     pub fn seal(&self, id: impl AsRef<str>) -> Result<Uuid> {
         let id = id.as_ref();
-        let sealed = self.with_slot(id, |slot, snapshot| {
+        let sealed = self.with_snapshot(id, |active, snapshot| {
             if let Some(uuid) = snapshot.sealed {
                 return Ok(uuid);
             }
-            slot.check_unmounted(id)?;
-            let was_active = slot.volume.is_some();
-            self.activate_slot(slot, id, snapshot)?;
-            let flushed = slot.volume.as_ref().map_or(Ok(()), |volume| {
+            active.check_unmounted(id)?;
+            let was_active = active.volume.is_some();
+            self.activate_locked(active, id, snapshot)?;
+            let flushed = active.volume.as_ref().map_or(Ok(()), |volume| {
                 // The pool may not have committed what was written last, through a descriptor that is closed now.
                 VolumeFile::open(self.options.kernel.clone(), volume, Access::READ_WRITE)?.sync()
             });
             if flushed.is_ok() || !was_active {
-                self.deactivate_slot(slot, id)?;
+                self.deactivate_locked(active, id)?;
             }
             flushed?;
             let uuid = Uuid::new_v4();
@@ -60,14 +60,14 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`]; [`Error::HasChildren`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
     pub fn unseal(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, snapshot| {
+        self.with_snapshot(id, |active, snapshot| {
             if snapshot.sealed.is_none() {
                 return Ok(());
             }
             if let Some(child) = self.children(id)?.into_iter().next() {
                 return Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() });
             }
-            self.deactivate_slot(slot, id)?;
+            self.deactivate_locked(active, id)?;
             self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None })
         })?;
         self.compact();

@@ -138,9 +138,9 @@ impl SnapshotTree {
     }
 
     fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
-        let slot = self.live.view(&id);
-        let device = slot.device.filter(|_| !slot.removal_deferred).map(|(path, _)| path);
-        let mounted = slot.mounted.map(|(target, _)| target);
+        let view = self.live.view(&id);
+        let device = view.device.filter(|_| !view.removal_deferred).map(|(path, _)| path);
+        let mounted = view.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
         let Snapshot { thin_id, labels, size, sealed, .. } = snapshot;
         SnapshotInfo { id, parent, labels, size, sealed, thin_id, device, mounted }
@@ -152,19 +152,19 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`]; [`thin::Error::PoolMode`] if the pool has failed.
     pub fn snapshot_status(&self, id: impl AsRef<str>) -> Result<SnapshotStatus> {
         let id = id.as_ref();
-        self.with_slot(id, |slot, snapshot| {
-            if let Some(volume) = slot.volume.as_ref().filter(|_| slot.removal_deferred) {
+        self.with_snapshot(id, |active, snapshot| {
+            if let Some(volume) = active.volume.as_ref().filter(|_| active.removal_deferred) {
                 // Asking is no reason for it to stay.
                 match volume.status() {
-                    Err(error) if error.errno() == Some(Errno::ENXIO) => slot.forget_device(&self.pool)?,
+                    Err(error) if error.errno() == Some(Errno::ENXIO) => active.forget_device(&self.pool)?,
                     status => return self.mapped(snapshot, &status?),
                 }
             }
-            let was_active = slot.volume.is_some();
-            self.activate_slot(slot, id, snapshot)?;
-            let status = slot.volume.as_ref().ok_or(Error::Closed).and_then(|volume| Ok(volume.status()?));
+            let was_active = active.volume.is_some();
+            self.activate_locked(active, id, snapshot)?;
+            let status = active.volume.as_ref().ok_or(Error::Closed).and_then(|volume| Ok(volume.status()?));
             if !was_active {
-                self.deactivate_slot(slot, id)?;
+                self.deactivate_locked(active, id)?;
             }
             self.mapped(snapshot, &status?)
         })

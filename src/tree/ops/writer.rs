@@ -390,7 +390,7 @@ impl SnapshotWriter<'_> {
             return add(&self.snapshot);
         };
         while let Some(name) = tree.store.read(|graph| graph.id_of(parent)) {
-            let added = tree.with_slot(name.as_str(), |_, found| {
+            let added = tree.with_snapshot(name.as_str(), |_, found| {
                 if found.thin_id != parent {
                     return Err(crate::tree::error::unknown(name.as_str()));
                 }
