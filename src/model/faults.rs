@@ -1,6 +1,8 @@
 //! Which calls fail, which lose their answer, and what was called.
 
 use std::fmt;
+use std::panic::resume_unwind;
+use std::thread;
 
 use nix::errno::Errno;
 
@@ -47,8 +49,9 @@ pub(super) enum Verdict {
 pub(super) struct Action(pub(super) Box<dyn FnOnce() + Send>);
 
 impl Action {
+    /// In a thread of its own: the one that makes the call may have locks that come later than those of the action.
     pub(super) fn run(self) {
-        (self.0)();
+        thread::spawn(self.0).join().unwrap_or_else(|panic| resume_unwind(panic));
     }
 }
 

@@ -28,6 +28,7 @@ mod options;
 mod pool;
 mod state;
 pub mod stream;
+mod sync;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -6,7 +6,6 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,6 +16,7 @@ use crate::retry::Retry;
 use crate::thin::ThinVolume;
 use crate::tree::live::mount::Mounted;
 use crate::tree::pool::tree_pool::TreePool;
+use crate::tree::sync::{Guard, Lock, Rank};
 use crate::tree::{Error, Result};
 use crate::{dm, thin};
 
@@ -42,34 +42,45 @@ pub(in crate::tree) struct ActiveView {
 }
 
 /// A snapshot in use, and its view.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::tree) struct ActiveCell {
-    active: Mutex<ActiveSnapshot>,
-    view: Mutex<ActiveView>,
+    active: Lock<ActiveSnapshot>,
+    view: Lock<ActiveView>,
+}
+
+impl Default for ActiveCell {
+    fn default() -> Self {
+        Self::new(ActiveSnapshot::default())
+    }
 }
 
 impl ActiveCell {
     pub(in crate::tree) fn new(active: ActiveSnapshot) -> Self {
-        let view = Mutex::new(active.view());
-        Self { active: Mutex::new(active), view }
+        let view = Lock::new(Rank::Leaf, active.view());
+        Self { active: Lock::new(Rank::Snapshot, active), view }
     }
 
     /// The snapshot, and no other call on it meanwhile.
     pub(in crate::tree) fn lock(&self) -> ActiveGuard<'_> {
-        ActiveGuard { active: self.active.lock().unwrap_or_else(PoisonError::into_inner), view: &self.view }
+        ActiveGuard { active: self.active.lock(), view: &self.view }
+    }
+
+    /// Whether it is of no further use, now that no call has it.
+    pub(super) fn is_idle(&mut self) -> bool {
+        self.active.get_mut().volume.is_none()
     }
 
     /// What the last call on the snapshot left.
     pub(in crate::tree) fn view(&self) -> ActiveView {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.view.lock().clone()
     }
 }
 
 /// A locked cell. When it is dropped others see what became of the snapshot.
 #[derive(Debug)]
 pub(in crate::tree) struct ActiveGuard<'a> {
-    active: MutexGuard<'a, ActiveSnapshot>,
-    view: &'a Mutex<ActiveView>,
+    active: Guard<'a, ActiveSnapshot>,
+    view: &'a Lock<ActiveView>,
 }
 
 impl Deref for ActiveGuard<'_> {
@@ -87,7 +98,7 @@ impl DerefMut for ActiveGuard<'_> {
 
 impl Drop for ActiveGuard<'_> {
     fn drop(&mut self) {
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = self.active.view();
+        *self.view.lock() = self.active.view();
     }
 }
 

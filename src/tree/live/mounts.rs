@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,7 @@ use crate::thin::ThinId;
 use crate::tree::live::mount::{Covered, MountPoint};
 use crate::tree::mount_table::is_listed;
 use crate::tree::state::files::{StateDir, read_at_most};
+use crate::tree::sync::{Guard, Lock, Rank};
 use crate::tree::{Error, Filesystem, Result};
 
 /// What is noted of a mount before it is made, for the next manager if this one dies.
@@ -43,7 +44,7 @@ pub(in crate::tree) struct Mounts {
     pub(super) kernel: Arc<dyn Kernel>,
     pub(super) how: MountOptions,
     dir: Arc<dyn StateDir>,
-    notes: Mutex<BTreeMap<ThinId, Note>>,
+    notes: Lock<BTreeMap<ThinId, Note>>,
 }
 
 /// How the file systems of a tree are mounted.
@@ -61,11 +62,11 @@ impl Mounts {
             dir.open(NOTES, false).and_then(|file| read_at_most(&*file, NOTES_MAX)).unwrap_or_default();
         // Unreadable: then every mount counts as another program's.
         let notes = serde_json::from_slice(&bytes).unwrap_or_default();
-        Self { kernel, how, dir, notes: Mutex::new(notes) }
+        Self { kernel, how, dir, notes: Lock::new(Rank::Leaf, notes) }
     }
 
-    pub(super) fn notes(&self) -> MutexGuard<'_, BTreeMap<ThinId, Note>> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn notes(&self) -> Guard<'_, BTreeMap<ThinId, Note>> {
+        self.notes.lock()
     }
 
     fn write(&self, notes: &BTreeMap<ThinId, Note>) -> Result<()> {

@@ -1,22 +1,30 @@
 //! The snapshots in use: active, mounted, or in the hands of a call.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::tree::SnapshotId;
 use crate::tree::live::active::{ActiveCell, ActiveSnapshot, ActiveView};
 use crate::tree::live::own_data::OwnData;
+use crate::tree::sync::{Guard, Lock, Rank};
 
 /// Snapshots in use. One that is neither active nor in use by a call has no cell.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::tree) struct LiveSnapshots {
-    cells: Mutex<HashMap<SnapshotId, Arc<ActiveCell>>>,
-    own_data: Mutex<OwnData>,
+    cells: Lock<HashMap<SnapshotId, Arc<ActiveCell>>>,
+    own_data: Lock<OwnData>,
+}
+
+impl Default for LiveSnapshots {
+    fn default() -> Self {
+        let (cells, own_data) = (HashMap::new(), OwnData::default());
+        Self { cells: Lock::new(Rank::LiveSnapshots, cells), own_data: Lock::new(Rank::Leaf, own_data) }
+    }
 }
 
 impl LiveSnapshots {
-    fn cells(&self) -> MutexGuard<'_, HashMap<SnapshotId, Arc<ActiveCell>>> {
-        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cells(&self) -> Guard<'_, HashMap<SnapshotId, Arc<ActiveCell>>> {
+        self.cells.lock()
     }
 
     /// The cell of a snapshot, made if there is none. [`release`](Self::release) gives it back.
@@ -29,7 +37,7 @@ impl LiveSnapshots {
         drop(cell);
         let mut cells = self.cells();
         // This is the last reference, and none can be made while the map is locked.
-        if cells.get(id).is_some_and(|cell| Arc::strong_count(cell) == 1 && cell.lock().volume.is_none()) {
+        if cells.get_mut(id).and_then(Arc::get_mut).is_some_and(ActiveCell::is_idle) {
             cells.remove(id);
         }
     }
@@ -57,7 +65,7 @@ impl LiveSnapshots {
     }
 
     /// How much data of its own each snapshot has.
-    pub(in crate::tree) fn own_data(&self) -> MutexGuard<'_, OwnData> {
-        self.own_data.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(in crate::tree) fn own_data(&self) -> Guard<'_, OwnData> {
+        self.own_data.lock()
     }
 }

@@ -1,17 +1,16 @@
 //! The generation that ties the pool to the state: see [`identity`](crate::tree::state::identity).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use crate::thin::{PoolMode, PoolStatus, ThinPool, TransactionId};
 use crate::tree::Result;
 use crate::tree::state::identity;
 use crate::tree::state::journal::State;
 use crate::tree::state::store::{Reservation, Store};
+use crate::tree::sync::{Lock, Rank};
 
-/// What of the state the pool has been told. Its lock is taken before the store's, and held over the messages.
-#[derive(Debug, Default)]
+/// What of the state the pool has been told. Its lock is held over the messages.
+#[derive(Debug)]
 pub(in crate::tree) struct PoolGeneration {
-    told: Mutex<Told>,
+    told: Lock<Told>,
 }
 
 #[derive(Debug, Default)]
@@ -22,21 +21,23 @@ struct Told {
     window: u64,
 }
 
-impl PoolGeneration {
-    fn lock(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+impl Default for PoolGeneration {
+    fn default() -> Self {
+        Self { told: Lock::new(Rank::Generation, Told::default()) }
     }
+}
 
+impl PoolGeneration {
     /// The pool's transaction id, as it was read or set last.
     pub(in crate::tree) fn transaction_id(&self) -> TransactionId {
-        self.lock().transaction_id
+        self.told.lock().transaction_id
     }
 
     /// Reads what the pool says now that it is active, and its mode.
     pub(in crate::tree) fn read(&self, pool: &ThinPool) -> Result<PoolMode> {
         let status = pool.status()?;
         if let PoolStatus::Usage(usage) = &status {
-            self.lock().transaction_id = usage.transaction_id;
+            self.told.lock().transaction_id = usage.transaction_id;
         }
         Ok(status.mode())
     }
@@ -44,18 +45,18 @@ impl PoolGeneration {
     /// Makes the pool's transaction id the one of the durable state. The message is sent in any case: whether the pool
     /// can commit only a commit tells.
     pub(in crate::tree) fn sync(&self, pool: &ThinPool, store: &Store) -> Result<()> {
-        self.lock().tell(pool, store, true)
+        self.told.lock().tell(pool, store, true)
     }
 
     /// Raises the generation: durably in the state, then in the pool. From then on an older copy of either is told from
     /// the other one.
     pub(in crate::tree) fn raise(&self, pool: &ThinPool, store: &Store) -> Result<()> {
-        self.lock().raise(pool, store)
+        self.told.lock().raise(pool, store)
     }
 
     /// The same at the end of an open, together with a new window of thin ids.
     pub(in crate::tree) fn begin(&self, pool: &ThinPool, store: &Store) -> Result<()> {
-        let mut told = self.lock();
+        let mut told = self.told.lock();
         let window = store.begin_new_window()?;
         told.raise(pool, store)?;
         told.window = window;
@@ -69,7 +70,7 @@ impl PoolGeneration {
         store: &Store,
         reservation: &Reservation<'_>,
     ) -> Result<()> {
-        let mut told = self.lock();
+        let mut told = self.told.lock();
         if told.window < reservation.window {
             told.raise(pool, store)?;
             told.window = reservation.window;

@@ -4,12 +4,12 @@
 //! holds. So the file `metadata-snapshot` says `held` from before the snapshot is reserved until after it is released.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::thin;
 use crate::thin::metadata::Metadata;
 use crate::thin::{PoolStatus, ThinPool};
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
+use crate::tree::sync::{Lock, Rank};
 use crate::tree::{Error, Result};
 
 const NAME: &str = "metadata-snapshot";
@@ -20,7 +20,7 @@ const FREE: &[u8] = b"free\n";
 #[derive(Debug)]
 pub(in crate::tree) struct HoldNote {
     path: PathBuf,
-    note: Mutex<Note>,
+    note: Lock<Note>,
 }
 
 #[derive(Debug)]
@@ -44,12 +44,12 @@ impl HoldNote {
             Ok(file)
         };
         let file = open().map_err(Error::io("open", &path))?;
-        Ok(Self { path, note: Mutex::new(Note { file, left: false }) })
+        Ok(Self { path, note: Lock::new(Rank::MetadataSnapshot, Note { file, left: false }) })
     }
 
     /// Releases the metadata snapshot that a manager of this tree held when it ended.
     pub(in crate::tree) fn release_left(&self, pool: &ThinPool) -> Result<()> {
-        let note = self.lock();
+        let note = self.note.lock();
         let text = read_at_most(&*note.file, 4096).map_err(Error::io("read", &self.path))?;
         if text != HELD {
             return Ok(());
@@ -73,7 +73,7 @@ impl HoldNote {
             // It takes no messages, and its metadata does not change.
             return pool.read_metadata(|metadata| Ok(read(metadata)))?;
         }
-        let mut note = self.lock();
+        let mut note = self.note.lock();
         if pool.is_held_elsewhere()? {
             if !note.left {
                 // The note would have the next open release another program's.
@@ -99,14 +99,10 @@ impl HoldNote {
 
     /// Whether this manager could not release the metadata snapshot. The next reader does.
     pub(in crate::tree) fn is_left(&self) -> bool {
-        self.lock().left
+        self.note.lock().left
     }
 
     fn write(&self, file: &dyn StateFile, text: &[u8]) -> Result<()> {
         file.write_at(0, text).and_then(|()| file.sync()).map_err(Error::io("write", &self.path))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Note> {
-        self.note.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

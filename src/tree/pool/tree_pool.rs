@@ -1,7 +1,6 @@
 //! A tree's pool, and the devices of its volumes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,6 +16,7 @@ use crate::tree::names::{BASE, Names};
 use crate::tree::pool::claim::Claim;
 use crate::tree::pool::generation::PoolGeneration;
 use crate::tree::pool::hold::HoldNote;
+use crate::tree::sync::{Guard, Lock, Rank};
 use crate::tree::{Error, Result};
 use crate::units::Bytes;
 
@@ -29,9 +29,9 @@ pub(in crate::tree) struct TreePool {
     busy_timeout: Duration,
     pub(in crate::tree) generation: PoolGeneration,
     hold: HoldNote,
-    claim: Mutex<Claim>,
+    claim: Lock<Claim>,
     /// Held by who makes the pool larger, or takes it down.
-    resizing: Mutex<()>,
+    resizing: Lock<()>,
     activations: AtomicU64,
 }
 
@@ -49,8 +49,8 @@ impl TreePool {
             busy_timeout,
             generation: PoolGeneration::default(),
             hold,
-            claim: Mutex::new(claim),
-            resizing: Mutex::new(()),
+            claim: Lock::new(Rank::Leaf, claim),
+            resizing: Lock::new(Rank::Resizing, ()),
             activations: AtomicU64::new(0),
         }
     }
@@ -64,8 +64,8 @@ impl TreePool {
     }
 
     /// Excludes other growth of the pool, and its deactivation, while it is held.
-    pub(in crate::tree) fn resizing(&self) -> MutexGuard<'_, ()> {
-        self.resizing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(in crate::tree) fn resizing(&self) -> Guard<'_, ()> {
+        self.resizing.lock()
     }
 
     /// The note on the pool's metadata snapshot.
@@ -84,7 +84,7 @@ impl TreePool {
 
     /// Gives the tree up.
     pub(in crate::tree) fn release_claim(&self) -> Result<()> {
-        let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claim = self.claim.lock();
         let name = *claim.name();
         self.retry_while_busy(&name, || claim.release())
     }

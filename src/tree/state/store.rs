@@ -1,15 +1,11 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
-//!
-//! Lock order of a tree: the pool's `resizing`, an active snapshot (two in the order of their ids), the pool's
-//! generation, the end of the journal, the state. A writer of a line holds the end of the journal. Readers take the state
-//! alone, and nothing is called while that is held.
 
 mod reservation;
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -18,6 +14,7 @@ use crate::thin::ThinId;
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
 use crate::tree::state::graph::{Graph, Record};
 use crate::tree::state::journal::{self, State};
+use crate::tree::sync::{Changed, Guard, Lock, Rank};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId};
 use crate::units::Bytes;
@@ -50,9 +47,9 @@ pub(in crate::tree) struct Store {
     dir: Arc<dyn StateDir>,
     journal: Box<dyn StateFile>,
     mark: Box<dyn StateFile>,
-    end: Mutex<JournalEnd>,
-    inner: Mutex<Inner>,
-    changed: Condvar,
+    end: Lock<JournalEnd>,
+    inner: Lock<Inner>,
+    changed: Changed,
     /// Of the process that opened it: a child of fork writes nothing.
     owner: Process,
 }
@@ -168,8 +165,8 @@ impl Store {
             pending_names: HashSet::new(),
             state,
         };
-        let end = Mutex::new(JournalEnd { len, room: 0 });
-        let (inner, changed, owner) = (Mutex::new(inner), Condvar::new(), Process::current());
+        let end = Lock::new(Rank::JournalEnd, JournalEnd { len, room: 0 });
+        let (inner, changed, owner) = (Lock::new(Rank::State, inner), Changed::default(), Process::current());
         Self { root, tree, dir, journal, mark, end, inner, changed, owner }
     }
 
@@ -188,13 +185,12 @@ impl Store {
         self.dir.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // The state is changed in steps that do not panic half-way.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Guard<'_, Inner> {
+        self.inner.lock()
     }
 
-    fn journal_end(&self) -> MutexGuard<'_, JournalEnd> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    fn journal_end(&self) -> Guard<'_, JournalEnd> {
+        self.end.lock()
     }
 
     /// The tree's identity.
@@ -350,7 +346,7 @@ impl Store {
                 return Err(Error::StateUnknown);
             }
             if inner.syncing {
-                inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                inner = self.changed.wait(inner);
                 continue;
             }
             inner.syncing = true;
@@ -384,7 +380,7 @@ impl Store {
         self.check_process()?;
         let mut inner = self.lock();
         while inner.compacting {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self.changed.wait(inner);
         }
         if inner.failed {
             return Err(Error::StateUnknown);

@@ -1,0 +1,174 @@
+//! The locks of a tree and their order, which debug builds check.
+//!
+//! A lock outlives a panic of who held it: what it protects is changed in steps that do not panic half-way.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+#[cfg(not(shuttle))]
+use std::sync as primitives;
+
+#[cfg(shuttle)]
+use shuttle::sync as primitives;
+
+use primitives::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What a lock protects. A thread that has one takes only those that come later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::tree) enum Rank {
+    /// The growth of the pool, and its end.
+    Resizing,
+    /// A snapshot. Who needs two of them takes them in the order of their ids.
+    Snapshot,
+    /// The note on the pool's metadata snapshot.
+    MetadataSnapshot,
+    /// What the pool has been told of the state.
+    Generation,
+    /// The end of the journal: whoever writes a line has it.
+    JournalEnd,
+    /// The state. Nothing is called while it is held.
+    State,
+    /// The map of the snapshots in use.
+    LiveSnapshots,
+    /// A lock under which no other one is taken.
+    Leaf,
+}
+
+/// A mutex with a place in the order.
+pub(in crate::tree) struct Lock<T> {
+    rank: Rank,
+    value: Mutex<T>,
+}
+
+impl<T> Lock<T> {
+    pub(in crate::tree) fn new(rank: Rank, value: T) -> Self {
+        Self { rank, value: Mutex::new(value) }
+    }
+
+    pub(in crate::tree) fn lock(&self) -> Guard<'_, T> {
+        let held = Held::new(self.rank);
+        Guard { value: self.value.lock().unwrap_or_else(PoisonError::into_inner), held }
+    }
+
+    pub(in crate::tree) fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Lock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)
+    }
+}
+
+/// A lock that is held.
+#[derive(Debug)]
+pub(in crate::tree) struct Guard<'a, T> {
+    // Unlocked before its rank is free.
+    value: MutexGuard<'a, T>,
+    held: Held,
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+/// Wakes those who wait for a change under a lock.
+#[derive(Debug, Default)]
+pub(in crate::tree) struct Changed(Condvar);
+
+impl Changed {
+    /// Gives the lock up until there was a change.
+    pub(in crate::tree) fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
+        let Guard { value, held } = guard;
+        Guard { value: self.0.wait(value).unwrap_or_else(PoisonError::into_inner), held }
+    }
+
+    pub(in crate::tree) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+/// A rank that this thread holds.
+#[derive(Debug)]
+struct Held(#[cfg_attr(not(debug_assertions), allow(dead_code))] Rank);
+
+#[cfg(debug_assertions)]
+mod order {
+    use std::cell::RefCell;
+
+    use super::{Held, Rank};
+
+    #[cfg(shuttle)]
+    use shuttle::thread_local;
+
+    thread_local! {
+        static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+    }
+
+    impl Held {
+        pub(super) fn new(rank: Rank) -> Self {
+            HELD.with(|held| {
+                let mut held = held.borrow_mut();
+                let last = held.iter().max();
+                let in_order = last.is_none_or(|&last| last < rank || (last, rank) == TWO_SNAPSHOTS);
+                assert!(in_order, "lock order: {rank:?} after {held:?}");
+                held.push(rank);
+            });
+            Self(rank)
+        }
+    }
+
+    const TWO_SNAPSHOTS: (Rank, Rank) = (Rank::Snapshot, Rank::Snapshot);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            HELD.with(|held| {
+                let mut held = held.borrow_mut();
+                let at = held.iter().rposition(|rank| *rank == self.0);
+                at.map(|at| held.remove(at));
+            });
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+impl Held {
+    fn new(rank: Rank) -> Self {
+        Self(rank)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_taken_in_their_order() {
+        let [snapshot, other, state] =
+            [Rank::Snapshot, Rank::Snapshot, Rank::State].map(|rank| Lock::new(rank, ()));
+        let guards = (snapshot.lock(), other.lock(), state.lock());
+        drop(guards);
+        drop((state.lock(), ()));
+        let second = snapshot.lock();
+        drop(second);
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "lock order: Snapshot after [State]")]
+    fn a_lock_out_of_order_panics() {
+        let [snapshot, state] = [Rank::Snapshot, Rank::State].map(|rank| Lock::new(rank, ()));
+        let _state = state.lock();
+        let _snapshot = snapshot.lock();
+    }
+}
