@@ -30,6 +30,10 @@ lint:
 simulate WORLDS='10000' SEED='0':
     DM_THIN_SIM_WORLDS={{ WORLDS }} DM_THIN_SIM_SEED={{ SEED }} cargo test --release --all-features --test sim
 
+# Threads on one tree, in many orders.
+orders ORDERS='10000':
+    RUSTFLAGS="--cfg shuttle" DM_THIN_ORDERS={{ ORDERS }} cargo test --target-dir target/shuttle --features model --test shuttle
+
 # Real power cuts.
 power CUTS='3':
     cargo test --locked --all-features --test power -- {{ CUTS }}
