@@ -11,7 +11,7 @@
 //! | 7 pool full | here |
 //! | 8 metadata exhausted | here |
 //! | 9 an active origin not suspended | here |
-//! | 10 ids leaked after a crash | here; `tests/model.rs`, `tests/sim`: at every call |
+//! | 10 ids leaked after a crash | here; `tests/tree/life.rs`, `tests/sim`: at every call |
 //! | 11 a stray or truncated file | here |
 //! | 12 no room to free room | `tests/sim`: `on_a_full_disk_everything_can_be_removed_and_nothing_added` |
 //! | 13 the wrong pool, one device twice, two managers | here; `sources` |

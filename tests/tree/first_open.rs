@@ -1,12 +1,8 @@
 //! Making a tree: whatever goes wrong at any call, file calls included, it is made or it is not.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-
 use dm_thin::Errno;
-use dm_thin::model::Cut;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, crash_at_each_call};
 
 /// The next open finds a tree, or makes one.
 fn check_next(rig: &Rig, what: &str) {
@@ -18,33 +14,7 @@ fn check_next(rig: &Rig, what: &str) {
 
 #[test]
 fn the_first_open_is_atomic_across_crashes() {
-    for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
-        for n in 1.. {
-            let mut rig = Rig::new();
-            rig.kernel.unwind_at_cut(true);
-            if answer_lost {
-                rig.kernel.cut_after(n);
-            } else {
-                rig.kernel.cut_at(n);
-            }
-            match catch_unwind(AssertUnwindSafe(|| rig.open(rig.options()))) {
-                Ok(tree) => {
-                    // It was past its last call.
-                    rig.kernel.heal();
-                    tree.unwrap().close().unwrap();
-                    break;
-                }
-                Err(payload) => assert!(payload.is::<Cut>()),
-            }
-            let struck = rig.kernel.struck();
-            if power {
-                rig.kernel = Arc::new(rig.kernel.power_cut());
-            } else {
-                rig.kernel.heal();
-            }
-            check_next(&rig, &format!("call {n} {struck:?}, answer lost {answer_lost}, power cut {power}"));
-        }
-    }
+    crash_at_each_call(|_| (), |rig, ()| rig.open(rig.options())?.close(), check_next);
 }
 
 #[test]

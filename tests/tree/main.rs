@@ -10,6 +10,7 @@ mod family;
 mod first_open;
 mod growth;
 mod identity;
+mod life;
 mod messages;
 mod metadata;
 mod removal;

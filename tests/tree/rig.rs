@@ -86,8 +86,48 @@ impl Rig {
     }
 }
 
-/// Run `work` on a fresh tree with a crash at its first, second, … call, until it gets through; after
-/// each, `look` judges what the next open found.
+/// Runs `work` with a crash at its first, second, … call, until it gets through: the process dies or the power goes, and
+/// that call has had its effect or not. After each, `look` judges what the next open finds.
+pub(crate) fn crash_at_each_call<T>(
+    prepare: impl Fn(&Rig) -> T,
+    work: impl Fn(&Rig, &T) -> Result<()>,
+    look: impl Fn(&Rig, &str),
+) {
+    for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
+        for n in 1.. {
+            let mut rig = Rig::new();
+            let prepared = prepare(&rig);
+            // Unwinding: an error would be handled, and a process that is dead handles nothing.
+            rig.kernel.unwind_at_cut(true);
+            if answer_lost {
+                rig.kernel.cut_after(n)
+            } else {
+                rig.kernel.cut_at(n)
+            };
+            let run = catch_unwind(AssertUnwindSafe(|| work(&rig, &prepared)));
+            drop(catch_unwind(AssertUnwindSafe(|| drop(prepared))));
+            match run {
+                Ok(result) => {
+                    result.unwrap();
+                    assert!(n > 1, "no call to crash at");
+                    break;
+                }
+                Err(payload) => assert!(payload.is::<Cut>()),
+            }
+            let struck = rig.kernel.struck();
+            let call = format!("call {n} {struck:?}, answer lost: {answer_lost}, power cut: {power}");
+            if power {
+                rig.kernel = Arc::new(rig.kernel.power_cut());
+            } else {
+                rig.kernel.heal();
+            }
+            look(&rig, &call);
+            assert!(rig.kernel.is_clean(), "{call}: {:?}", rig.kernel.leftovers());
+        }
+    }
+}
+
+/// The same of a call of a tree.
 pub(crate) fn crash_everywhere(
     prepare: impl Fn(&SnapshotTree),
     work: impl Fn(&SnapshotTree) -> Result<()>,
@@ -103,38 +143,21 @@ pub(crate) fn crash_everywhere_with(
     work: impl Fn(&SnapshotTree) -> Result<()>,
     look: impl Fn(&Rig, &SnapshotTree),
 ) {
-    for (answer_lost, power) in [(false, false), (true, false), (false, true), (true, true)] {
-        for n in 1.. {
-            let mut rig = Rig::new();
+    crash_at_each_call(
+        |rig| {
             let tree = rig.open(options(rig.options(), false)).unwrap();
-            prepare(&rig, &tree);
-            rig.kernel.unwind_at_cut(true);
-            if answer_lost {
-                rig.kernel.cut_after(n)
-            } else {
-                rig.kernel.cut_at(n)
-            };
-            let run = catch_unwind(AssertUnwindSafe(|| work(&tree)));
-            drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
-            match run {
-                Ok(result) => {
-                    result.unwrap();
-                    break;
-                }
-                Err(payload) => assert!(payload.is::<Cut>()),
-            }
-            if power {
-                rig.kernel = Arc::new(rig.kernel.power_cut());
-            } else {
-                rig.kernel.heal();
-            }
-            let tree = rig.open(options(rig.options(), true)).unwrap();
-            look(&rig, &tree);
+            prepare(rig, &tree);
+            tree
+        },
+        |_, tree| work(tree),
+        |rig, call| {
+            let tree =
+                rig.open(options(rig.options(), true)).unwrap_or_else(|error| panic!("{call}: {error}"));
+            look(rig, &tree);
             for snapshot in tree.list() {
                 tree.deactivate(snapshot.id.as_str()).unwrap();
             }
             tree.close().unwrap();
-            assert!(rig.kernel.is_clean(), "call {n}: {:?}", rig.kernel.leftovers());
-        }
-    }
+        },
+    );
 }
