@@ -8,13 +8,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
 use dm_thin::Errno;
 use dm_thin::abi::Ioctl;
-use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::wire::{Command, Payload, Request};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, TargetSpec, TargetType, UdevPolicy};
 use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Files, Kernel, RealKernel};
@@ -97,45 +95,12 @@ impl Kernel for Nodding {
         let number = DeviceNumber { major: 10, minor: 236 };
         Ok(DeviceFile::simulated(fd, DeviceKind::MapperControl, number))
     }
+
     fn ioctl(&self, _: &DeviceFile, _: Ioctl, argument: Arg<'_>) -> Result<u32, Errno> {
         let Arg::Bytes(bytes) = argument else { return Err(Errno::ENOTTY) };
         assert!(bytes.len() < 512, "{} bytes", bytes.len());
         bytes[4..8].copy_from_slice(&47u32.to_ne_bytes());
         Ok(0)
-    }
-    fn block_device(&self, _: &Path) -> Result<DeviceNumber, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn make_node(&self, _: &Path, _: DeviceNumber) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn remove_node(&self, _: &Path) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn udev_runs(&self) -> bool {
-        false
-    }
-    fn mount(
-        &self,
-        _: Option<&Path>,
-        _: &Path,
-        _: Option<&str>,
-        _: MountFlags,
-        _: &str,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn unmount(&self, _: &Path, _: UnmountFlags) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
-        Err(Errno::ENOSYS)
     }
 
     fn files(&self) -> &dyn Files {

@@ -12,7 +12,6 @@ use nix::errno::Errno;
 use super::{DeviceMapper, UdevPolicy};
 use crate::abi::Ioctl;
 use crate::abi::dm::{DM_VERSION, dm_ioctl};
-use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::kernel::{
     Access, Arg, DeviceFile, DeviceKind, DeviceNumber, Files, Kernel, RealKernel, Semaphore,
 };
@@ -140,10 +139,6 @@ impl Kernel for Fake {
         Ok(Vec::new())
     }
 
-    fn udev_runs(&self) -> bool {
-        false
-    }
-
     fn create_semaphore(&self, _: u32) -> Result<Semaphore, Errno> {
         Ok(Semaphore::of_id(0))
     }
@@ -151,25 +146,6 @@ impl Kernel for Fake {
     /// udevd is stopped.
     fn is_semaphore_zero(&self, _: Semaphore) -> Result<bool, Errno> {
         Ok(false)
-    }
-
-    fn mount(
-        &self,
-        _: Option<&Path>,
-        _: &Path,
-        _: Option<&str>,
-        _: MountFlags,
-        _: &str,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    fn unmount(&self, _: &Path, _: UnmountFlags) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
-        Err(Errno::ENOSYS)
     }
 
     fn files(&self) -> &dyn Files {

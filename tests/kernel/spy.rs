@@ -1,19 +1,13 @@
 //! The real kernel, watched, or as if it were older.
 
-use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use dm_thin::Errno;
 use dm_thin::abi::Ioctl;
-use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::{DeviceMapper, UdevPolicy};
-use dm_thin::kernel::{
-    Access, Arg, DeviceFile, DeviceKind, DeviceNumber, FileLock, Files, Kernel, ProcessInfo, RealKernel,
-    Semaphore,
-};
+use dm_thin::kernel::{Access, Arg, DeviceFile, DeviceKind, Files, Kernel, RealKernel};
 
 use crate::dying::Life;
 
@@ -87,6 +81,10 @@ impl Spy {
 }
 
 impl Kernel for Spy {
+    fn below(&self) -> Option<&dyn Kernel> {
+        Some(&RealKernel)
+    }
+
     fn open(&self, path: &Path, access: Access) -> Result<DeviceFile, Errno> {
         if self.without_loop && path.to_string_lossy().starts_with("/dev/loop") {
             return Err(Errno::ENOENT);
@@ -101,129 +99,12 @@ impl Kernel for Spy {
         }
     }
 
-    fn read_at(&self, file: &DeviceFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-        RealKernel.read_at(file, offset, buffer)
-    }
-
-    fn write_at(&self, file: &DeviceFile, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
-        RealKernel.write_at(file, offset, bytes)
-    }
-
-    fn sync(&self, file: &DeviceFile) -> Result<(), Errno> {
-        RealKernel.sync(file)
-    }
-
-    fn block_device(&self, path: &Path) -> Result<DeviceNumber, Errno> {
-        RealKernel.block_device(path)
-    }
-
-    fn device_node(&self, number: DeviceNumber) -> Result<PathBuf, Errno> {
-        RealKernel.device_node(number)
-    }
-
-    fn make_node(&self, path: &Path, number: DeviceNumber) -> Result<(), Errno> {
-        RealKernel.make_node(path, number)
-    }
-
-    fn remove_node(&self, path: &Path) -> Result<(), Errno> {
-        RealKernel.remove_node(path)
-    }
-
-    fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {
-        RealKernel.lock_device(file)
-    }
-
     fn block_device_names(&self) -> Result<Vec<OsString>, Errno> {
         if self.without_loop { Ok(Vec::new()) } else { RealKernel.block_device_names() }
     }
 
-    fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
-        RealKernel.block_attribute(device, attribute)
-    }
-
-    fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
-        RealKernel.mapper_node_names()
-    }
-
-    fn udev_runs(&self) -> bool {
-        RealKernel.udev_runs()
-    }
-
-    fn create_semaphore(&self, key: u32) -> Result<Semaphore, Errno> {
-        RealKernel.create_semaphore(key)
-    }
-
-    fn is_semaphore_zero(&self, semaphore: Semaphore) -> Result<bool, Errno> {
-        RealKernel.is_semaphore_zero(semaphore)
-    }
-
-    fn remove_semaphore(&self, semaphore: Semaphore) -> Result<(), Errno> {
-        RealKernel.remove_semaphore(semaphore)
-    }
-
-    fn abandoned_semaphores(&self, key: u16) -> Result<Vec<Semaphore>, Errno> {
-        RealKernel.abandoned_semaphores(key)
-    }
-
-    fn mount(
-        &self,
-        source: Option<&Path>,
-        target: &Path,
-        filesystem: Option<&str>,
-        flags: MountFlags,
-        options: &str,
-    ) -> Result<(), Errno> {
-        RealKernel.mount(source, target, filesystem, flags, options)
-    }
-
-    fn unmount(&self, target: &Path, flags: UnmountFlags) -> Result<(), Errno> {
-        RealKernel.unmount(target, flags)
-    }
-
-    fn mount_table(&self) -> Result<Vec<u8>, Errno> {
-        RealKernel.mount_table()
-    }
-
-    fn set_filesystem_attribute(
-        &self,
-        filesystem: &str,
-        device: DeviceNumber,
-        attribute: &str,
-        value: &str,
-    ) -> Result<(), Errno> {
-        RealKernel.set_filesystem_attribute(filesystem, device, attribute, value)
-    }
-
-    fn process_ids(&self) -> Result<Vec<u32>, Errno> {
-        RealKernel.process_ids()
-    }
-
-    fn process_info(&self, pid: u32) -> Result<ProcessInfo, Errno> {
-        RealKernel.process_info(pid)
-    }
-
-    fn proc_text(&self, path: &str) -> Result<Vec<u8>, Errno> {
-        RealKernel.proc_text(path)
-    }
-
-    fn device_holders(&self, number: DeviceNumber) -> Result<Vec<OsString>, Errno> {
-        RealKernel.device_holders(number)
-    }
-
-    fn find_program(&self, program: &str) -> Result<PathBuf, Errno> {
-        RealKernel.find_program(program)
-    }
-
-    fn run(&self, program: &str, arguments: &[&OsStr]) -> Result<Output, Errno> {
-        RealKernel.run(program, arguments)
-    }
-
     fn files(&self) -> &dyn Files {
         &RealKernel
-    }
-
-    fn poll(&self, file: &DeviceFile, timeout: Option<Duration>) -> Result<bool, Errno> {
-        RealKernel.poll(file, timeout)
     }
 }
 
