@@ -1,6 +1,6 @@
 //! A pool that goes on with another table: larger, or with other features.
 
-use super::guard_state::{GuardState, count_reload};
+use super::guard_state::count_reload;
 use super::reload::reload;
 use super::{Discards, NoSpace, PoolFeatures, PoolMode, PoolStatus, PoolTable, ThinPool};
 use crate::dm::{DmFlags, TargetSpec, TargetType};
@@ -95,13 +95,9 @@ impl ThinPool {
         }
         let target_type = TargetType::THIN_POOL;
         let line = TargetSpec { start: Sectors(0), length: size, target_type, parameters: &table };
-        let event = self.guard.as_ref().map(GuardState::event);
         let reloaded = reload(&self.dm, &held, self.identity.id(&self.dm)?, &[line], DmFlags::empty());
-        let reloads = count_reload();
+        count_reload();
         reloaded.map_err(|error| self.identity.named(error))?;
-        if let (Some(guard), Some(event)) = (&self.guard, event) {
-            guard.resumed(&table, event, reloads);
-        }
         // The mode may be another one, with no event to tell it.
         self.status().map(|_| table)
     }

@@ -73,15 +73,14 @@ impl SpaceGuard {
         self
     }
 
-    /// Maximum age of a cached status where no event would tell that it is wrong. Default: 1 s.
+    /// Maximum age of a cached status. Default: 1 s.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self
     }
 
-    /// Maximum number of allocating messages for which a cached status serves where no event would tell that it is
-    /// wrong. Default: 100.
+    /// Maximum number of allocating messages for which a cached status serves. Default: 100.
     #[must_use]
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.max_messages = messages;

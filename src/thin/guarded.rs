@@ -1,6 +1,6 @@
 //! A pool with a space guard.
 
-use super::guard_state::{GuardState, reload_count};
+use super::guard_state::GuardState;
 use super::{MinFree, PoolMode, SpaceGuard, ThinPool};
 use crate::thin::{Error, Result};
 
@@ -20,9 +20,8 @@ impl ThinPool {
                 });
             }
         }
-        let reloads = reload_count();
         let (table, _) = self.table()?;
-        self.guard = Some(GuardState::new(guard, table, reloads));
+        self.guard = Some(GuardState::new(guard, table.block_size));
         self.status()?;
         Ok(self)
     }
@@ -35,10 +34,6 @@ impl ThinPool {
         let Some(guard) = &self.guard else { return Ok(()) };
         if guard.is_fresh() && guard.check(self.name()).is_ok() {
             return Ok(());
-        }
-        let reloads = reload_count();
-        if guard.is_reloaded(reloads) {
-            guard.reloaded(&self.table()?.0, reloads);
         }
         // Too old, or too little when last seen: blocks may have been freed since.
         self.status()?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
-use super::guard_state::GuardState;
+use super::guard_state::{GuardState, reload_count};
 use super::identity::Identity;
 use super::{Message, PoolMode, PoolStatus, PoolTable, SuspendedVolume, ThinId, TransactionId};
 use crate::dm;
@@ -151,12 +151,13 @@ impl ThinPool {
 
     /// The status, and the device that gave it; its event number is from before the status.
     pub(super) fn look(&self) -> Result<(PoolStatus, DeviceStatus)> {
+        let reloads = reload_count();
         let (device, lines) =
             self.dm.table_status(self.id()?, DmFlags::NOFLUSH).map_err(|error| self.named(error))?;
         let status: PoolStatus = self.only_line(&lines)?.text.parse()?;
         self.seen.store(seen(device.event_nr, status.mode().is_sound()), Ordering::Release);
         if let Some(guard) = &self.guard {
-            guard.record(&status, device.event_nr);
+            guard.record(&status, reloads);
         }
         Ok((status, device))
     }
