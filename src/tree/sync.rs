@@ -2,16 +2,17 @@
 //!
 //! A lock outlives a panic of who held it: what it protects is changed in steps that do not panic half-way.
 
+#[cfg(debug_assertions)]
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-
 #[cfg(not(shuttle))]
-use std::sync as primitives;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[cfg(shuttle)]
-use shuttle::sync as primitives;
-
-use primitives::{Condvar, Mutex, MutexGuard, PoisonError};
+use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(all(shuttle, debug_assertions))]
+use shuttle::thread_local;
 
 /// What a lock protects. A thread that has one takes only those that come later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,41 +104,33 @@ impl Changed {
 struct Held(#[cfg_attr(not(debug_assertions), allow(dead_code))] Rank);
 
 #[cfg(debug_assertions)]
-mod order {
-    use std::cell::RefCell;
+thread_local! {
+    static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+}
 
-    use super::{Held, Rank};
-
-    #[cfg(shuttle)]
-    use shuttle::thread_local;
-
-    thread_local! {
-        static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+#[cfg(debug_assertions)]
+impl Held {
+    fn new(rank: Rank) -> Self {
+        const TWO_SNAPSHOTS: (Rank, Rank) = (Rank::Snapshot, Rank::Snapshot);
+        HELD.with(|held| {
+            let mut held = held.borrow_mut();
+            let last = held.iter().max();
+            let in_order = last.is_none_or(|&last| last < rank || (last, rank) == TWO_SNAPSHOTS);
+            assert!(in_order, "lock order: {rank:?} after {held:?}");
+            held.push(rank);
+        });
+        Self(rank)
     }
+}
 
-    impl Held {
-        pub(super) fn new(rank: Rank) -> Self {
-            HELD.with(|held| {
-                let mut held = held.borrow_mut();
-                let last = held.iter().max();
-                let in_order = last.is_none_or(|&last| last < rank || (last, rank) == TWO_SNAPSHOTS);
-                assert!(in_order, "lock order: {rank:?} after {held:?}");
-                held.push(rank);
-            });
-            Self(rank)
-        }
-    }
-
-    const TWO_SNAPSHOTS: (Rank, Rank) = (Rank::Snapshot, Rank::Snapshot);
-
-    impl Drop for Held {
-        fn drop(&mut self) {
-            HELD.with(|held| {
-                let mut held = held.borrow_mut();
-                let at = held.iter().rposition(|rank| *rank == self.0);
-                at.map(|at| held.remove(at));
-            });
-        }
+#[cfg(debug_assertions)]
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.with(|held| {
+            let mut held = held.borrow_mut();
+            let at = held.iter().rposition(|rank| *rank == self.0);
+            at.map(|at| held.remove(at));
+        });
     }
 }
 

@@ -252,17 +252,14 @@ fn the_guard_refuses_in_time_and_costs_little() {
     let mut rig = Rig::with(&bench, mapper, Bytes::mib(32), Bytes::mib(16), PoolFeatures::default());
     // At the low water mark (16 blocks), and below the kernel's mark for metadata (a quarter).
     let guard = SpaceGuard::new().data(MinFree::Bytes(Bytes::mib(1))).metadata(MinFree::Percent(10));
+    let guard = guard.max_age(Duration::from_secs(3600));
     rig.pool = Some(rig.pool.take().unwrap().with_guard(guard).unwrap());
     let volume = rig.volume(1, Bytes::mib(64));
     kernel.ioctls();
-    let started = Instant::now();
     for n in 100..400 {
         rig.pool().create_thin(id(n)).unwrap();
     }
-    let looks = || kernel.ioctls().iter().filter(|&&ioctl| ioctl == "DM_TABLE_STATUS").count() as u64;
-    assert!(looks() <= 3 + started.elapsed().as_secs());
-    rig.pool().status().unwrap();
-    kernel.ioctls();
+    assert_eq!(kernel.ioctls().iter().filter(|&&ioctl| ioctl == "DM_TABLE_STATUS").count(), 2);
     // 497 of 512 blocks: the event is in the next answer, which is taken back, and from then on it is known.
     write(&volume.path(), 0, 497, 1).unwrap();
     assert!(rig.pool().create_thin(id(400)).unwrap_err().is_out_of_space());
