@@ -185,8 +185,13 @@ run_guest() {
 	timeout_ms=$(to_ms "${timeout:-0}")
 	exec {tick}<> <(:)
 
+	# Where a guest with /dev/kvm did not get to its init once, it does not until the machine is booted again.
+	local refused=$cache/kvm-refused boot
+	boot=$(</proc/sys/kernel/random/boot_id)
 	if [[ ! -e /dev/kvm ]]; then
 		why="this machine has no /dev/kvm"
+	elif [[ -e $refused && $(head -n 1 "$refused") = "$boot" ]]; then
+		why="$(tail -n +2 "$refused") (seen before; to try it again, remove $refused)"
 	elif [[ ! -r /dev/kvm || ! -w /dev/kvm ]]; then
 		why="no permission for /dev/kvm"
 	else
@@ -196,6 +201,8 @@ run_guest() {
 			accel=kvm
 		elif [[ $ended = no-hello ]]; then
 			why="with /dev/kvm the guest's init did not start within 20 s"
+			printf '%s\n' "$boot" "$why" >"$refused.$$"
+			mv "$refused.$$" "$refused"
 		else
 			why="QEMU with /dev/kvm ended at once: $(grep -v '^$' "$run/qemu.err" | tail -n 1 | cut -c 1-120)"
 		fi
