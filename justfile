@@ -32,7 +32,7 @@ simulate WORLDS='10000' SEED='0':
 
 # Threads on one tree, in many orders.
 orders ORDERS='10000':
-    RUSTFLAGS="--cfg shuttle" DM_THIN_ORDERS={{ ORDERS }} cargo test --target-dir target/shuttle --features model --test shuttle
+    RUSTFLAGS="--cfg shuttle" DM_THIN_ORDERS={{ ORDERS }} cargo test --target-dir target/shuttle --features model --lib shuttle
 
 # Real power cuts.
 power CUTS='3':

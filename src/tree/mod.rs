@@ -26,6 +26,8 @@ mod names;
 mod ops;
 mod options;
 mod pool;
+#[cfg(all(test, shuttle, feature = "model"))]
+mod shuttle_tests;
 mod state;
 pub mod stream;
 mod sync;
@@ -83,7 +85,7 @@ pub struct SnapshotTree {
     root: Root,
     /// What is durable.
     store: Store,
-    /// What is told to device mapper.
+    /// The pool, and its devices.
     pool: TreePool,
     /// What is active.
     live: LiveSnapshots,
@@ -123,7 +125,7 @@ impl SnapshotTree {
     /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
     /// though what could be deactivated is. [`Error::Io`] if the checkpoint could not be written, though all the
     /// rest is done: the journal holds what is in it. After a close, whatever can fail answers [`Error::Closed`]; what
-    /// cannot, such as [`list`](Self::list), tells what was recorded last.
+    /// cannot, such as [`list`](Self::list), returns what was recorded last.
     pub fn close(&self) -> Result<()> {
         let _resizing = self.pool.resizing();
         self.check_open()?;

@@ -6,12 +6,12 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-#[cfg(not(shuttle))]
+#[cfg(not(all(test, shuttle)))]
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-#[cfg(shuttle)]
+#[cfg(all(test, shuttle))]
 use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-#[cfg(all(shuttle, debug_assertions))]
+#[cfg(all(test, shuttle, debug_assertions))]
 use shuttle::thread_local;
 
 /// What a lock protects. A thread that has one takes only those that come later.
@@ -23,7 +23,7 @@ pub(in crate::tree) enum Rank {
     Snapshot,
     /// The note on the pool's metadata snapshot.
     MetadataSnapshot,
-    /// What the pool has been told of the state.
+    /// The generation that the pool has.
     Generation,
     /// The end of the journal: whoever writes a line has it.
     JournalEnd,

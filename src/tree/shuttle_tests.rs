@@ -1,16 +1,15 @@
 //! Threads on one tree, in many orders: a thread may be stopped before each lock of the tree.
 //!
-//! `RUSTFLAGS="--cfg shuttle" cargo test --target-dir target/shuttle --features model --test shuttle`; without that flag
-//! the locks are the standard library's, and there is nothing here.
-#![cfg(shuttle)]
+//! `RUSTFLAGS="--cfg shuttle" cargo test --target-dir target/shuttle --features model --lib shuttle`; without that flag
+//! the locks are the standard library's.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use dm_thin::dm::UdevPolicy;
-use dm_thin::model::ModelKernel;
-use dm_thin::tree::{Error, Filesystem, Options, Parent, Result, SnapshotTree};
-use dm_thin::units::Bytes;
+use crate::dm::UdevPolicy;
+use crate::model::ModelKernel;
+use crate::tree::{Error, Filesystem, Options, Parent, Result, SnapshotTree};
+use crate::units::Bytes;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
 use tempfile::TempDir;
