@@ -30,7 +30,7 @@ const MAPPER_CTRL_MINOR: u64 = 236;
 const LOOP_CTRL_MINOR: u64 = 237;
 const LOOP_MAJOR: u64 = 7;
 
-/// An open device, and what kind of device it is: fstat told when it was opened.
+/// An open device, and its kind, from fstat when it was opened.
 #[derive(Debug)]
 pub(crate) struct Device {
     fd: OwnedFd,
@@ -128,7 +128,7 @@ const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 /// stx_dev_major and _minor at 136, stx_mnt_id at 144.
 const STATX_WORDS: usize = 32;
 
-/// `statx(2)` of an open file (since 4.11); `None` if it does not tell what `mask` asks for.
+/// `statx(2)` of an open file (since 4.11); `None` if the answer lacks what `mask` asks for.
 fn statx(fd: BorrowedFd<'_>, flags: libc::c_int, mask: u32) -> Option<[u64; STATX_WORDS]> {
     let mut answer = [0u64; STATX_WORDS];
     #[allow(clippy::disallowed_methods)]
@@ -190,7 +190,7 @@ impl Semaphore {
 
     /// Semaphores in a set.
     pub(crate) const COUNT: u16 = 2;
-    /// The bits for execution mean nothing to the kernel, and tell sets of this crate from those of others.
+    /// The bits for execution mean nothing to the kernel, and distinguish sets of this crate from those of others.
     pub(crate) const MODE: u16 = 0o700;
 
     /// `semget(2)` with IPC_CREAT | IPC_EXCL: EEXIST if the key is taken.
@@ -207,7 +207,7 @@ impl Semaphore {
         self.operate(0, delta)
     }
 
-    /// `semop(2)` on the second one, so that [`marker`](Self::marker) tells this process.
+    /// `semop(2)` on the second one, so that [`marker`](Self::marker) returns this process.
     pub(crate) fn mark(self) -> Result<(), Errno> {
         self.operate(1, 1)
     }

@@ -33,7 +33,7 @@ pub enum Argument {
     Fd,
     /// A pointer to exactly this many bytes.
     Bytes(usize),
-    /// A pointer to a `struct dm_ioctl` followed by its payload; `data_size` tells the length.
+    /// A pointer to a `struct dm_ioctl` followed by its payload; `data_size` is the length.
     DmIoctl,
 }
 

@@ -56,7 +56,7 @@ impl Claim {
         uuid.or(name.map(DmId::Name)).or(self.number.map(DmId::Number))
     }
 
-    /// Whether it is the same device; `None` if that cannot be told.
+    /// Whether it is the same device; `None` if that is unknown.
     pub(super) fn is(&self, other: &Self) -> Option<bool> {
         let same_name = self.names.iter().flatten().any(|name| other.names.contains(&Some(*name)));
         if self.all || other.all || same_name {

@@ -68,7 +68,7 @@ impl DeviceMapper {
         if !self.waits_for_udev()
             && let Err(error) = node::ensure(&**self.kernel(), name, status.number)
         {
-            // The device has no table and no other user; the first error is the one to tell.
+            // The device has no table and no other user; return the first error.
             let _ = self.remove_held(held, name.into(), name, Some(status.number), DmFlags::empty());
             return Err(error);
         }
@@ -107,7 +107,7 @@ impl DeviceMapper {
         match active {
             Ok(_) => Ok(status),
             Err(error) => {
-                // The first error is the one to tell; a device that cannot be removed is found by its uuid.
+                // Return the first error; a device that cannot be removed is found by its uuid.
                 let _ = self.remove_held(&held, uuid.into(), name, Some(status.number), DmFlags::empty());
                 Err(error.of_device(name))
             }
@@ -117,7 +117,7 @@ impl DeviceMapper {
     /// Renames the device and its node (`DM_DEV_RENAME`). Open file descriptors stay valid.
     ///
     /// The kernel renames by name alone: the name of a device that is addressed otherwise is asked for first. That
-    /// the node cannot follow, as on a read-only `/dev`, is no error: [`ensure_node`](Self::ensure_node) tells.
+    /// the node cannot follow, as on a read-only `/dev`, is no error: see [`ensure_node`](Self::ensure_node).
     ///
     /// # Errors
     /// EBUSY if the new name is taken, ENXIO if there is no such device; EEXIST if something else than a block
@@ -157,7 +157,7 @@ impl DeviceMapper {
             rename(to, from)?;
             return Err(Error::Replaced { device: from.to_string(), expected, found });
         }
-        // The device has its new name, whatever becomes of the nodes.
+        // The device has its new name, even if its nodes could not be changed.
         let _ = node::remove(&**self.kernel(), from, found);
         let _ = self.ensure_node(to, found);
         Ok(())

@@ -129,7 +129,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The same, told of a device by its name, however the request addressed it.
+    /// The same error with the device's name, however the request addressed it.
     pub(crate) fn of_device(mut self, name: &dyn std::fmt::Display) -> Self {
         if let Self::Ioctl(refused) = &mut self {
             refused.device = name.to_string();

@@ -35,8 +35,8 @@ pub enum DeviceEvent {
 /// The events of all devices. As an iterator it blocks until there is one, and never ends by itself;
 /// an error does not end it either.
 ///
-/// Several events of one device between two looks are told as one, and a device that came and went
-/// between them is not told at all. The kernel's list tells name, uuid, number and event number: a device that was
+/// Several events of one device between two reads are reported as one, and a device that was made and removed
+/// between them is not reported. The kernel's list has name, uuid, number and event number: a device that was
 /// removed and made again with all of them is the same to it.
 #[derive(Debug)]
 pub struct DeviceEvents {

@@ -42,7 +42,7 @@ impl DeviceMapper {
                 claim = match resolved {
                     Ok(resolved) if table.ended == ended => resolved,
                     Err(_) if table.ended == ended => {
-                        // It cannot be told: then all of the rivals have to end.
+                        // Unknown: wait for all other operations.
                         table = ENDED.wait(table).unwrap_or_else(PoisonError::into_inner);
                         asked
                     }

@@ -152,19 +152,19 @@ macro_rules! kernel_name {
 
 fixed_text! {
     /// A device's name: 1 to 127 bytes without `/`. Not `control`, `.` or `..`, which would be taken for
-    /// something else below `/dev/mapper`; but the kernel, which refuses them since 6.5, may tell of a
+    /// something else below `/dev/mapper`; but the kernel, which refuses them since 6.5, may list a
     /// device that has one of these.
     ///
-    /// Names that the kernel tells need not be UTF-8. They are kept byte for byte, and mean the same device
+    /// Names that the kernel returns need not be UTF-8. They are kept byte for byte, and mean the same device
     /// when they are given back.
     DmName, DM_NAME_LEN, "device name", bad_name
 }
 kernel_name!(DmName, "device name", bad_name);
 fixed_text! {
     /// A device's uuid: 1 to 128 bytes of any text; by convention the owning subsystem, a dash, and
-    /// what is unique in it (`LVM-…`, `DMTHIN-…`). A `/` is refused, but the kernel may tell of one.
+    /// what is unique in it (`LVM-…`, `DMTHIN-…`). A `/` is refused, but the kernel may return one.
     ///
-    /// As [`DmName`], what the kernel tells is kept byte for byte.
+    /// As with [`DmName`], what the kernel returns is kept byte for byte.
     DmUuid, DM_UUID_LEN, "device uuid", slash
 }
 kernel_name!(DmUuid, "device uuid", slash);

@@ -24,7 +24,7 @@ impl DeviceMapper {
     /// Loads a table into the inactive slot; [`resume`](Self::resume) puts it to use.
     ///
     /// Of the flags, [`DmFlags::READONLY`] counts, and [`DmFlags::SECURE_DATA`] (interface 4.20) for a
-    /// table with a key in it: the kernel's and this crate's copies of it are wiped, and no error tells
+    /// table with a key in it: the kernel's and this crate's copies of it are wiped, and no error shows
     /// it. The text that is rendered is the caller's to wipe.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl DeviceMapper {
     }
 
     /// The same for a message with a secret in it, such as dm-crypt's `key set …`: the kernel's and this
-    /// crate's copies are wiped, and no error tells it. Since interface 4.20.
+    /// crate's copies are wiped, and no error shows it. Since interface 4.20.
     ///
     /// # Errors
     /// As [`message`](Self::message).

@@ -84,7 +84,7 @@ impl<'a> Cookie<'a> {
     /// Waits until udev has counted down.
     ///
     /// # Errors
-    /// ETIMEDOUT if it did not within the bound; EIDRM or EINVAL if somebody removed the semaphore.
+    /// ETIMEDOUT if it did not within the bound; EIDRM or EINVAL if another process removed the semaphore.
     pub(super) fn wait(&self) -> Result<(), Errno> {
         let mut retry = Retry::within(PATIENCE);
         // Not every C library has semtimedop(2), hence looking again and again.
@@ -107,7 +107,7 @@ pub(super) fn sweep(kernel: &dyn Kernel) {
 
 impl Drop for Cookie<'_> {
     fn drop(&mut self) {
-        // EIDRM or EINVAL: somebody (`dmsetup udevcomplete_all`) removed it already.
+        // EIDRM or EINVAL: another process (`dmsetup udevcomplete_all`) removed it already.
         let _ = self.kernel.remove_semaphore(self.semaphore);
     }
 }

@@ -22,7 +22,7 @@ enum Opened {
         fd: OwnedFd,
         kind: DeviceKind,
         number: DeviceNumber,
-        /// Ends with the file. The descriptor would not tell, for a child of fork has a copy of it until its exec.
+        /// Ends with the file. The descriptor does not show that: a child of fork has a copy of it until its exec.
         #[cfg_attr(not(feature = "model"), allow(dead_code))] // the model alone watches it
         lifetime: Arc<()>,
     },

@@ -1,4 +1,4 @@
-//! Directories that something is, or will be, mounted on: opened by O_PATH, told apart by what they are.
+//! Directories that something is, or will be, mounted on: opened with O_PATH, compared by mount, device and inode.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -179,7 +179,7 @@ fn reversed(path: &Path) -> Vec<OsString> {
     components.rev().map(|component| component.as_os_str().to_owned()).collect()
 }
 
-/// The mount id as kernels before 5.8 tell it.
+/// The mount id on kernels before 5.8.
 fn mount_id_of(fd: &OwnedFd) -> Result<u64, Errno> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).map_err(errno)?;
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());

@@ -139,7 +139,7 @@ impl FileLock {
         Ok(Self { file: Some(file), owner: Process::current() })
     }
 
-    /// The file, once more.
+    /// The file again.
     pub(crate) fn file(&self) -> Result<File, Errno> {
         self.file.as_deref().ok_or(Errno::EBADF)?.try_clone().map_err(errno)
     }

@@ -14,7 +14,7 @@ impl Process {
         self == Self::current()
     }
 
-    /// Its id, as `std::process::id()` told it.
+    /// Its id, from `std::process::id()`.
     pub(crate) fn id(self) -> u32 {
         self.0
     }

@@ -1,7 +1,7 @@
 //! Semaphore sets of this crate, as `/proc/sysvipc/sem` lists them.
 //!
 //! They are known by their permissions and the second semaphore of the set. That one is touched by its maker alone, so
-//! that its GETPID tells, whatever somebody else did since to the first one, whose set it is.
+//! whose GETPID names the owner of the set, whatever another process did since to the first one.
 
 use std::path::Path;
 

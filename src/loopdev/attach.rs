@@ -2,9 +2,9 @@
 //!
 //! 1. Take a free device: LOOP_CTL_GET_FREE, or a scan.
 //! 2. Bind it: LOOP_CONFIGURE; on kernels before 5.8, LOOP_SET_FD and LOOP_SET_STATUS64.
-//! 3. EBUSY: somebody was faster, or has the free device open exclusively. One of the latter, and one that cannot be
-//!    opened, is left out from then on: LOOP_CTL_GET_FREE would say it again. Wait a little, at random, and begin
-//!    again, a bounded number of times.
+//! 3. EBUSY: another process took it first, or has the free device open exclusively. One of the latter, and one that
+//!    cannot be opened, is left out from then on: LOOP_CTL_GET_FREE would say it again. Wait a little, at random, and
+//!    begin again, a bounded number of times.
 
 use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
@@ -183,7 +183,7 @@ fn bind_in_steps(device: &LoopDevice, file: &File, info: loop_info64, options: &
     device.ioctl(LOOP_SET_FD, Arg::Fd(file.as_fd()))?;
     let finished = set_up(device, info, options);
     if finished.is_err() {
-        // This call bound it, so this call unbinds it; what failed before is the news.
+        // Best effort: this call bound it, so it unbinds it; return the original error.
         let _ = device.raw_ioctl(LOOP_CLR_FD, Arg::Value(0));
     }
     finished

@@ -56,7 +56,7 @@ impl LoopControl {
     }
 
     /// The index of a device that is free now: LOOP_CTL_GET_FREE, or a scan where the kernel does not
-    /// have it. Nothing is reserved: somebody else can be faster.
+    /// have it. Nothing is reserved: another process can take it first.
     ///
     /// # Errors
     /// [`Error::NoFreeLoopDevice`], and [`Error::NoLoopDevices`] if there is not even one that is taken.

@@ -102,7 +102,7 @@ impl LoopDevice {
     /// latter cannot be taken back; the rest of `status` does not count.
     ///
     /// # Errors
-    /// ENXIO if it is free; EBUSY while somebody else has it exclusively (since 6.17).
+    /// ENXIO if it is free; EBUSY while another process has it exclusively (since 6.17).
     #[doc(alias = "LOOP_SET_STATUS64")]
     pub fn set_status(&self, status: &LoopStatus) -> Result<()> {
         let mut info = loop_info64::zeroed();
@@ -172,7 +172,7 @@ impl LoopDevice {
     }
 
     /// Exchanges the file under a device, in use or not, for another one of the same size. The name that
-    /// [`status`](Self::status) tells stays.
+    /// [`status`](Self::status) returns is not changed.
     ///
     /// # Errors
     /// EINVAL if the device is not read-only, or the size differs; ENXIO if it is free.

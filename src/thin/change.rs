@@ -98,7 +98,7 @@ impl ThinPool {
         let reloaded = reload(&self.dm, &held, self.identity.id(&self.dm)?, &[line], DmFlags::empty());
         count_reload();
         reloaded.map_err(|error| self.identity.named(error))?;
-        // The mode may be another one, with no event to tell it.
+        // The mode may have changed without an event.
         self.status().map(|_| table)
     }
 

@@ -119,9 +119,8 @@ impl ThinPool {
     }
 
     /// All thin devices of the pool, in the order of their ids, and what each has of it at this moment. Each block of
-    /// the mapping trees is read once, however many devices share it. What is exclusive is told by comparing these
-    /// trees:
-    /// see [`Metadata::usage`].
+    /// the mapping trees is read once, however many devices share it. What is exclusive is determined by comparing
+    /// these trees: see [`Metadata::usage`].
     ///
     /// # Errors
     /// As [`read_metadata`](Self::read_metadata).

@@ -41,7 +41,7 @@ impl ThinPool {
     }
 
     /// Checks that a volume can be suspended for a snapshot. In a pool that is out of data space and queues
-    /// writes, the suspend waits for them: until there is space, or for `no_space_timeout`. No answer would tell of the
+    /// writes, the suspend waits for them: until there is space, or for `no_space_timeout`. No answer would carry the
     /// event in time, so what the last status said serves only until it is too old.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ impl Identity {
         dm.kernel().block_attribute(&format!("dm-{}", self.number.minor), attribute).ok()
     }
 
-    /// Whether sysfs says that the device still has its number; if not, somebody else has to be asked.
+    /// Whether sysfs says that the device still has its number; if not, the kernel has to be asked.
     fn has_its_number(&self, dm: &DeviceMapper) -> bool {
         let uuid = self.uuid.as_ref().map(DmUuid::as_bytes);
         uuid.is_some() && self.attribute(dm, "dm/uuid").as_deref() == uuid
@@ -91,7 +91,7 @@ impl Identity {
         (self.uuid, self.number) == (other.uuid, other.number)
     }
 
-    /// An error that tells the device's name, whatever the request said.
+    /// An error that names the device by its name, however the request addressed it.
     pub(super) fn named(&self, error: Error) -> Error {
         error.of_device(&self.name)
     }
@@ -109,7 +109,7 @@ impl Identity {
         removed.map_err(|error| self.named(error))
     }
 
-    /// Suspends the device, once more if it is suspended on behalf of this process already.
+    /// Suspends the device, or counts one more suspension if this process has suspended it already.
     pub(super) fn suspend(&self, dm: &DeviceMapper, flags: DmFlags) -> Result<()> {
         let held = self.exclusive(dm);
         let suspended = self.id(dm).and_then(|id| dm.suspend_held(&held, id, flags));

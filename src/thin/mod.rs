@@ -46,7 +46,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`ThinPool::watch`] tells when the pool fills, and [`AutoExtend`] makes it larger then.
+//! [`ThinPool::watch`] reports that the pool fills, and [`AutoExtend`] makes it larger then.
 
 mod activate;
 mod backing;

@@ -83,7 +83,7 @@ impl ThinPool {
         })?;
         let pool = Self::of(dm, &status);
         pool.status().inspect_err(|_| {
-            // The first error is the one to tell.
+            // Return the first error.
             let _ = pool.deactivate();
         })?;
         Ok(pool)
@@ -250,7 +250,7 @@ impl ThinPool {
     }
 
     /// Sends the message and nothing else, while the origin is suspended: neither the guard nor the pool's
-    /// mode is asked. [`conclude`](Self::conclude) tells what came of it, after the resume.
+    /// mode is asked. [`conclude`](Self::conclude) interprets the result, after the resume.
     pub(crate) fn send(&self, message: Message) -> Sent {
         let answer = self.id().and_then(|id| self.dm.message(id, Sectors(0), &message));
         Sent { message, answer: answer.map_err(|error| self.named(error)) }
@@ -261,7 +261,7 @@ impl ThinPool {
         let event = match answer {
             Ok(event) => event,
             // These are about the thin device. The answer to an error has no event number, so for any
-            // other the status has to tell whether the pool is the reason.
+            // other the status shows whether the pool is the reason.
             Err(error) if matches!(error.errno(), Some(Errno::EEXIST | Errno::ENODATA | Errno::EBUSY)) => {
                 return Err(error.into());
             }
@@ -288,7 +288,7 @@ impl ThinPool {
         Err(self.mode_error(mode, "the message may not have been committed"))
     }
 
-    /// Deletes what a message created if its answer told of the event that there is too little space. If that fails,
+    /// Deletes what a message created if its answer carried the event of too little space. If that fails,
     /// the message has had its effect.
     fn take_back_if_low(&self, message: Message) -> Result<()> {
         let (Message::CreateThin { id } | Message::CreateSnap { id, .. }) = message else { return Ok(()) };

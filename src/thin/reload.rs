@@ -22,7 +22,7 @@ pub(super) fn reload(
     dm.load_held(held, id, table, flags)?;
     dm.resume_held(held, id).inspect_err(|_| {
         if restore(dm, held, id).is_err() {
-            // What failed first is the error to tell. Without a table to go on with, at least the inactive one goes.
+            // Return the first error. Best effort: without a table to resume with, clear the inactive one.
             let _ = dm.clear_held(held, id);
             let _ = dm.resume_held(held, id);
         }
@@ -55,7 +55,7 @@ const SUSPENDED: Duration = Duration::from_secs(2);
 
 /// Loads the table of a thin volume, again and again while its pool is suspended, as it is while its own table is
 /// replaced: the kernel answers EINVAL then (`thin_ctr`). It does so before the pool's status says suspended, and after
-/// that: so the status does not tell this EINVAL from one for another reason.
+/// that: so the status does not distinguish this EINVAL from one with another cause.
 pub(super) fn while_pool_is_suspended<T>(
     dm: &DeviceMapper,
     pool: &Identity,

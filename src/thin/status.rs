@@ -44,11 +44,11 @@ pub struct PoolUsage {
     pub mode: PoolMode,
     /// What happens to discards.
     pub discards: Discards,
-    /// What happens to writes without space; kernels before 3.14 do not tell.
+    /// What happens to writes without space; kernels before 3.14 do not report it.
     pub no_space: Option<NoSpace>,
     /// The metadata needs `thin_check` before the pool will be writable again.
     pub needs_check: bool,
-    /// Free metadata blocks below which an event is raised; kernels before 4.19 do not tell.
+    /// Free metadata blocks below which an event is raised; kernels before 4.19 do not report it.
     pub metadata_low_water: Option<Blocks>,
 }
 

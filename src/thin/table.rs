@@ -112,7 +112,7 @@ impl PoolTable {
         table.check().map(|()| table)
     }
 
-    /// Checks what the kernel would answer with a bare EINVAL, or not at all.
+    /// Checks what the kernel would refuse with a bare EINVAL, or not check.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for a block size out of range, and for data and metadata on the same

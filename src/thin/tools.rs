@@ -93,7 +93,7 @@ fn is_unformatted(kernel: &Arc<dyn Kernel>, metadata: &Path) -> Result<bool> {
     }
 }
 
-/// What only the superblock tells, for a repair where that is lost.
+/// What only the superblock contains, for a repair where that is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SuperblockOverrides {
     /// The transaction id.

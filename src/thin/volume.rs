@@ -63,7 +63,7 @@ impl ThinVolume {
 
     /// How much is mapped.
     ///
-    /// The kernel counts what is shared with a snapshot in each of them; what is exclusive can be told
+    /// The kernel counts what is shared with a snapshot in each of them; what is exclusive is known
     /// only from the metadata, through a reserved metadata snapshot.
     pub fn status(&self) -> Result<ThinStatus> {
         let status = self.dm.table_status(self.address()?, DmFlags::NOFLUSH);
@@ -136,7 +136,7 @@ impl ThinVolume {
     }
 
     /// Renames the device and its node (`DM_DEV_RENAME`). Open file descriptors stay valid. Clones of this handle
-    /// still have it, though they tell its old name and [path](Self::path).
+    /// still have it, though their name and [path](Self::path) are the old ones.
     ///
     /// # Errors
     /// EBUSY if the name is taken ([`Error::is_busy`]).
@@ -230,7 +230,7 @@ impl ThinVolume {
 /// A volume that is suspended as long as this lives: what a snapshot of an active volume asks for.
 ///
 /// Dropping it resumes the volume, if it is the last one of that volume in this process; only
-/// [`resume`](Self::resume) tells if that failed.
+/// [`resume`](Self::resume) returns the error of that.
 #[derive(Debug)]
 #[must_use]
 pub struct SuspendedVolume<'a> {

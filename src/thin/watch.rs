@@ -5,7 +5,7 @@
 //!   arm ─┴→ status of the pool ──→ compare event numbers ──→ poll until ready ─┘
 //! ```
 //!
-//! Any device's event makes the poll ready; two ioctls, on the one pool, tell whether it was this pool's.
+//! Any device's event makes the poll ready; two ioctls on the pool show whether it was this pool's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::kernel::DeviceNumber;
 use crate::thin::{Error, Result};
 use crate::units::Blocks;
 
-/// Something that its owner should know of a pool. Each is told when it begins, and again if it may have
+/// Something that its owner should know of a pool. Each is reported when it begins, and again if it may have
 /// ended and begun again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,7 +52,7 @@ pub enum PoolEvent {
     Failed,
     /// All is well again: after any of the above, the pool can be written to and has space.
     Recovered,
-    /// The pool's device is gone, or was made again. Nothing will be told any more.
+    /// The pool's device is gone, or was made again. No further event will follow.
     Removed,
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for PoolEvent {
 /// The events of one pool. As an iterator it blocks until there is one and ends when the pool is gone;
 /// an error does not end it.
 ///
-/// What holds when the watch begins is told first, so nothing is missed however late it begins.
+/// Conditions that hold when the watch begins are reported first, so nothing is missed however late it begins.
 ///
 /// `P` is a reference to the pool, or an [`Arc`] of it for a watcher that a thread or a task owns.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub(crate) struct WatchState {
     sequence: Option<Vec<u8>>,
     /// The event number that was last seen.
     seen: Option<EventNr>,
-    /// What holds, as far as it was told.
+    /// The conditions that were reported.
     told: Vec<PoolEvent>,
     pending: VecDeque<PoolEvent>,
     /// Whether the file is armed and the status was read after that.
@@ -215,7 +215,7 @@ impl WatchState {
         Ok(())
     }
 
-    /// After an event: what holds now and did not before is news.
+    /// After an event: reports the conditions that hold now and did not before.
     fn compare(&mut self, pool: &ThinPool, status: &PoolStatus) -> Result<()> {
         let holds = conditions(status, pool.table()?.0.low_water_mark);
         let is_old = |event: &PoolEvent| self.told.iter().any(|old| discriminant(old) == discriminant(event));

@@ -50,7 +50,7 @@ fn parse(line: &[u8]) -> Option<MountLine> {
     let mut fields = line.split(|&byte| byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;
-    // What else somebody bound from inside the file system is not its mount.
+    // A bind mount of a directory inside the file system is not its mount.
     fields.next().filter(|root| root == b"/")?;
     let target = OsString::from_vec(unescape(fields.next()?)).into();
     Some(MountLine { id, device, target })

@@ -15,7 +15,7 @@ const HEADER: usize = size_of::<dm_ioctl>();
 #[allow(clippy::cast_possible_truncation)] // 312
 const DATA_START: u32 = HEADER as u32;
 
-/// What errors tell of a secret.
+/// What errors show in place of a secret.
 pub(in crate::dm) const SECRET: &str = "secure data";
 
 /// What follows the header.
@@ -184,7 +184,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// What it asks for in particular, for errors. A secret is not told.
+    /// What it asks for in particular, for errors. A secret is not shown.
     pub(in crate::dm) fn detail(&self) -> Option<String> {
         match self.payload {
             Payload::None => None,

@@ -17,7 +17,7 @@ use crate::dm::{Error, Result};
 use crate::kernel::DeviceNumber;
 use crate::units::Sectors;
 
-/// How many events a device has had (`event_nr`). It wraps around, so that only another one is news, not
+/// How many events a device has had (`event_nr`). It wraps around, so only a different number is a new event, not
 /// a greater one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EventNr(pub u32);

@@ -35,7 +35,7 @@ pub(crate) fn check_blank(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -
     check_edges(kernel, file, path, |_, found| *found == zeroes[..found.len()])
 }
 
-/// The same, but the kernel may have formatted metadata there, or have begun to: each of its blocks tells its own
+/// The same, but the kernel may have formatted metadata there, or have begun to: each of its blocks contains its own
 /// number.
 pub(crate) fn check_unused_metadata(kernel: &dyn Kernel, file: &DeviceFile, path: &Path) -> Result<()> {
     check_edges(kernel, file, path, |at, found| {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Both copies say the same, apart from a crash between writing the one and the other: then the
-//! generation tells which is newer, and both describe what was there before.
+//! generation shows which is newer, and both describe what was there before.
 
 use uuid::Uuid;
 

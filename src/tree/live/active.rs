@@ -33,7 +33,7 @@ pub(in crate::tree) struct ActiveSnapshot {
     pub(in crate::tree) mounted: Option<Mounted>,
 }
 
-/// What [`ActiveSnapshot`] holds, for those who only look.
+/// What [`ActiveSnapshot`] holds, for callers that only read it.
 #[derive(Debug, Clone, Default)]
 pub(in crate::tree) struct ActiveView {
     pub(in crate::tree) device: Option<(PathBuf, DeviceNumber)>,

@@ -16,7 +16,7 @@ use crate::tree::{Error, Result};
 
 /// Files, directories and symbolic links that must exist in every snapshot.
 ///
-/// Directories on the way are made. Something of another kind in an entry's place is removed, except a
+/// Missing parent directories are made. A file of another type in an entry's place is removed, except a
 /// directory that is not empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InitLayer {

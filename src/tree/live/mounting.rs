@@ -125,7 +125,7 @@ impl Mounts {
                 self.release(id);
                 continue;
             };
-            // Until it is confirmed, device and target tell.
+            // Until it is confirmed, device and target identify it.
             let line = lines.iter().rfind(|line| {
                 line.device == note.device
                     && note.mount.map_or(line.target == note.target, |mount| mount.id == line.id)

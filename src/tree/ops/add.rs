@@ -57,8 +57,8 @@ impl SnapshotTree {
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
     /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full, read-only or failed,
     /// [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
-    /// [`Options::min_free_data`](crate::tree::Options::min_free_data); [`Error::Busy`] if a removed snapshot of that id
-    /// is still open. A failed call leaves nothing.
+    /// [`Options::min_free_data`](crate::tree::Options::min_free_data); [`Error::Busy`] if a removed snapshot of that
+    /// id is still open. A failed call leaves nothing.
     pub fn add(&self, id: impl AsRef<str>, parent: Parent<'_>) -> Result<()> {
         let id = id.as_ref();
         self.add_with(id, parent, &AddOptions::new())
@@ -137,13 +137,13 @@ impl SnapshotTree {
                     renamed = found;
                     renamed.suspend()?
                 }
-                // Its deferred removal came about.
+                // Its deferred removal has been carried out.
                 None => return Ok(self.pool.thin.create_snap(thin_id, &Origin::Inactive(parent.id()))?),
             },
             suspended => suspended?,
         };
         let sent = self.pool.thin.send(Message::CreateSnap { id: thin_id, origin: parent.id() });
-        // A parent that does not come back is worse than a snapshot that failed.
+        // A parent that stays suspended is worse than a failed snapshot.
         suspended.resume().inspect_err(|_| {
             if sent.is_obeyed() {
                 // Best effort: return the error of the resume.

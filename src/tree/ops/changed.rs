@@ -27,11 +27,11 @@ pub enum Since<'a> {
     Bookmark(&'a Bookmark),
 }
 
-/// A sealed snapshot, remembered without its data: what was written to its descendants since can still be told, by the
-/// time that the pool gives each block.
+/// A sealed snapshot, remembered without its data: what was written to its descendants since can still be determined,
+/// by the time that the pool gives each block.
 ///
 /// The limits of that: only snapshots that descend from the remembered one, as it was sealed, can be compared with it;
-/// once it is removed, what was discarded since is not reported; and a pool in which 2^24 snapshots were taken tells
+/// once it is removed, what was discarded since is not reported; and after 2^24 snapshots in a pool it shows
 /// nothing any more. [`SnapshotTree::unseal`] makes a bookmark worthless: what is written to the snapshot then has no
 /// later time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -93,9 +93,9 @@ pub(in crate::tree) struct Volume {
 
 impl SnapshotTree {
     /// Returns the parts of `target` that differ from what it is compared with: those that were written since, and
-    /// those that were discarded ([`ChangeKind::Hole`]). They are told by the pool's mappings, in whole blocks of the
-    /// pool: data that was overwritten with the same bytes is reported. Blocks of the metadata that both share are not
-    /// read, so the cost is that of what changed.
+    /// those that were discarded ([`ChangeKind::Hole`]). They are determined from the pool's mappings, in whole blocks
+    /// of the pool: data that was overwritten with the same bytes is reported. Blocks of the metadata that both share
+    /// are not read, so the cost is that of what changed.
     ///
     /// The pool's metadata snapshot is held for a batch of ranges at a time. Both snapshots should be sealed: what is
     /// written between two batches is reported or not, and what is still in the page cache is not.
@@ -143,7 +143,7 @@ impl SnapshotTree {
         }
     }
 
-    /// Returns what is needed to tell later what was written to the descendants of a sealed snapshot, even if the
+    /// Returns what is needed to determine later what was written to the descendants of a sealed snapshot, even if the
     /// snapshot is removed.
     ///
     /// # Errors

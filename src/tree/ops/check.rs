@@ -207,7 +207,7 @@ impl SnapshotTree {
             };
             let status = self.options.kernel.files().file_status(file.as_fd());
             let size = status.map_err(Error::io("stat", &path))?.size;
-            // The device keeps its size until it is told.
+            // A loop device keeps its size until LOOP_SET_CAPACITY.
             let expected = device.size()?.max(recorded);
             if size < expected {
                 findings.push(Finding::Truncated { path, size, expected });

@@ -26,7 +26,7 @@ impl SnapshotTree {
         })
     }
 
-    /// The snapshot's parent, the parent's parent, and so on, as far as they are there.
+    /// The snapshot's parent, the parent's parent, and so on, up to the base or to one that was removed.
     pub fn ancestors(&self, id: impl AsRef<str>) -> Result<Vec<SnapshotId>> {
         let id = id.as_ref();
         self.lineage(id, |graph, id| graph.ancestors(id.as_str()))

@@ -8,7 +8,7 @@ use crate::tree::holders::of_device;
 impl SnapshotTree {
     /// Who has the device of a snapshot open, or files of the file system on it, as far as this process can see. All of
     /// `/proc` is read for it. [`Error::Busy`](crate::tree::Error::Busy) and
-    /// [`Error::MountInUse`](crate::tree::Error::MountInUse) tell the same.
+    /// [`Error::MountInUse`](crate::tree::Error::MountInUse) name the same.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).

@@ -112,7 +112,7 @@ impl SnapshotTree {
         })
     }
 
-    /// What the errno of a mount means, where the pool or the volume tells.
+    /// The error of a failed mount, more precise where the state of the pool or of the volume explains it.
     pub(in crate::tree) fn why_not_mounted(&self, id: &str, volume: &ThinVolume, error: Error) -> Error {
         let Error::Mount(refused) = &error else { return error };
         match refused.errno {

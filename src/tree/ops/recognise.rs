@@ -10,7 +10,7 @@
 //! | active pool | its uuid, `DMTHIN-<tree>-pool` | a manager of this tree made it active | |
 //! | | its name, with device and inode of a root | it was this root's manager | [`Error::OtherRoot`], unless [`take_over_pool`] |
 //! | inactive pool | its devices, opened O_EXCL | not in use elsewhere | EBUSY, [`Error::BackingFile`] |
-//! | failed pool | as any active one; it tells no transaction id | it is this tree's; it is sent nothing | |
+//! | failed pool | as any active one; it reports no transaction id | it is this tree's; it is sent nothing | |
 //! | time | the pool's transaction id | see below | [`Error::ForeignPool`], [`Error::StateOlderThanPool`], [`Error::PoolOlderThanState`] |
 //! | volumes | the pool's metadata | see below | [`Error::StateOlderThanPool`] |
 //! | adopted pool | the name and the uuid that it was adopted with | it is the same one; all else in it is its owner's | [`Error::OptionConflict`] |
@@ -154,7 +154,7 @@ impl Opening<'_> {
         self.check_name(&status.name)?;
         let pool = ThinPool::open(self.dm.clone(), &status.name)?;
         let found = pool.status()?;
-        // A failed pool does not tell its time. Nothing is sent to one.
+        // A failed pool reports no transaction id. Nothing is sent to one.
         if let PoolStatus::Usage(usage) = &found {
             self.check_time(usage.transaction_id, &pool.name().to_string())?;
         }

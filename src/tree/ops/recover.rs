@@ -136,7 +136,7 @@ impl SnapshotTree {
                 dm.resume(&uuid)?;
             }
             let found = match mode {
-                // Then the kernel does not tell the tables of its volumes.
+                // Then the kernel does not report the tables of its volumes.
                 PoolMode::Fail => Some(self.pool.thin.volume(status, *thin_id)),
                 _ => self.pool.find(*thin_id)?,
             };
@@ -161,7 +161,7 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// Records removals that the pool has carried out: deleting once more would be an error in the kernel's log.
+    /// Records removals that the pool has carried out: deleting again would put an error into the kernel's log.
     fn record_deleted(&self, volumes: &BTreeSet<ThinId>) -> Result<()> {
         let deleted: Vec<_> = self.store.read(|graph| {
             let deleting = graph.deleting().iter();

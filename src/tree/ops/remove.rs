@@ -137,7 +137,8 @@ impl SnapshotTree {
         first_error.map(|()| left)
     }
 
-    /// The same as [`finish_removal`](Self::finish_removal), for who wants the id: an error tells who is in the way.
+    /// As [`finish_removal`](Self::finish_removal), for a caller that wants the id: an error names the processes that
+    /// have it open.
     pub(in crate::tree) fn free_id(&self, id: &SnapshotId) -> Result<()> {
         self.finish_removal(id).map_err(|error| self.pool.with_holders(Some(id.as_str()), error))
     }
@@ -190,7 +191,7 @@ impl SnapshotTree {
             return self.pool.delete(thin_id);
         }
         self.pool.delete(thin_id)?;
-        // Durable with the next change: until then an open records once more what is not there.
+        // Durable with the next change; an open before that records again that the volume is gone.
         self.store.append(done).map(drop)
     }
 
@@ -231,7 +232,7 @@ impl Drop for Reaper {
         drop(self.stop.take());
         // A child of fork does not have the thread.
         if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
-            // Its panic was told where it happened.
+            // A panic of the thread was reported there.
             let _ = thread.join();
         }
     }

@@ -43,8 +43,8 @@ impl SnapshotTree {
     /// Reads the pool's status once, and extends its files if
     /// [`Options::auto_extend`](crate::tree::Options::auto_extend) says so. Without such an option, neither needs it.
     ///
-    /// [`open`](Self::open) does this, and [`watch`](Self::watch) at every event. An exhausted one is worth another
-    /// try when the file system below has got more room.
+    /// [`open`](Self::open) does this, and [`watch`](Self::watch) at every event. A rule that is exhausted is worth
+    /// another try when the file system below has got more room.
     ///
     /// # Errors
     /// As [`AutoExtend::apply`].
@@ -54,7 +54,7 @@ impl SnapshotTree {
         self.extend()
     }
 
-    /// For who excludes other growth.
+    /// For a caller that excludes other growth.
     fn extend(&self) -> Result<Extended> {
         let Some(rule) = self.options.auto_extend else {
             return Ok(Extended::default());

@@ -92,8 +92,8 @@ impl<'a> SendOptions<'a> {
 
 impl SnapshotTree {
     /// Writes a sealed snapshot as a [stream]: all of it, or its difference to `base`, another sealed snapshot that the
-    /// receiver has. What differs is told by the pool's mappings ([`changed`](Self::changed)); runs of 4096 zeroes are
-    /// not written. Both snapshots stay active meanwhile; they may be renamed. Returns what the stream has.
+    /// receiver has. What differs is determined from the pool's mappings ([`changed`](Self::changed)); runs of 4096
+    /// zeroes are not written. Both snapshots stay active meanwhile; they may be renamed. Returns what the stream has.
     ///
     /// ```no_run
     /// use dm_thin::tree::{ReceiveOptions, SendOptions, SnapshotTree};
@@ -115,7 +115,9 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::InvalidOption`] if the base is larger than the snapshot; [`Error::UnknownSnapshot`];
-    /// [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails; [`Error::Io`] if a device does; [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program reads the pool's metadata.
+    /// [`Error::NotSealed`]; [`Error::NotZeroed`]; [`Error::Stream`] if `out` fails; [`Error::Io`] if a device does;
+    /// [`thin::Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program reads the pool's
+    /// metadata.
     pub fn send(
         &self,
         target: impl AsRef<str>,

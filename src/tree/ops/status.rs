@@ -146,7 +146,7 @@ impl SnapshotTree {
         SnapshotInfo { id, parent, labels, size, sealed, thin_id, device, mounted }
     }
 
-    /// How much of a snapshot is mapped. One that is not active is activated for the question.
+    /// How much of a snapshot is mapped. A snapshot that is not active is activated for this.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`]; [`thin::Error::PoolMode`] if the pool has failed.
@@ -154,7 +154,7 @@ impl SnapshotTree {
         let id = id.as_ref();
         self.with_snapshot(id, |active, snapshot| {
             if let Some(volume) = active.volume.as_ref().filter(|_| active.removal_deferred) {
-                // Asking is no reason for it to stay.
+                // It was activated for its status only.
                 match volume.status() {
                     Err(error) if error.errno() == Some(Errno::ENXIO) => active.forget_device(&self.pool)?,
                     status => return self.mapped(snapshot, &status?),

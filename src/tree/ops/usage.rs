@@ -25,9 +25,8 @@ pub struct SnapshotUsage {
 impl SnapshotTree {
     /// Returns what each snapshot has of the pool at this moment, alone and together with others, by their ids. Each
     /// block of the pool's mapping trees is read once, however many snapshots share it. What was written to a mounted
-    /// snapshot and is still in the page cache is not there yet. What is exclusive is told by comparing the mapping
-    /// trees:
-    /// see [`Metadata::usage`](crate::thin::metadata::Metadata::usage).
+    /// snapshot and is still in the page cache is not there yet. What is exclusive is determined by comparing the
+    /// mapping trees: see [`Metadata::usage`](crate::thin::metadata::Metadata::usage).
     ///
     /// # Errors
     /// [`Error::MetadataSnapHeld`](crate::thin::Error::MetadataSnapHeld) if another program holds the pool's metadata

@@ -17,8 +17,8 @@ use crate::tree::{Error, Result, SnapshotTree};
 pub struct PoolEvent {
     /// What happened.
     pub event: thin::PoolEvent,
-    /// What became of the files; `None` if the pool is gone, the tree is closed, or it failed: then the error was told
-    /// before.
+    /// How the files were extended; `None` if the pool is gone, the tree is closed, or it failed: then the error was
+    /// returned before.
     pub extended: Option<Extended>,
 }
 
@@ -29,13 +29,13 @@ pub struct PoolEvent {
 pub struct PoolWatcher<T = Arc<SnapshotTree>> {
     tree: T,
     state: WatchState,
-    /// The pool could not be extended for it, which was told first.
+    /// An event for which the pool could not be extended; the error was returned first.
     unanswered: Option<thin::PoolEvent>,
 }
 
 impl SnapshotTree {
-    /// The events of the pool: as an iterator, that blocks until there is one, and ends with the pool: with the
-    /// [`close`](Self::close) of the tree, unless the pool was adopted. Each is answered before it is told: the pool is
+    /// Returns an iterator over the events of the pool. It blocks until there is one, and ends with the pool: at the
+    /// [`close`](Self::close) of the tree, unless the pool was adopted. Before an event is returned, the pool is
     /// [extended](Self::extend_pool), as far as the options say so. That happens only while this is iterated, so give
     /// it a thread:
     ///
@@ -54,7 +54,7 @@ impl SnapshotTree {
     /// # }
     /// ```
     ///
-    /// An error does not end it. What keeps the pool from being extended is told first, the event after it.
+    /// An error does not end the iterator. If the pool cannot be extended, the error is returned first, then the event.
     ///
     /// # Errors
     /// [`dm::Error::TooOld`](crate::dm::Error::TooOld) before device-mapper interface 4.37.
@@ -80,7 +80,7 @@ impl<T: Deref<Target = SnapshotTree>> PoolWatcher<T> {
     /// wait for the file to become readable.
     ///
     /// # Errors
-    /// What keeps the pool from being extended; the event itself is told by the next call.
+    /// What keeps the pool from being extended; the next call returns the event itself.
     pub fn next_within(&mut self, timeout: Duration) -> Result<Option<PoolEvent>> {
         if let Some(event) = self.unanswered.take() {
             return Ok(Some(PoolEvent { event, extended: None }));

@@ -1,4 +1,4 @@
-//! Snapshots that are written before anybody sees them.
+//! Snapshots that are written before they are published.
 
 use uuid::Uuid;
 
@@ -32,7 +32,7 @@ pub struct SnapshotWriter<'a> {
     /// Open until it is published.
     file: Option<VolumeFile>,
     block_size: u64,
-    /// What becomes of the volume when this is dropped.
+    /// What happens to the volume when this is dropped.
     at_drop: AtDrop,
     /// Name and thin id.
     _reservation: Reservation<'a>,

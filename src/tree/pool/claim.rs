@@ -86,7 +86,7 @@ impl Claim {
     }
 }
 
-/// Another manager has it, whose root the name tells.
+/// Another manager has it; the device's name contains its root's device and inode numbers.
 fn taken(dm: &DeviceMapper, names: &Names, root: &Path, claim: &DeviceStatus) -> Error {
     let path = root.to_owned();
     if !names.is_of_root(&claim.name, LOCK) {

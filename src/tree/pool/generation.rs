@@ -7,7 +7,7 @@ use crate::tree::state::journal::State;
 use crate::tree::state::store::{Reservation, Store};
 use crate::tree::sync::{Lock, Rank};
 
-/// What of the state the pool has been told. Its lock is held over the messages.
+/// The generation of the state that the pool has. Its lock is held over the messages.
 #[derive(Debug)]
 pub(in crate::tree) struct PoolGeneration {
     told: Lock<Told>,
@@ -43,7 +43,7 @@ impl PoolGeneration {
     }
 
     /// Makes the pool's transaction id the one of the durable state. The message is sent in any case: whether the pool
-    /// can commit only a commit tells.
+    /// can commit is known only from a commit.
     pub(in crate::tree) fn sync(&self, pool: &ThinPool, store: &Store) -> Result<()> {
         self.told.lock().tell(pool, store, true)
     }

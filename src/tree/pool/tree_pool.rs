@@ -30,7 +30,7 @@ pub(in crate::tree) struct TreePool {
     pub(in crate::tree) generation: PoolGeneration,
     hold: HoldNote,
     claim: Lock<Claim>,
-    /// Held by who makes the pool larger, or takes it down.
+    /// Held while the pool is made larger or deactivated.
     resizing: Lock<()>,
     activations: AtomicU64,
 }
@@ -152,7 +152,7 @@ impl TreePool {
         Ok(live.map(|status| self.thin.active_volume(&status.name)).transpose()?)
     }
 
-    /// Finds a volume's device, and gives it its name and node again if somebody took them. `false` if it is gone.
+    /// Finds a volume's device, and restores its name and node if another program changed them. `false` if it is gone.
     pub(in crate::tree) fn recognise(&self, volume: &mut ThinVolume, id: &str) -> Result<bool> {
         let Some(status) = self.dm().find(&self.names.volume_uuid(volume.id())?)? else { return Ok(false) };
         if (status.name, status.number) != (*volume.name(), volume.number()) {
@@ -262,7 +262,7 @@ impl TreePool {
     }
 }
 
-/// Volumes of a tree that are active, told by their uuids.
+/// Active volumes of a tree, recognised by their uuids.
 pub(in crate::tree) fn active_devices(
     dm: &DeviceMapper,
     names: &Names,

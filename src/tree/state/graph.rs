@@ -184,7 +184,7 @@ pub(in crate::tree) enum Record {
     },
     /// A volume is there that is not published yet.
     Making(Making),
-    /// A receive has come to this offset.
+    /// A receive has written everything before this offset.
     Received {
         /// Its thin device.
         thin_id: ThinId,
@@ -480,7 +480,7 @@ impl Graph {
     }
 
     /// Rebuild what is not stored, and check what [`apply`](Self::apply) sees to: each thin id is used once, parents
-    /// are there, and nobody descends from himself. An added snapshot is nobody's parent yet, so no circle can close.
+    /// are there, and no snapshot descends from itself. A new snapshot has no children yet, so it closes no cycle.
     pub(in crate::tree) fn index(&mut self) -> Result<(), &'static str> {
         self.ids.check()?;
         self.used.clear();

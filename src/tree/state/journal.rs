@@ -11,7 +11,7 @@
 //!
 //! When the power goes, lines that were not synced yet may be there, torn or missing, in any combination.
 //! Each line says up to which one the journal was synced when it was written, and the file `lock` holds
-//! the number of the last one that a caller was told of. A bad line that neither vouches for, and what
+//! the number of the last one that was acknowledged to a caller. A bad line that neither vouches for, and what
 //! follows it, was never acknowledged and is cut off. Any other bad line is corruption.
 
 use std::path::Path;
@@ -83,7 +83,7 @@ pub(in crate::tree) struct State {
     /// Random bits of the tree that its pool carries; 0 in a tree that was last opened by a version without them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub nonce: u32,
-    /// The pool may not have been told of the nonce yet.
+    /// The pool may not have the nonce yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub new_nonce: bool,
     /// Rises at each open and close and with each window of thin ids, then in the pool's transaction id, too.
@@ -106,7 +106,7 @@ impl State {
                 Err("a generation that does not rise")
             }
             Record::Generation { generation } => {
-                // Raised only when the pool has been told of all before.
+                // Raised only when the pool has all before it.
                 (self.generation, self.new_nonce) = (*generation, false);
                 Ok(())
             }

@@ -143,7 +143,7 @@ mod tests {
         remove(&mut graph, "a1");
         assert_eq!(shape(&graph), ["a", "-a2", "b", "a1x"]);
         assert_eq!(graph.parent("a1x"), Some(Lineage::Removed(id("a1"))));
-        // Another snapshot of that id is nobody's parent yet, even one made from its namesake's child.
+        // A new snapshot with an id that was used before has no children yet.
         add(&mut graph, "a1", Some("a1x"));
         assert_eq!(shape(&graph), ["a", "-a2", "b", "a1x", "-a1"]);
         reread(&graph);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done, each state on the way can be read again, and holds no circle: reading checks that.
+        /// Every state in between can be read again and has no cycle: reading checks that.
         #[test]
         fn no_changes_close_a_circle(changes in proptest::collection::vec(any_change(), 0..60)) {
             let mut graph = Graph::default();

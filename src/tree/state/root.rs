@@ -25,7 +25,7 @@ pub(in crate::tree) struct Root {
     pub(in crate::tree) inode: u64,
     /// Every file of it is found from here.
     directory: Directory,
-    /// The directory that it is in; none if that is told by no path.
+    /// The directory that it is in; none if the path has no parent.
     above: Option<Directory>,
     /// Whether this call made it.
     made: bool,
@@ -156,7 +156,7 @@ impl Root {
                 // Best effort, as above.
                 let _ = files.remove_file(&pool, name.as_ref());
             }
-            // Something of somebody else's in it keeps it.
+            // It stays if another program put something into it.
             let _ = files.remove_directory(&self.directory, POOL.as_ref());
         }
         if let (true, Some(above), Some(name)) = (self.made, &self.above, self.current_path().file_name()) {

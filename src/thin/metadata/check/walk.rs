@@ -25,7 +25,7 @@ pub(super) struct Walker<'a> {
     /// What each block is used for; 0 if for nothing yet.
     uses: Vec<u8>,
     extents: Vec<Extent>,
-    /// Nothing below can be told where this is set.
+    /// Where this is set, nothing below is known.
     pub(super) damaged: bool,
 }
 

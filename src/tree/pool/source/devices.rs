@@ -71,7 +71,7 @@ pub(super) fn set_up(
 }
 
 /// Overwrites what was on the devices, if the tree was to take them whatever that is. Else there is nothing on them but
-/// what an earlier attempt has left: meanwhile somebody else may have used them.
+/// what an earlier attempt has left: another program may have used them since.
 pub(super) fn make(options: &Options, pool: &PoolRecord, data: &Path, metadata: &Path) -> Result<()> {
     let kernel = &*options.kernel;
     if options.force_device {
