@@ -1,4 +1,4 @@
-//! What can go wrong with a tree.
+//! The errors of a tree.
 
 use std::path::{Path, PathBuf};
 
@@ -213,14 +213,14 @@ pub enum Error {
     #[error(transparent)]
     Stream(#[from] StreamError),
 
-    /// No snapshot of that id.
+    /// No snapshot has that id.
     #[error("no snapshot {id:?}")]
     UnknownSnapshot {
         /// The id.
         id: String,
     },
 
-    /// A snapshot of that id is there already.
+    /// A snapshot with that id exists.
     #[error("snapshot {id:?} exists")]
     SnapshotExists {
         /// The id.
@@ -300,7 +300,7 @@ pub enum Error {
     Receive {
         /// The snapshot that was received.
         id: String,
-        /// How far it came.
+        /// How far it got.
         offset: Bytes,
         /// From where it can be continued; `None` if nothing is left of it.
         resume: Option<Bytes>,
@@ -347,7 +347,7 @@ pub enum Error {
         device: String,
         /// How often it is open.
         open_count: u32,
-        /// By whom, as far as `/proc` shows that.
+        /// The processes that have it open, as far as `/proc` shows them.
         holders: Vec<Holder>,
     },
 
@@ -358,7 +358,7 @@ pub enum Error {
         id: String,
         /// Where it is mounted.
         target: PathBuf,
-        /// Who uses it, as far as `/proc` shows that.
+        /// The processes that use it, as far as `/proc` shows them.
         holders: Vec<Holder>,
     },
 
@@ -398,7 +398,7 @@ pub enum Error {
     NoDirectory {
         /// The missing directory.
         above: PathBuf,
-        /// The one that it is to hold.
+        /// The path that cannot be made without it.
         path: PathBuf,
     },
 
@@ -486,7 +486,7 @@ impl From<MetadataError> for Error {
 }
 
 impl From<Error> for std::io::Error {
-    /// Of the kind that the errno has, or that the condition comes nearest to.
+    /// With the kind of the errno, or the nearest one to the condition.
     fn from(error: Error) -> Self {
         use std::io::ErrorKind;
         let kind = match (error.errno(), error.condition()) {

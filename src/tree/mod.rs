@@ -83,13 +83,13 @@ use state::store::Store;
 pub struct SnapshotTree {
     options: Options,
     root: Root,
-    /// What is durable.
+    /// The durable state.
     store: Store,
     /// The pool, and its devices.
     pool: TreePool,
-    /// What is active.
+    /// Active snapshots.
     live: LiveSnapshots,
-    /// What is mounted.
+    /// Mounted snapshots.
     mounts: Mounts,
     closed: AtomicBool,
 }
@@ -151,7 +151,7 @@ impl SnapshotTree {
             self.pool.retry_while_busy(&stale.name, || Ok(self.pool.dm().remove(&uuid)?))?;
         }
         self.pool.sweep_nodes()?;
-        // A close that failed may have come as far as that.
+        // An earlier close may have failed after this step.
         let there = match self.pool.thin.table() {
             Err(error) if error.is_not_found() => false,
             status => status.map(|_| true)?,
@@ -186,7 +186,7 @@ impl SnapshotTree {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// What an ioctl says when a close has taken its device away meanwhile.
+    /// The error of an ioctl whose device a concurrent close has removed is [`Error::Closed`].
     fn closed_or(&self, error: impl Into<Error>) -> Error {
         match error.into() {
             Error::Thin(thin::Error::Dm(dm::Error::Ioctl(_))) if self.closed.load(Ordering::Acquire) => {

@@ -18,9 +18,9 @@ use crate::units::{Blocks, Bytes};
 
 /// Options of a [`SnapshotTree`](crate::tree::SnapshotTree).
 ///
-/// What is not set takes its default when the tree is made, and what the tree was made with when it is
-/// opened again. Of an existing tree, a value that it does not have is refused. Sizes are minima: an existing tree's
-/// data and base grow to them, and what is larger already stays so.
+/// An option that is not set has its default when the tree is made, and the recorded value when the tree is opened
+/// again. A value that conflicts with the recorded one is refused. Sizes are minima: an existing tree's data and base
+/// grow to them, and stay as they are if they are larger.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
@@ -127,7 +127,7 @@ impl Options {
     }
 
     setters! {
-        /// Where the pool comes from. Default: loop files. Said of an existing tree, it has to be the same.
+        /// Where the pool comes from. Default: loop files. It cannot be changed later.
         pool_source: PoolSource => Some(pool_source);
         /// Overwrites what the devices of [`PoolSource::Device`] or [`PoolSource::Devices`] contain when the tree is
         /// made. Default false: [`thin::Error::DeviceInUse`](crate::thin::Error::DeviceInUse) unless their first and
@@ -209,7 +209,7 @@ impl Options {
         init_layer: InitLayer => init_layer;
         /// Whether to wait for udev. Default: where it runs.
         udev: UdevPolicy => udev;
-        /// Another kernel than the real one.
+        /// The kernel to use instead of the real one.
         kernel: Arc<dyn Kernel> => kernel;
     }
 
@@ -221,12 +221,12 @@ impl Options {
         checkpoint_at: Bytes => checkpoint_at;
     }
 
-    /// State and pool may be of different times: what no record knows may be all that there is of something.
+    /// State and pool may be from different points in time: a volume without a record may be the only copy of its data.
     pub(super) fn keeps_all(&self) -> bool {
         self.accept_older_state || self.accept_older_pool
     }
 
-    /// What is wrong regardless of any tree.
+    /// Checks that do not depend on an existing tree.
     pub(super) fn check(&self) -> Result<()> {
         if self.name_prefix.len() > 16 {
             return Err(invalid("name prefix", &self.name_prefix, "longer than 16 bytes"));
@@ -265,7 +265,7 @@ impl Options {
         Ok(())
     }
 
-    /// What is wrong for a tree that is to be made.
+    /// Checks for a tree that is to be made.
     pub(super) fn check_new(&self) -> Result<()> {
         let size = self.new_base_size();
         let is_allowed = self.mkfs_args.iter().any(|argument| argument == "--unsupported");
@@ -320,7 +320,7 @@ impl Options {
         }
     }
 
-    /// What has to be free.
+    /// The space guard that the options ask for.
     pub(super) fn guard(&self) -> SpaceGuard {
         let asked = |free: MinFree| !matches!(free, MinFree::Percent(0) | MinFree::Bytes(Bytes(0)));
         let mut guard = SpaceGuard::new();

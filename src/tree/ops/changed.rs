@@ -224,7 +224,7 @@ impl SnapshotTree {
         Ok((Volume { id: Some(name), thin_id }, size))
     }
 
-    /// The snapshot of that name is still the one that it was.
+    /// Checks that the snapshot is still the same one.
     fn check_volume(&self, volume: &Volume) -> Result<()> {
         let Some(id) = &volume.id else { return Ok(()) };
         let now = self.store.read(|graph| graph.get(id.as_str()).map(|found| found.thin_id));

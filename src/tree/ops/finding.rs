@@ -1,4 +1,4 @@
-//! What a check can find.
+//! The findings of a check.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub enum Finding {
     /// The pool's metadata snapshot is held, or was leaked by a process that died. It pins more and more space:
     /// [`ThinPool::release_metadata_snap`](crate::thin::ThinPool::release_metadata_snap).
     MetadataSnapHeld,
-    /// State and pool are of different times.
+    /// Transaction id mismatch: the pool's is not the one of the state's generation.
     Generation {
         /// The state's generation, which the pool's transaction id follows.
         state: TransactionId,

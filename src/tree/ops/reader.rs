@@ -89,7 +89,7 @@ impl SnapshotReader<'_> {
         &self.labels
     }
 
-    /// For a comparison: open, it cannot go.
+    /// For a comparison: while it is open, the snapshot cannot be removed.
     pub(in crate::tree) fn volume(&self) -> Volume {
         Volume { id: None, thin_id: self.thin_id }
     }

@@ -1,4 +1,4 @@
-//! What a tree says of itself.
+//! The status of a tree, of its snapshots and of its pool.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};
 
-/// The current facts of a snapshot.
+/// A snapshot and its current state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SnapshotInfo {
