@@ -44,7 +44,7 @@ pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
 pub use holders::holder::Holder;
 pub use live::init_layer::InitLayer;
-pub use ops::add::{AddOptions, Parent};
+pub use ops::add::{AddOptions, Consistency, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
 pub use ops::finding::{DeviceProblem, Finding};
 pub use ops::reader::SnapshotReader;

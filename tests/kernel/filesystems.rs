@@ -1,10 +1,13 @@
 //! File systems on snapshots: what is put into them, and what they give back.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
-use dm_thin::tree::{Filesystem, InitLayer, Parent, Removal, RemoveOptions, SnapshotTree};
+use dm_thin::tree::{
+    AddOptions, Consistency, Filesystem, InitLayer, Parent, Removal, RemoveOptions, SnapshotTree,
+};
 use dm_thin::units::Bytes;
 
 use crate::bench::{Bench, small};
@@ -99,6 +102,36 @@ fn a_snapshot_that_is_open_elsewhere_is_removed_when_it_is_closed() {
     assert_eq!(tree.reap().unwrap(), 0);
     tree.add("image", Parent::Base).unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn a_crash_consistent_snapshot_of_a_mounted_parent_has_what_was_synced() {
+    for filesystem in [Filesystem::Ext4, Filesystem::Xfs] {
+        let bench = Bench::new();
+        let options = || small().base_size(Bytes::mib(320)).filesystem(filesystem);
+        let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+        let (parent, child) = (bench.path().join("parent"), bench.path().join("child"));
+        tree.add("parent", Parent::Base).unwrap();
+        tree.mount("parent", &parent).unwrap();
+        for round in 0..3 {
+            let synced = fs::File::create(parent.join(format!("synced{round}"))).unwrap();
+            (&synced).write_all(&[round; 5000]).unwrap();
+            synced.sync_all().unwrap();
+            fs::write(parent.join(format!("cached{round}")), [round; 5000]).unwrap();
+            let options = AddOptions::new().consistency(Consistency::Crash);
+            tree.add_with("child", Parent::Snapshot("parent"), &options).unwrap();
+            tree.mount("child", &child).unwrap();
+            for round in 0..=round {
+                assert_eq!(fs::read(child.join(format!("synced{round}"))).unwrap(), [round; 5000]);
+            }
+            fs::write(child.join("own"), "text").unwrap();
+            tree.unmount("child").unwrap();
+            tree.remove("child").unwrap();
+        }
+        tree.unmount("parent").unwrap();
+        assert_eq!(tree.check().unwrap(), []);
+        tree.close().unwrap();
+    }
 }
 
 #[test]

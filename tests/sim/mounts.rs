@@ -12,7 +12,7 @@ use dm_thin::abi::mount::{MountFlags, UnmountFlags};
 use dm_thin::dm::UdevPolicy;
 use dm_thin::kernel::{DeviceNumber, Kernel};
 use dm_thin::model::ModelKernel;
-use dm_thin::tree::{AddOptions, Filesystem, InitLayer, Options, Parent, SnapshotTree};
+use dm_thin::tree::{AddOptions, Consistency, Filesystem, InitLayer, Options, Parent, SnapshotTree};
 use dm_thin::tree::{Error, Result};
 use dm_thin::units::Bytes;
 
@@ -39,7 +39,7 @@ struct Snapshot {
 /// What the call that is under way is about.
 #[derive(Clone, Debug)]
 enum Doubt {
-    Add { id: String, parent: Option<String>, size: Bytes },
+    Add { id: String, parent: Option<String>, size: Bytes, crash: bool },
     Remove(String),
     Mount(String),
     Unmount(String),
@@ -215,7 +215,8 @@ impl Simulation {
                     let parent = self.rng.pick(&names).cloned();
                     let least = parent.as_ref().map_or(SIZE, |parent| self.known[parent].size);
                     let size = if self.rng.one_in(3) { LARGE } else { least };
-                    self.call(Doubt::Add { id, parent, size });
+                    let crash = self.rng.one_in(3);
+                    self.call(Doubt::Add { id, parent, size, crash });
                 }
             }
             (2, Some(id)) if !mounted => self.call(Doubt::Remove(id)),
@@ -260,9 +261,10 @@ impl Simulation {
 
     fn act(&self, tree: &SnapshotTree, doubt: &Doubt) -> Result<()> {
         match doubt {
-            Doubt::Add { id, parent, size } => {
+            Doubt::Add { id, parent, size, crash } => {
                 let parent = parent.as_deref().map_or(Parent::Base, Parent::Snapshot);
-                tree.add_with(id, parent, &AddOptions::new().size(*size))
+                let consistency = if *crash { Consistency::Crash } else { Consistency::Filesystem };
+                tree.add_with(id, parent, &AddOptions::new().size(*size).consistency(consistency))
             }
             Doubt::Remove(id) => tree.remove(id),
             Doubt::Mount(id) => tree.mount(id, self.target(id)).map(drop),
@@ -272,14 +274,18 @@ impl Simulation {
 
     fn apply(&mut self, doubt: &Doubt) {
         match doubt {
-            Doubt::Add { id, parent, size } => {
+            Doubt::Add { id, parent, size, crash } => {
                 let mut value = match parent.as_ref().and_then(|parent| self.known.get_mut(parent)) {
                     Some(parent) => {
-                        if parent.mounted {
+                        if parent.mounted && !crash {
                             // It was frozen.
                             parent.value.synced();
                         }
-                        parent.value.clone()
+                        let mut value = parent.value.clone();
+                        if *crash {
+                            value.power_lost();
+                        }
+                        value
                     }
                     None => Cell::empty(),
                 };

@@ -9,7 +9,7 @@ use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::model::{Call, ModelKernel};
 use dm_thin::thin::ThinId;
 use dm_thin::tree::files::{RealDir, StateDir, StateFile};
-use dm_thin::tree::{Options, Parent, SnapshotTree};
+use dm_thin::tree::{AddOptions, Consistency, Filesystem, Options, Parent, SnapshotTree};
 
 use crate::rig::Rig;
 
@@ -139,5 +139,27 @@ fn a_failed_create_snap_is_undone_after_the_resume() {
     tree.add("b", Parent::Snapshot("a")).unwrap();
     assert_eq!(tree.check().unwrap(), []);
     tree.deactivate("a").unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_crash_consistent_snapshot_does_not_freeze_its_parent() {
+    let rig = Rig::new();
+    let tree = open(&rig, rig.options().filesystem(Filesystem::Ext4));
+    let target = |id: &str| rig.directory.path().join(id);
+    tree.add("parent", Parent::Base).unwrap();
+    tree.mount("parent", target("parent")).unwrap();
+    rig.kernel.write_file(&target("parent").join("cached"), b"1").unwrap();
+    for (id, consistency) in [("crash", Consistency::Crash), ("frozen", Consistency::Filesystem)] {
+        let options = AddOptions::new().consistency(consistency);
+        rig.kernel.clear_log();
+        tree.add_with(id, Parent::Snapshot("parent"), &options).unwrap();
+        assert_eq!(suspended(&rig.kernel.log()), [["DM_TARGET_MSG"]]);
+        tree.mount(id, target(id)).unwrap();
+        let cached = rig.kernel.read_file(&target(id).join("cached"));
+        assert_eq!(cached.is_ok(), consistency == Consistency::Filesystem, "{id}: {cached:?}");
+        tree.unmount(id).unwrap();
+    }
+    tree.unmount("parent").unwrap();
     tree.close().unwrap();
 }

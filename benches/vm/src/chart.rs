@@ -76,10 +76,11 @@ impl Svg {
 const SMALL: &str = "font-size=\"12\" fill=\"#6b7682\"";
 
 /// What the chart shows of the steps, in this order.
-const STEPS: [&str; 15] = [
+const STEPS: [&str; 16] = [
     "add",
     "add, origin active",
     "add, origin mounted",
+    "add, origin mounted, crash",
     "activate",
     "activate, lone",
     "add + activate",

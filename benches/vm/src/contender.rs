@@ -40,6 +40,11 @@ pub trait Stepwise: Contender {
     /// Makes a snapshot of another one, which is active or mounted.
     fn snapshot_of(&self, id: u32, origin: u32) -> Result<()>;
 
+    /// The same where what a power cut would leave of the origin is enough, for those who can do with less then.
+    fn crash_snapshot_of(&self, id: u32, origin: u32) -> Result<()> {
+        self.snapshot_of(id, origin)
+    }
+
     /// Activates and mounts a snapshot.
     fn mount(&self, id: u32, target: &Path) -> Result<()>;
 

@@ -237,7 +237,7 @@ fn record(
 }
 
 fn steps_of(contender: &dyn Stepwise, id: u32, target: &Path) -> Result<Times> {
-    let (child, other) = (id + 1, id + 2);
+    let (child, other, crashed) = (id + 1, id + 2, id + 3);
     let mut times = Times::new();
     timed(&mut times, "add", || contender.snapshot(id))?;
     drop(timed(&mut times, "activate", || contender.activate(id))?);
@@ -245,12 +245,14 @@ fn steps_of(contender: &dyn Stepwise, id: u32, target: &Path) -> Result<Times> {
     timed(&mut times, "deactivate", || contender.deactivate(id))?;
     timed(&mut times, "first mount", || contender.mount(id, target))?;
     timed(&mut times, "add, origin mounted", || contender.snapshot_of(other, id))?;
+    timed(&mut times, "add, origin mounted, crash", || contender.crash_snapshot_of(crashed, id))?;
     timed(&mut times, "unmount", || contender.unmount(id, target))?;
     timed(&mut times, "second mount", || contender.mount(id, target))?;
     contender.unmount(id, target)?;
     timed(&mut times, "remove", || contender.delete(id))?;
     contender.delete(child)?;
     contender.delete(other)?;
+    contender.delete(crashed)?;
     Ok(times)
 }
 

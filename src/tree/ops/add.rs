@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use crate::dm::DmFlags;
 use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::tree::names::BASE;
 use crate::tree::state::graph::{FsState, Record, Snapshot};
@@ -21,12 +22,27 @@ pub enum Parent<'a> {
     Snapshot(&'a str),
 }
 
+/// What a snapshot contains of a parent that is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Consistency {
+    /// Everything that was written before: the file system is frozen while the snapshot is made, so its caches are
+    /// written and its log is empty.
+    #[default]
+    Filesystem,
+    /// What the device would have after a power cut: everything that was synced, and any part of what was not. The file
+    /// system is not frozen, which takes most of the time that a snapshot of a mounted parent needs. Its log is replayed
+    /// when the snapshot is mounted for the first time.
+    Crash,
+}
+
 /// Options of one snapshot.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct AddOptions {
     pub(in crate::tree) size: Option<Bytes>,
     pub(in crate::tree) labels: Labels,
+    pub(in crate::tree) consistency: Consistency,
 }
 
 impl AddOptions {
@@ -39,6 +55,14 @@ impl AddOptions {
     #[must_use]
     pub fn size(mut self, size: Bytes) -> Self {
         self.size = Some(size);
+        self
+    }
+
+    /// What it contains of a parent that is mounted. Default: [`Consistency::Filesystem`]. Of a parent that is active and
+    /// not mounted by this machine it contains what was written to the device, in either case.
+    #[must_use]
+    pub fn consistency(mut self, consistency: Consistency) -> Self {
+        self.consistency = consistency;
         self
     }
 
@@ -111,12 +135,16 @@ impl SnapshotTree {
             }
             Parent::Snapshot(parent_id) => self.with_snapshot(parent_id, |active, parent| {
                 let parent_name = Some(SnapshotId::new(parent_id)?);
+                let freeze = match options.consistency {
+                    Consistency::Filesystem => DmFlags::empty(),
+                    Consistency::Crash => DmFlags::SKIP_LOCKFS,
+                };
                 let made =
                     self.derive(parent_name, (parent.size, parent.fs), options, reservation.thin_id)?;
                 // A sealed snapshot is read-only: no suspend needed.
                 let writable = active.volume.as_ref().filter(|_| parent.sealed.is_none());
                 let made = self.create_volume(reservation, made, |thin_id| match writable {
-                    Some(volume) => self.snap_active(thin_id, volume),
+                    Some(volume) => self.snap_active(thin_id, volume, freeze),
                     None => Ok(self.pool.thin.create_snap(thin_id, &Origin::Inactive(parent.thin_id))?),
                 });
                 let made = made.map_err(|error| self.pool.volume_gone(parent_id, parent.thin_id, error))?;
@@ -127,15 +155,15 @@ impl SnapshotTree {
 
     /// Creates a snapshot of an active parent, which is suspended meanwhile. Between suspend and resume there is the
     /// message and nothing else: whatever waits for the suspended device may be what a file of the root needs.
-    fn snap_active(&self, thin_id: ThinId, parent: &ThinVolume) -> Result<()> {
+    fn snap_active(&self, thin_id: ThinId, parent: &ThinVolume, flags: DmFlags) -> Result<()> {
         self.pool.thin.check_suspend()?;
         let renamed;
-        let suspended = match parent.suspend() {
+        let suspended = match parent.suspend_with(flags) {
             Err(error) if error.errno() == Some(Errno::ENXIO) => match self.pool.find(parent.id())? {
                 // Another program renamed it.
                 Some(found) => {
                     renamed = found;
-                    renamed.suspend()?
+                    renamed.suspend_with(flags)?
                 }
                 // Its deferred removal has been carried out.
                 None => return Ok(self.pool.thin.create_snap(thin_id, &Origin::Inactive(parent.id()))?),

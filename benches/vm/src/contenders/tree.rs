@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dm_thin::tree::files::StateDir;
-use dm_thin::tree::{Filesystem, Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::tree::{AddOptions, Consistency, Filesystem, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::Result;
@@ -91,6 +91,11 @@ impl Contender for Tree {
 impl Stepwise for Tree {
     fn snapshot_of(&self, id: u32, origin: u32) -> Result<()> {
         Ok(self.tree()?.add(name(id), Parent::Snapshot(&name(origin)))?)
+    }
+
+    fn crash_snapshot_of(&self, id: u32, origin: u32) -> Result<()> {
+        let options = AddOptions::new().consistency(Consistency::Crash);
+        Ok(self.tree()?.add_with(name(id), Parent::Snapshot(&name(origin)), &options)?)
     }
 
     fn mount(&self, id: u32, target: &Path) -> Result<()> {
