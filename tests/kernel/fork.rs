@@ -73,9 +73,9 @@ fn a_forked_child_is_refused() {
         refused(in_child.as_ref().unwrap().write_at(Bytes(0), b"lost"));
         drop(in_child.take());
     });
-    let journal = fs::read(bench.root().join("journal.jsonl")).unwrap();
+    let journal = fs::read(bench.root().join("journal.0")).unwrap();
     child.run();
-    assert_eq!(fs::read(bench.root().join("journal.jsonl")).unwrap(), journal);
+    assert_eq!(fs::read(bench.root().join("journal.0")).unwrap(), journal);
     let uuid = of_child.take().unwrap().commit_sealed().unwrap();
     assert_eq!(tree.check().unwrap(), []);
     assert_eq!(tree.get("a").unwrap().device, Some(device));

@@ -254,7 +254,7 @@ fn pain_11_a_stray_or_truncated_file() {
     let tree = bench.tree();
     tree.add("a", Parent::Base).unwrap();
     drop(tree);
-    let (root, journal) = (bench.root(), bench.root().join("journal.jsonl"));
+    let (root, journal) = (bench.root(), bench.root().join("journal.0"));
     fs::write(root.join("tmp123"), "stray").unwrap();
     fs::write(root.join("state.json.tmp"), "").unwrap();
     // A line that the power cut short, behind the last whole one.

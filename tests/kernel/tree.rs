@@ -242,7 +242,8 @@ fn a_state_older_than_its_pool_is_refused() {
     tree.close().unwrap();
     drop(tree);
     let root = bench.root();
-    let old = ["state.json", "journal.jsonl", "lock"].map(|name| (name, fs::read(root.join(name)).unwrap()));
+    let old = ["state.json", "journal.0", "journal.1", "lock"]
+        .map(|name| (name, fs::read(root.join(name)).unwrap()));
     let tree = bench.tree();
     tree.add("later", Parent::Base).unwrap();
     tree.close().unwrap();

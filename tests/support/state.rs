@@ -103,7 +103,8 @@ fn line(seq: u64, previous: u32, record: &str) -> (String, u32) {
 
 const FRESH: &str = include_str!("fresh-state.json");
 
-/// The first byte says what the others are.
+/// The first byte says what the others are; with its third bit, the second half of the journal's lines is in the other
+/// journal.
 pub fn fuzz(bytes: &[u8]) {
     let Some((&kind, rest)) = bytes.split_first() else { return };
     let text = String::from_utf8_lossy(rest);
@@ -130,7 +131,15 @@ pub fn fuzz(bytes: &[u8]) {
     let memory = Memory::default();
     let mut files = memory.0.lock().unwrap();
     files.insert("state.json".to_owned(), state);
-    files.insert("journal.jsonl".to_owned(), journal);
+    let (first, second) = if kind & 4 == 0 {
+        (journal, Vec::new())
+    } else {
+        let lines: Vec<_> = journal.split_inclusive(|&byte| byte == b'\n').collect();
+        let (first, second) = lines.split_at(lines.len() / 2);
+        (first.concat(), second.concat())
+    };
+    files.insert("journal.0".to_owned(), first);
+    files.insert("journal.1".to_owned(), second);
     let before = files.clone();
     drop(files);
     match open(&memory) {

@@ -1,12 +1,12 @@
 //! A root on a disk that is full: what is there can be removed. And on one that is slow: nobody waits for it to look.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 use dm_thin::Errno;
 use dm_thin::tree::Parent;
@@ -24,9 +24,14 @@ struct Disk {
     space: Arc<Space>,
 }
 
-#[derive(Debug, Default)]
+type Beside = Arc<dyn Fn(usize) + Send + Sync>;
+
+#[derive(Default)]
 struct Space {
     full: AtomicBool,
+    checkpoints: AtomicUsize,
+    /// What is done beside each checkpoint.
+    beside: Mutex<Option<Beside>>,
     /// Bytes that are reserved for each file.
     reserved: Mutex<HashMap<String, u64>>,
     pause: Mutex<Option<Pause>>,
@@ -57,6 +62,12 @@ impl Disk {
     }
 }
 
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Space")
+    }
+}
+
 impl Space {
     fn check(&self, name: &str, file: &dyn StateFile, end: u64) -> io::Result<()> {
         let has = file.size()?.max(self.reserved.lock().unwrap().get(name).copied().unwrap_or(0));
@@ -76,6 +87,7 @@ impl StateDir for Disk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.space.checkpoints.fetch_add(1, Ordering::Relaxed);
         self.dir.rename(from, to)
     }
 
@@ -106,6 +118,10 @@ impl StateFile for DiskFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.space.check(&self.name, &*self.file, offset + bytes.len() as u64)?;
+        let beside = self.space.beside.lock().unwrap().clone().filter(|_| self.name == "state.json.tmp");
+        if let Some(beside) = beside {
+            beside(self.space.checkpoints.load(Ordering::Relaxed));
+        }
         let pause = self.space.pause.lock().unwrap().take_if(|pause| pause.name == self.name);
         if let Some(pause) = pause {
             pause.begun.send(()).unwrap();
@@ -183,7 +199,9 @@ fn a_full_disk_allows_removals_after_a_checkpoint_and_a_reopen() {
             End::ClosedAndCut => {
                 tree.close().unwrap();
                 drop(tree);
-                disk.open("journal.jsonl", false).unwrap().set_len(0).unwrap();
+                for name in ["journal.0", "journal.1"] {
+                    disk.open(name, false).unwrap().set_len(0).unwrap();
+                }
                 open(&rig)
             }
         };
@@ -231,7 +249,7 @@ fn readers_do_not_wait_for_a_sync() {
     let disk = Disk::new(&rig);
     let tree = rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
     tree.add("a", Parent::Base).unwrap();
-    let (has_begun, go_on) = disk.pause("journal.jsonl");
+    let (has_begun, go_on) = disk.pause("journal.0");
     thread::scope(|scope| {
         let adding = scope.spawn(|| tree.add("b", Parent::Base));
         has_begun.recv().unwrap();
@@ -275,5 +293,68 @@ fn grow_pool_is_durable_beside_a_running_checkpoint() {
         assert!(state.contains(&format!("\"data_size\": {}", size.0)));
         adding.join().unwrap().unwrap();
     });
+    tree.close().unwrap();
+}
+
+/// Nothing that a change needs is locked while a checkpoint is written, and a change that comes meanwhile does not make
+/// the next one begin with a checkpoint.
+#[test]
+fn changes_beside_each_checkpoint_need_no_further_ones() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let at = 2000;
+    let open = || {
+        let options = rig.options().checkpoint_at(Bytes(at)).state_dir(Arc::new(disk.clone()));
+        rig.open(options).unwrap()
+    };
+    let tree = Arc::new(open());
+    let weak = Arc::downgrade(&tree);
+    let beside = move |checkpoint| {
+        let Some(tree) = weak.upgrade() else { return };
+        tree.add(format!("beside-{checkpoint}"), Parent::Base).unwrap();
+    };
+    *disk.space.beside.lock().unwrap() = Some(Arc::new(beside));
+    disk.space.checkpoints.store(0, Ordering::Relaxed);
+    let changes = 200;
+    for n in 0..changes / 2 {
+        tree.add(format!("{n}"), Parent::Base).unwrap();
+        tree.remove(format!("{n}")).unwrap();
+    }
+    *disk.space.beside.lock().unwrap() = None;
+    let checkpoints = disk.space.checkpoints.load(Ordering::Relaxed);
+    // Up to two lines each, under 200 bytes.
+    let most = 2 * changes * 200 / usize::try_from(at).unwrap();
+    assert!((2..=most).contains(&checkpoints), "{checkpoints} checkpoints, at most {most}");
+    assert_eq!((tree.list().len(), tree.check().unwrap()), (checkpoints, vec![]));
+    drop(tree);
+    let tree = open();
+    assert_eq!((tree.list().len(), tree.check().unwrap()), (checkpoints, vec![]));
+    tree.close().unwrap();
+}
+
+#[test]
+fn changes_go_on_while_a_checkpoint_is_written() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let open = || {
+        let options = rig.options().checkpoint_at(Bytes(2000)).state_dir(Arc::new(disk.clone()));
+        rig.open(options).unwrap()
+    };
+    let tree = open();
+    let (has_begun, go_on) = disk.pause("state.json.tmp");
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| (0..40).for_each(|n| tree.add(format!("a{n}"), Parent::Base).unwrap()));
+        has_begun.recv().unwrap();
+        // More than would begin the next checkpoint.
+        (0..40).for_each(|n| tree.add(format!("b{n}"), Parent::Base).unwrap());
+        (0..20).for_each(|n| tree.remove(format!("b{n}")).unwrap());
+        go_on.send(()).unwrap();
+        adding.join().unwrap();
+    });
+    assert_eq!((tree.list().len(), tree.check().unwrap()), (60, vec![]));
+    // As after a kill: the journals have what no checkpoint contains.
+    drop(tree);
+    let tree = open();
+    assert_eq!((tree.list().len(), tree.check().unwrap()), (60, vec![]));
     tree.close().unwrap();
 }

@@ -15,7 +15,7 @@ use dm_thin::units::{Bytes, Sectors};
 use crate::rig::Rig;
 
 /// The files of the state, without the pool.
-const STATE: [&str; 3] = ["state.json", "journal.jsonl", "lock"];
+const STATE: [&str; 4] = ["state.json", "journal.0", "journal.1", "lock"];
 
 fn save(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     STATE.iter().map(|name| root.join(name)).map(|path| (path.clone(), fs::read(&path).unwrap())).collect()

@@ -74,7 +74,7 @@ fn oversized_state_files_are_refused_unread() {
         set_len(name, 1 << 40);
         rig.tree().close().unwrap();
     }
-    for name in ["journal.jsonl", "state.json"] {
+    for name in ["journal.0", "state.json"] {
         set_len(name, 1 << 40);
         let error = rig.open(rig.options()).unwrap_err();
         let path = rig.root().join(name);

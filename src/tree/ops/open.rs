@@ -21,7 +21,7 @@ use crate::tree::state::graph::{FsState, Graph};
 use crate::tree::state::identity;
 use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
-use crate::tree::state::store::Store;
+use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store};
 use crate::tree::{Error, Result};
 use crate::tree::{Options, SnapshotTree, pool::source, pool::tree_pool::TreePool};
 
@@ -158,11 +158,12 @@ fn new_state(options: &Options, pool: PoolRecord) -> State {
 
 /// A pool, or changes, without a state: something was lost, and nothing may be written over the rest.
 fn refuse_orphans(options: &Options, root: &Root, dir: &dyn StateDir) -> Result<()> {
-    let journal = dir.open("journal.jsonl", false).and_then(|file| file.size());
+    let has_lines =
+        |name: &&&str| dir.open(name, false).and_then(|file| file.size()).is_ok_and(|size| size > 0);
     let path = if source::has_files(options, root) {
         root.pool_path()
-    } else if journal.is_ok_and(|size| size > 0) {
-        root.path.join("journal.jsonl")
+    } else if let Some(name) = JOURNALS.iter().chain(&[OLD_JOURNAL]).find(has_lines) {
+        root.path.join(name)
     } else {
         return Ok(());
     };

@@ -3,9 +3,13 @@
 //! `tests/support/states/format-N` is what the first version with that format wrote. A new format gets a new directory;
 //! `DM_THIN_WRITE_STATE=DIRECTORY` makes this test write one.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+
+use tempfile::TempDir;
 
 use crate::dm::UdevPolicy;
 use crate::model::ModelKernel;
@@ -13,8 +17,6 @@ use crate::tree::state::files::RealDir;
 use crate::tree::state::store::Store;
 use crate::tree::{AddOptions, Filesystem, Lineage, Options, Parent, PoolSource, SnapshotId, SnapshotTree};
 use crate::units::Bytes;
-
-const FILES: [&str; 3] = ["state.json", "journal.jsonl", "lock"];
 
 fn write(to: &Path) {
     let directory = tempfile::tempdir().unwrap();
@@ -40,20 +42,34 @@ fn write(to: &Path) {
     tree.remove("removed").unwrap();
     tree.create("made", None, &AddOptions::new().size(Bytes::mib(1))).unwrap().commit_sealed().unwrap();
     fs::create_dir_all(to).unwrap();
-    for name in FILES {
+    for name in ["state.json", "journal.0", "journal.1", "lock"] {
         fs::copy(root.join(name), to.join(name)).unwrap();
     }
 }
 
 #[test]
 fn format_1_is_read() {
+    let root = read("format-1");
+    // It is format 2 now, which an earlier version refuses.
+    let files: BTreeSet<_> =
+        fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(files.contains(OsStr::new("journal.0")) && !files.contains(OsStr::new("journal.jsonl")));
+}
+
+#[test]
+fn format_2_is_read() {
     if let Some(to) = std::env::var_os("DM_THIN_WRITE_STATE") {
         write(to.as_ref());
     }
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/states/format-1");
+    read("format-2");
+}
+
+fn read(format: &str) -> TempDir {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/states").join(format);
     let root = tempfile::tempdir().unwrap();
-    for name in FILES {
-        fs::copy(kept.join(name), root.path().join(name)).unwrap();
+    for entry in fs::read_dir(kept).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), root.path().join(entry.file_name())).unwrap();
     }
     let dir = RealDir::new(fs::File::open(root.path()).unwrap());
     let store = Store::load(root.path().into(), Arc::new(dir)).unwrap().unwrap();
@@ -77,4 +93,5 @@ fn format_1_is_read() {
     );
     let (source, filesystem) = store.read_state(|state| (state.pool.source.clone(), state.filesystem));
     assert_eq!((source, filesystem), (PoolSource::LoopFiles, Filesystem::None));
+    root
 }

@@ -1,9 +1,13 @@
-//! The format of the state: a checkpoint, `state.json`, and the changes since, `journal.jsonl`. Pure.
+//! The format of the state: a checkpoint, `state.json`, and the changes since, in two journals by turns. Pure.
 //!
 //! ```text
-//! state.json     {"checksum": "<crc32 of the text of state>", "state": { … }}
-//! journal.jsonl  {"seq":7,"synced":6,"crc":"<crc32>","record":{"op":"add", … }}
+//! state.json           {"checksum": "<crc32 of the text of state>", "state": { … }}
+//! journal.0 journal.1  {"seq":7,"synced":6,"crc":"<crc32>","record":{"op":"add", … }}
 //! ```
+//!
+//! Lines are written to one journal, over what it contained, until a checkpoint is due. Then it is synced, and the next
+//! line begins the other journal. When the checkpoint is durable, the first journal is free. What is left in a journal
+//! of an earlier turn, behind the end or in all of it, is passed over: its numbers are too low.
 //!
 //! A line's CRC covers the CRC of the line before it and all of its own fields. So lines cannot be
 //! exchanged, repeated or left out. The checkpoint holds the number and the CRC of the last line that it
@@ -29,8 +33,8 @@ use crate::tree::state::size::SIZE_MAX;
 use crate::tree::{Error, Result};
 use crate::units::{Blocks, Bytes};
 
-/// The format that this crate writes.
-pub(in crate::tree) const FORMAT: u32 = 1;
+/// The format that this crate writes. It reads format 1 as well, which has one journal.
+pub(in crate::tree) const FORMAT: u32 = 2;
 
 /// A place in the journal: the last line that was taken in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,8 +191,8 @@ pub(in crate::tree) fn decode_state(bytes: &[u8], path: &Path) -> Result<State> 
         format: u32,
     }
     let Format { format } = serde_json::from_str(text).map_err(in_json)?;
-    if format != FORMAT {
-        return Err(corrupt(format!("format {format}; this version reads format {FORMAT}")));
+    if ![1, FORMAT].contains(&format) {
+        return Err(corrupt(format!("format {format}; this version reads formats 1 and {FORMAT}")));
     }
     let mut state: State = serde_json::from_str(text).map_err(in_json)?;
     state.check_sizes().map_err(|error| corrupt(error.to_string()))?;
@@ -212,58 +216,108 @@ pub(in crate::tree) fn encode_line(
     Ok((bytes, Position { seq, crc }))
 }
 
-/// What was read of the journal.
+/// What was read of the journals.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::tree) struct Replayed {
     /// The last line taken in.
     pub last: Position,
+    /// The journal that it is in.
+    pub current: usize,
     /// Bytes up to its end; 0 if everything is in the checkpoint.
     pub len: u64,
+    /// Bytes of each journal that are whole lines.
+    pub ends: [u64; 2],
+    /// Whether lines of the other journal were taken in as well.
+    pub needs_other: bool,
 }
 
-/// Takes the journal's changes into `state`.
+/// A journal as it was read.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::tree) struct Journal<'a> {
+    pub path: &'a Path,
+    pub bytes: &'a [u8],
+}
+
+impl Journal<'_> {
+    /// The number of its first line. Nothing readable is later than all: it was begun last.
+    fn first(&self) -> u64 {
+        let line = self.bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        serde_json::from_slice(line).map_or(u64::MAX, |line: Line<'_>| line.seq)
+    }
+
+    fn corrupt(&self, line: usize, reason: String) -> Error {
+        Error::Corrupt { path: self.path.into(), line: Some(line), reason }
+    }
+}
+
+/// Takes the journals' changes into `state`.
 ///
 /// What the power cut short is left out: lines from the first bad one on, if nobody was told that it is
-/// there. [`Error::Corrupt`] for any other bad line, and for a journal that ends before `acknowledged`.
+/// there. [`Error::Corrupt`] for any other bad line, and for journals that end before `acknowledged`.
 pub(in crate::tree) fn replay(
     state: &mut State,
-    bytes: &[u8],
-    path: &Path,
+    journals: [Journal<'_>; 2],
     acknowledged: u64,
 ) -> Result<Replayed> {
-    let corrupt =
-        |line: usize, reason: String| Error::Corrupt { path: path.into(), line: Some(line), reason };
-    let mut last = state.journal;
-    let mut before = None;
-    let (mut at, mut number) = (0, 0);
-    while at < bytes.len() {
-        number += 1;
-        let end = bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |len| at + len);
-        let (position, record) = match parse(&bytes[at..end], before, last) {
-            Ok(line) => line,
-            Err(reason) if last.seq < acknowledged || is_known_durable(&bytes[end..], last.seq + 1) => {
-                return Err(corrupt(number, reason));
+    let covered = state.journal;
+    let mut replayed = Replayed { last: covered, current: 0, len: 0, ends: [0; 2], needs_other: false };
+    let order = if journals[1].first() < journals[0].first() { [1, 0] } else { [0, 1] };
+    let mut last_number = 1;
+    // Where the lines of a journal end, and what is known of what follows.
+    let mut bad: Option<(usize, usize, String, bool)> = None;
+    for which in order {
+        let journal = &journals[which];
+        let bytes = journal.bytes;
+        let (mut at, mut before, mut number) = (0, None, 0);
+        while at < bytes.len() {
+            number += 1;
+            let end = bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |len| at + len);
+            let (position, record) = match parse(&bytes[at..end], before, replayed.last) {
+                Ok(line) => line,
+                Err(reason) => {
+                    // A line that does not follow a damaged journal is evidence itself.
+                    let rest = if bad.is_some() { at } else { end };
+                    let is_durable = is_known_durable(&bytes[rest..], replayed.last.seq + 1);
+                    // The first bad line is the one to report.
+                    let first = bad.take().map(|(which, number, reason, durable)| {
+                        (which, number, reason, durable || is_durable)
+                    });
+                    bad = first.or(Some((which, number, reason, is_durable)));
+                    break;
+                }
+            };
+            if position.seq == covered.seq && position != covered {
+                return Err(journal.corrupt(number, "not the line that the checkpoint contains".into()));
             }
-            Err(_) => break,
-        };
-        if position.seq == state.journal.seq && position != state.journal {
-            return Err(corrupt(number, "not the line that the checkpoint contains".into()));
+            if position.seq > covered.seq {
+                state.apply(&record).map_err(|reason| journal.corrupt(number, reason.into()))?;
+                // The other journal ended where this one goes on.
+                bad = bad.filter(|(bad, ..)| *bad == which);
+                replayed.needs_other |= replayed.len > 0 && replayed.current != which;
+                (replayed.last, replayed.current) = (position, which);
+                replayed.len = bytes.len().min(end + 1) as u64;
+            }
+            before = Some(position);
+            if which == replayed.current {
+                last_number = number;
+            }
+            at = bytes.len().min(end + 1);
         }
-        if position.seq > state.journal.seq {
-            state.apply(&record).map_err(|reason| corrupt(number, reason.into()))?;
-            last = position;
+        replayed.ends[which] = at as u64;
+    }
+    let last = replayed.last.seq;
+    match bad {
+        Some((which, number, reason, is_durable)) if is_durable || last < acknowledged => {
+            Err(journals[which].corrupt(number, reason))
         }
-        before = Some(position);
-        at = bytes.len().min(end + 1);
+        _ if last < acknowledged => {
+            let reason = format!("ends with change {last}, but change {acknowledged} was made");
+            Err(journals[replayed.current].corrupt(last_number, reason))
+        }
+        // Of journals that are all in the checkpoint, the last lines may be missing: what is written next could not
+        // follow them.
+        _ => Ok(replayed),
     }
-    if last.seq < acknowledged {
-        let reason = format!("ends with change {}, but change {acknowledged} was made", last.seq);
-        return Err(corrupt(number.max(1), reason));
-    }
-    // Of a journal that is all in the checkpoint, the last lines may be missing: what is written next
-    // could not follow them.
-    let len = if last == state.journal { 0 } else { at as u64 };
-    Ok(Replayed { last, len })
 }
 
 /// One line, checked against the one before it. The first one follows the checkpoint, or lies before

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use crate::kernel::{DeviceNumber, Directory, Entry, FileLock, Files, Kernel, Links};
 use crate::tree::holders;
 use crate::tree::state::files::{RealDir, StateDir};
+use crate::tree::state::store::JOURNALS;
 use crate::tree::{Error, Result, RootProblem};
 
 const POOL: &str = "pool";
@@ -144,8 +145,9 @@ impl Root {
         {
             return;
         }
+        let [first, second] = JOURNALS;
         for name in
-            ["lock", "state.json.tmp", "journal.jsonl", "mounts.json", "mounts.json.tmp", "metadata-snapshot"]
+            ["lock", "state.json.tmp", first, second, "mounts.json", "mounts.json.tmp", "metadata-snapshot"]
         {
             // Best effort: the error that undoes the tree is returned. Most of them are not there.
             let _ = dir.remove(name);
@@ -193,14 +195,14 @@ mod tests {
         let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
         let options = options.kernel(Arc::new(ModelKernel::new()));
         let mut tree = SnapshotTree::open(&path, options.clone()).unwrap();
-        let journal = fs::read(path.join("journal.jsonl")).unwrap();
+        let journal = fs::read(path.join("journal.0")).unwrap();
         // As in a child: the same values, another process.
         tree.root.lock.inherit();
         let pid = std::process::id() + 1;
         for result in [tree.add("a", Parent::Base), tree.remove("a"), tree.close(), tree.reap().map(drop)] {
             assert!(matches!(result, Err(Error::Forked { pid: it }) if it == pid), "{result:?}");
         }
-        assert_eq!(fs::read(path.join("journal.jsonl")).unwrap(), journal);
+        assert_eq!(fs::read(path.join("journal.0")).unwrap(), journal);
         drop(tree);
         // The parent's tree is still locked.
         assert!(matches!(SnapshotTree::open(&path, options), Err(Error::Locked { .. })));

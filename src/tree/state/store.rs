@@ -13,7 +13,7 @@ use crate::kernel::Process;
 use crate::thin::ThinId;
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
 use crate::tree::state::graph::{Graph, Record};
-use crate::tree::state::journal::{self, State};
+use crate::tree::state::journal::{self, FORMAT, Journal, Replayed, State};
 use crate::tree::sync::{Changed, Guard, Lock, Rank};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId};
@@ -23,7 +23,10 @@ pub(in crate::tree) use reservation::Reservation;
 
 const STATE: &str = "state.json";
 const STATE_TMP: &str = "state.json.tmp";
-const JOURNAL: &str = "journal.jsonl";
+/// Each is written to by turns: see `journal`.
+pub(in crate::tree) const JOURNALS: [&str; 2] = ["journal.0", "journal.1"];
+/// The one journal of format 1.
+pub(in crate::tree) const OLD_JOURNAL: &str = "journal.jsonl";
 /// The lock file holds the number of the last acknowledged change: see `journal`.
 const MARK: &str = "lock";
 
@@ -36,7 +39,7 @@ const JOURNAL_MAX: u64 = 512 << 20;
 const REMOVAL: u64 = 400;
 /// Room for the generations and windows that are recorded meanwhile: some fifty opens and closes.
 const GENERATIONS: u64 = 16 << 10;
-/// The journal's room is reserved in such steps.
+/// A journal's room is reserved, and written with zeroes, in such steps.
 const ROOM: u64 = 64 << 10;
 
 /// The durable tree.
@@ -45,7 +48,7 @@ pub(in crate::tree) struct Store {
     root: PathBuf,
     tree: Uuid,
     dir: Arc<dyn StateDir>,
-    journal: Box<dyn StateFile>,
+    journals: [Box<dyn StateFile>; 2],
     mark: Box<dyn StateFile>,
     end: Lock<JournalEnd>,
     inner: Lock<Inner>,
@@ -57,16 +60,25 @@ pub(in crate::tree) struct Store {
 /// Where the next line goes. The lock serialises writers.
 #[derive(Debug)]
 struct JournalEnd {
-    /// Bytes of the journal.
+    /// The journal that is written to. [`Inner`] has it, too, for those who sync.
+    current: usize,
+    /// Bytes of it.
     len: u64,
-    /// Bytes for which the journal has room.
-    room: u64,
+    /// Bytes for which each journal has room.
+    rooms: [u64; 2],
+    /// Bytes of each journal that are known to be written: a line over them changes neither its size nor its extents, so
+    /// that syncing it takes no commit of the file system's journal.
+    written: [u64; 2],
 }
 
 #[derive(Debug)]
 struct Inner {
     /// Checkpoint and every line written since, synced or not.
     state: State,
+    /// The journal that contains the last line. What is not in it of the lines before is durable.
+    current: usize,
+    /// The checkpoint contains all of the other journal.
+    other_is_free: bool,
     /// Bytes of the last checkpoint.
     checkpoint_len: u64,
     /// Lines up to this one are durable.
@@ -103,27 +115,53 @@ impl Store {
         dir.sync().map_err(Error::io("sync", &root))?;
         let mut state = journal::decode_state(&bytes, &path)?;
         let checkpoint_len = bytes.len() as u64;
-        let (journal, mark) = open_files(&root, &*dir)?;
-        let path = root.join(JOURNAL);
-        let bytes = read(&*journal, 2 * JOURNAL_MAX, &path)?;
+        // Format 2 has two journals; the one of format 1 becomes the first of them.
+        let is_old = state.format != FORMAT && dir.open(OLD_JOURNAL, false).is_ok();
+        let names = if is_old { [OLD_JOURNAL, JOURNALS[1]] } else { JOURNALS };
+        let paths = names.map(|name| root.join(name));
+        let mut contents = [Vec::new(), Vec::new()];
+        for ((contents, name), path) in contents.iter_mut().zip(names).zip(&paths) {
+            match dir.open(name, false) {
+                Ok(journal) => *contents = read(&*journal, 2 * JOURNAL_MAX, path)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("read", path)(error)),
+            }
+        }
+        let mark = open_mark(&root, &*dir)?;
         let acknowledged = read_mark(&*mark, state.tree);
-        let replayed = journal::replay(&mut state, &bytes, &path, acknowledged)?;
+        let both = [0, 1].map(|which| Journal { path: &paths[which], bytes: &contents[which] });
+        let replayed = journal::replay(&mut state, both, acknowledged)?;
         state.journal = replayed.last;
-        let mut len = replayed.len;
-        if len > 0 && bytes[..usize::try_from(len).unwrap_or(0)].last() != Some(&b'\n') {
-            journal.write_at(len, b"\n").map_err(Error::io("write", &path))?;
-            len += 1;
+        // Nothing has been changed so far.
+        if is_old {
+            dir.rename(OLD_JOURNAL, JOURNALS[0]).map_err(Error::io("rename", &paths[0]))?;
         }
-        // What the power cut off must not follow a line that is written next. The file keeps its size, and so the room
-        // for removals.
-        let rest = bytes.get(usize::try_from(len).unwrap_or(usize::MAX)..).unwrap_or_default();
-        if rest.iter().any(|byte| *byte != 0) {
-            journal.write_at(len, &vec![0; rest.len()]).map_err(Error::io("cut", &path))?;
+        let journals = open_journals(&root, &*dir)?;
+        let Replayed { current, mut len, mut ends, .. } = replayed;
+        let ends_whole = |len: u64| contents[current][..usize::try_from(len).unwrap_or(0)].ends_with(b"\n");
+        if len > 0 && !ends_whole(len) {
+            journals[current].write_at(len, b"\n").map_err(Error::io("write", &paths[current]))?;
+            (len, ends[current]) = (len + 1, len + 1);
         }
-        // What was read may have been written by a process that died before its sync.
-        journal.sync().map_err(Error::io("sync", &path))?;
+        for which in [0, 1] {
+            // What the power cut off must not follow a line that is written next. The file keeps its size, and so the
+            // room for removals.
+            let whole = usize::try_from(ends[which]).unwrap_or(usize::MAX);
+            let rest = contents[which].get(whole..).unwrap_or_default();
+            if rest.iter().any(|byte| *byte != 0) {
+                let cut = journals[which].write_at(ends[which], &vec![0; rest.len()]);
+                cut.map_err(Error::io("cut", &paths[which]))?;
+            }
+            // What was read may have been written by a process that died before its sync.
+            journals[which].sync().map_err(Error::io("sync", &paths[which]))?;
+        }
         dir.sync().map_err(Error::io("sync", &root))?;
-        let store = Self::new(root, dir, journal, mark, state, len, checkpoint_len);
+        let end = JournalEnd { current, len, rooms: [0; 2], written: [0; 2] };
+        // A version that knows one journal must not find a state of its format beside two.
+        let other_is_free = !replayed.needs_other && state.format == FORMAT;
+        let store = Self::new(root, dir, journals, mark, state, end, checkpoint_len);
+        store.lock().other_is_free = other_is_free;
+        store.lock().state.format = FORMAT;
         // Best effort: on a disk that is full by now, the last manager's room is still there.
         let _ = store.reserve_room(&mut store.journal_end(), 0);
         Ok(Some(store))
@@ -131,10 +169,13 @@ impl Store {
 
     /// Begins a tree: its first checkpoint is durable when this returns.
     pub(in crate::tree) fn create(root: PathBuf, dir: Arc<dyn StateDir>, state: State) -> Result<Self> {
-        let (journal, mark) = open_files(&root, &*dir)?;
-        journal.set_len(0).map_err(Error::io("cut", root.join(JOURNAL)))?;
+        let (journals, mark) = (open_journals(&root, &*dir)?, open_mark(&root, &*dir)?);
+        for (journal, name) in journals.iter().zip(JOURNALS) {
+            journal.set_len(0).map_err(Error::io("cut", root.join(name)))?;
+        }
         mark.set_len(0).map_err(Error::io("cut", root.join(MARK)))?;
-        let store = Self::new(root, dir, journal, mark, state, 0, 0);
+        let end = JournalEnd { current: 0, len: 0, rooms: [0; 2], written: [0; 2] };
+        let store = Self::new(root, dir, journals, mark, state, end, 0);
         let bytes = store.encode(&store.lock().state)?;
         store.write_checkpoint(&bytes)?;
         store.lock().checkpoint_len = bytes.len() as u64;
@@ -144,15 +185,17 @@ impl Store {
     fn new(
         root: PathBuf,
         dir: Arc<dyn StateDir>,
-        journal: Box<dyn StateFile>,
+        journals: [Box<dyn StateFile>; 2],
         mark: Box<dyn StateFile>,
         state: State,
-        len: u64,
+        end: JournalEnd,
         checkpoint_len: u64,
     ) -> Self {
         let tree = state.tree;
         let inner = Inner {
             checkpoint_len,
+            current: end.current,
+            other_is_free: true,
             synced: state.journal.seq,
             syncing: false,
             compacting: false,
@@ -165,9 +208,9 @@ impl Store {
             pending_names: HashSet::new(),
             state,
         };
-        let end = Lock::new(Rank::JournalEnd, JournalEnd { len, room: 0 });
-        let (inner, changed, owner) = (Lock::new(Rank::State, inner), Changed::default(), Process::current());
-        Self { root, tree, dir, journal, mark, end, inner, changed, owner }
+        let (end, inner) = (Lock::new(Rank::JournalEnd, end), Lock::new(Rank::State, inner));
+        let (changed, owner) = (Changed::default(), Process::current());
+        Self { root, tree, dir, journals, mark, end, inner, changed, owner }
     }
 
     fn check_process(&self) -> Result<()> {
@@ -266,7 +309,8 @@ impl Store {
     }
 
     fn append_at(&self, end: &mut JournalEnd, record: &Record) -> Result<u64> {
-        let path = || self.root.join(JOURNAL);
+        let (journal, name) = (&self.journals[end.current], JOURNALS[end.current]);
+        let path = || self.root.join(name);
         self.check_process()?;
         let encoded = {
             let inner = self.lock();
@@ -277,7 +321,8 @@ impl Store {
         };
         let (line, position) = encoded.map_err(|error| Error::io("encode", path())(error))?;
         self.make_room(end, record, line.len() as u64)?;
-        if let Err(error) = self.journal.write_at(end.len, &line) {
+        self.write_ahead(end, line.len() as u64);
+        if let Err(error) = journal.write_at(end.len, &line) {
             // A part of the line may be there.
             self.take_back(end, line.len());
             return Err(Error::io("write", path())(error));
@@ -299,12 +344,29 @@ impl Store {
     /// Takes back a line of so many bytes that was written behind the end.
     fn take_back(&self, end: &mut JournalEnd, len: usize) {
         // Cutting the file would give up the room for removals, too.
-        if self.journal.write_at(end.len, &vec![0; len]).is_ok() {
+        let journal = &self.journals[end.current];
+        if journal.write_at(end.len, &vec![0; len]).is_ok() {
             return;
         }
-        end.room = 0;
-        if self.journal.set_len(end.len).is_err() {
+        (end.rooms[end.current], end.written[end.current]) = (0, 0);
+        if journal.set_len(end.len).is_err() {
             self.lock().failed = true;
+        }
+    }
+
+    /// Writes zeroes into the room ahead of a line of so many bytes, so that few lines change the file's size. Durable
+    /// with the line.
+    fn write_ahead(&self, end: &mut JournalEnd, line: u64) {
+        let (written, room) = (&mut end.written[end.current], end.rooms[end.current]);
+        if end.len + line <= *written {
+            return;
+        }
+        let from = end.len.max(*written);
+        let to = room.min((end.len + line).next_multiple_of(ROOM));
+        let zeroes = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
+        // Best effort: without it the line's sync takes longer.
+        if !zeroes.is_empty() && self.journals[end.current].write_at(from, &zeroes).is_ok() {
+            *written = to;
         }
     }
 
@@ -319,17 +381,21 @@ impl Store {
         }
     }
 
-    /// Reserves room for a line of so many bytes, and after it for all removals.
+    /// Reserves room for a line of so many bytes and after it for all removals, and for these in the other journal, too:
+    /// whichever the next manager writes to, everything can be removed.
     fn reserve_room(&self, end: &mut JournalEnd, line: u64) -> Result<()> {
         let snapshots = self.read(|graph| graph.snapshots.len() + graph.making.len()) as u64 + 1;
-        if end.len + line > JOURNAL_MAX {
-            return Err(Error::io("write", self.root.join(JOURNAL))(nix::errno::Errno::EFBIG));
-        }
-        let needed = end.len + line + snapshots * REMOVAL + GENERATIONS;
-        if needed > end.room {
-            let room = needed.next_multiple_of(ROOM);
-            self.journal.reserve(room).map_err(Error::io("reserve space for", self.root.join(JOURNAL)))?;
-            end.room = room;
+        let removals = snapshots * REMOVAL + GENERATIONS;
+        for (which, len) in [(end.current, end.len + line), (1 - end.current, 0)] {
+            let path = || self.root.join(JOURNALS[which]);
+            if len > JOURNAL_MAX {
+                return Err(Error::io("write", path())(nix::errno::Errno::EFBIG));
+            }
+            if len + removals > end.rooms[which] {
+                let room = (len + removals).next_multiple_of(ROOM);
+                self.journals[which].reserve(room).map_err(Error::io("reserve space for", path()))?;
+                end.rooms[which] = room;
+            }
         }
         Ok(())
     }
@@ -350,9 +416,9 @@ impl Store {
                 continue;
             }
             inner.syncing = true;
-            let written = inner.state.journal.seq;
+            let (written, current) = (inner.state.journal.seq, inner.current);
             drop(inner);
-            let result = self.journal.sync();
+            let result = self.journals[current].sync();
             if result.is_ok() {
                 // Not synced itself: after a power cut the mark may be older, never newer.
                 let _ = self.mark.write_at(0, mark_text(self.tree, written).as_bytes());
@@ -387,15 +453,20 @@ impl Store {
         }
         inner.compacting = true;
         let _compacting = Compacting(self);
-        let state = inner.state.clone();
+        let other_is_free = inner.other_is_free;
         drop(inner);
+        if other_is_free {
+            self.change_journals()?;
+        }
+        let state = self.lock().state.clone();
         self.encode(&state).and_then(|bytes| {
             self.write_checkpoint(&bytes)?;
             let (mut end, mut inner) = (self.journal_end(), self.lock());
             inner.checkpoint_len = bytes.len() as u64;
             inner.synced = inner.synced.max(state.journal.seq);
-            // Lines written meanwhile stay; the older ones before them are passed over, and so is what is left of them
-            // when the next one is written in their place. A cut would give up the room for removals.
+            inner.other_is_free = true;
+            // What is left of older lines when the next one is written in their place is passed over. A cut would give
+            // up the room for removals.
             if inner.state.journal == state.journal {
                 end.len = 0;
             }
@@ -403,6 +474,23 @@ impl Store {
             self.changed.notify_all();
             Ok(())
         })
+    }
+
+    /// Lets the next line begin the other journal. All lines before it are durable then. Nothing is changed where there
+    /// is no room for that.
+    fn change_journals(&self) -> Result<()> {
+        let mut end = self.journal_end();
+        let end = &mut *end;
+        let other = 1 - end.current;
+        if self.reserve_room(end, 0).is_err() {
+            return Ok(());
+        }
+        let last = self.lock().state.journal.seq;
+        self.sync(last)?;
+        let mut inner = self.lock();
+        (end.current, end.len) = (other, 0);
+        (inner.current, inner.other_is_free) = (other, false);
+        Ok(())
     }
 
     fn encode(&self, state: &State) -> Result<Vec<u8>> {
@@ -448,9 +536,17 @@ fn read(file: &dyn StateFile, max: u64, path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-fn open_files(root: &Path, dir: &dyn StateDir) -> Result<(Box<dyn StateFile>, Box<dyn StateFile>)> {
-    let open = |name: &str| dir.open(name, true).map_err(Error::io("open", root.join(name)));
-    Ok((open(JOURNAL)?, open(MARK)?))
+fn open_file(root: &Path, dir: &dyn StateDir, name: &str) -> Result<Box<dyn StateFile>> {
+    dir.open(name, true).map_err(Error::io("open", root.join(name)))
+}
+
+fn open_journals(root: &Path, dir: &dyn StateDir) -> Result<[Box<dyn StateFile>; 2]> {
+    let [first, second] = JOURNALS;
+    Ok([open_file(root, dir, first)?, open_file(root, dir, second)?])
+}
+
+fn open_mark(root: &Path, dir: &dyn StateDir) -> Result<Box<dyn StateFile>> {
+    open_file(root, dir, MARK)
 }
 
 /// The tree's uuid comes along because the file can be older than the tree, the checksum because a torn

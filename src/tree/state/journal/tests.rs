@@ -5,7 +5,18 @@ use crate::thin::ThinId;
 use crate::tree::SnapshotId;
 use crate::tree::state::graph::{FsState, IdWindow, Snapshot};
 
-const PATH: &str = "/root/journal.jsonl";
+const PATH: &str = "/root/journal.0";
+const OTHER: &str = "/root/journal.1";
+
+/// One journal, and another one that was never written.
+fn alone(bytes: &[u8]) -> [Journal<'_>; 2] {
+    both(bytes, &[])
+}
+
+fn both<'a>(first: &'a [u8], second: &'a [u8]) -> [Journal<'a>; 2] {
+    let journal = |path, bytes| Journal { path: Path::new(path), bytes };
+    [journal(PATH, first), journal(OTHER, second)]
+}
 
 fn state() -> State {
     let pool = PoolRecord {
@@ -59,7 +70,7 @@ fn journal(changes: u32) -> (State, Vec<u8>) {
 
 fn read(bytes: &[u8], acknowledged: u64) -> Result<(State, u64)> {
     let mut state = state();
-    let replayed = replay(&mut state, bytes, Path::new(PATH), acknowledged)?;
+    let replayed = replay(&mut state, alone(bytes), acknowledged)?;
     state.journal = replayed.last;
     Ok((state, replayed.len))
 }
@@ -166,7 +177,7 @@ fn lines_before_the_checkpoint_are_skipped() {
     let (state, bytes) = journal(6);
     let (older, _) = journal(4);
     let mut read = older;
-    let replayed = replay(&mut read, &bytes, Path::new(PATH), 6).unwrap();
+    let replayed = replay(&mut read, alone(&bytes), 6).unwrap();
     read.journal = replayed.last;
     assert_eq!(read, state);
 }
@@ -177,8 +188,8 @@ fn lines_after_a_checkpoint_need_no_predecessor() {
     let mut read = state.clone();
     // Lines 5 and 6 are in the checkpoint, but got lost in the journal.
     let left = &bytes[..journal(4).1.len()];
-    let replayed = replay(&mut read, left, Path::new(PATH), 6).unwrap();
-    assert_eq!(replayed, Replayed { last: state.journal, len: 0 });
+    let replayed = replay(&mut read, alone(left), 6).unwrap();
+    assert_eq!((replayed.last, replayed.len), (state.journal, 0));
 }
 
 proptest! {
@@ -234,4 +245,67 @@ fn impossible_sizes_are_refused() {
     }
     wrong(&|state| state.graph.ids.to = u32::MAX);
     wrong(&|state| state.graph.ids.from = 1);
+}
+
+/// The journals as a manager leaves them that goes to the other one after each `turn` lines, with checkpoints of the
+/// state after `covered` lines; and the whole state.
+fn turns(changes: u32, turn: u32, covered: u32) -> (State, State, [Vec<u8>; 2]) {
+    let mut state = state();
+    let (mut checkpoint, mut journals) = (state.clone(), [Vec::new(), Vec::new()]);
+    let mut end = 0;
+    for index in 0..changes {
+        if index % turn == 0 {
+            end = 0;
+        }
+        let record = if index == 0 {
+            Record::Reserve(IdWindow { from: 0, to: 64, in_flight: Vec::new() })
+        } else {
+            add(index)
+        };
+        let (line, position) = encode_line(state.journal, u64::from(index), &record).unwrap();
+        state.graph.apply(&record).unwrap();
+        state.journal = position;
+        // Over what was there.
+        let journal: &mut Vec<u8> = &mut journals[(index / turn % 2) as usize];
+        journal.resize(journal.len().max(end + line.len()), 0);
+        journal[end..end + line.len()].copy_from_slice(&line);
+        end += line.len();
+        if index + 1 == covered {
+            checkpoint = state.clone();
+        }
+    }
+    (checkpoint, state, journals)
+}
+
+proptest! {
+    /// Whatever the checkpoint contains of the last two turns, the journals give the rest.
+    #[test]
+    fn two_journals_are_read_in_their_order(changes in 1u32..40, turn in 1u32..9, behind in 0u32..16) {
+        // A journal is written over when a checkpoint contains all of it.
+        let oldest = (changes - 1) / turn * turn - ((changes - 1) / turn * turn).min(turn);
+        let covered = oldest.max(changes.saturating_sub(behind));
+        let (mut read, state, journals) = turns(changes, turn, covered);
+        let replayed = replay(&mut read, both(&journals[0], &journals[1]), changes.into()).unwrap();
+        read.journal = replayed.last;
+        prop_assert_eq!(&read, &state);
+        let current = ((changes - 1) / turn % 2) as usize;
+        let in_current = changes - (changes - 1) / turn * turn;
+        if covered < changes {
+            prop_assert_eq!(replayed.current, current);
+            prop_assert_eq!(replayed.needs_other, changes - covered > in_current);
+            let lines = journals[current][..usize::try_from(replayed.len).unwrap()].split(|byte| *byte == b'\n');
+            prop_assert_eq!(lines.count() - 1, in_current as usize);
+        }
+    }
+
+    /// A line that the second journal shows to be durable is missed in the first one, wherever it is damaged.
+    #[test]
+    fn damage_before_the_other_journal_is_noticed(turn in 2u32..9, more in 1u32..8, at in 0usize..4000) {
+        let changes = turn + more.min(turn);
+        let (mut read, _, mut journals) = turns(changes, turn, 0);
+        let at = at % (journals[0].len() - 1);
+        journals[0][at] ^= 1;
+        let found = replay(&mut read, both(&journals[0], &journals[1]), 0);
+        prop_assert!(matches!(found, Err(Error::Corrupt { .. })), "{:?}", found);
+    }
 }
