@@ -1,4 +1,4 @@
-//! What can go wrong with device mapper.
+//! The errors of device mapper.
 
 use std::path::PathBuf;
 
@@ -105,10 +105,10 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// A value that makes no sense.
+    /// An invalid value.
     #[error("{option}: {value}: {reason}")]
     InvalidOption {
-        /// What it was given for.
+        /// The option or argument.
         option: &'static str,
         /// The value.
         value: String,
@@ -121,7 +121,7 @@ pub enum Error {
     Io {
         /// What was done: `create`, `sync` …
         action: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: std::io::Error,

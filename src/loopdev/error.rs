@@ -1,4 +1,4 @@
-//! What can go wrong with loop devices.
+//! The errors of loop devices.
 
 use std::path::PathBuf;
 
@@ -56,10 +56,10 @@ pub enum Error {
         found: DeviceNumber,
     },
 
-    /// A value that makes no sense.
+    /// An invalid value.
     #[error("{option}: {value}: {reason}")]
     InvalidOption {
-        /// What it was given for.
+        /// The option or argument.
         option: &'static str,
         /// The value.
         value: String,
@@ -72,7 +72,7 @@ pub enum Error {
     Io {
         /// What was done: `create`, `sync` …
         action: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: std::io::Error,

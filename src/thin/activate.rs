@@ -35,8 +35,8 @@ impl ActivateOptions {
         self
     }
 
-    /// A device that shows through where nothing is mapped, and is never written to. It must not change
-    /// as long as there are volumes over it, and every activation must name it again: the pool does not
+    /// Sets the external origin: a device that is read where the volume has nothing mapped, and is never written to. It
+    /// must not change as long as there are volumes over it, and every activation must name it again: the pool does not
     /// remember it.
     #[must_use]
     pub fn external_origin(mut self, device: DeviceNumber) -> Self {

@@ -1,4 +1,4 @@
-//! What a pool's devices stand on, as far as that can be made larger.
+//! What is below a pool's devices, where it can be extended.
 
 use std::fmt;
 use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
@@ -100,7 +100,7 @@ impl Backing for LoopFile {
         Ok(bound(&self.control, &self.open()?, &self.path)?.size()?.sectors())
     }
 
-    /// A sparse file can become as large as anything; what it holds is another matter.
+    /// A sparse file has no limit of its own. What its file system can hold, `below` reports.
     fn limit(&self) -> Result<Sectors> {
         Ok(Bytes(i64::MAX.unsigned_abs()).sectors())
     }

@@ -1,4 +1,4 @@
-//! A pool that goes on with another table: larger, or with other features.
+//! Reloading a pool: larger, or with other features.
 
 use super::guard_state::count_reload;
 use super::reload::reload;
@@ -60,12 +60,12 @@ impl ThinPool {
         .map(drop)
     }
 
-    /// Have an event raised when fewer blocks than this are free.
+    /// Sets the low water mark: the kernel raises an event when fewer blocks than this are free.
     pub fn set_low_water_mark(&self, blocks: Blocks) -> Result<()> {
         self.change(|table, size| Ok((PoolTable { low_water_mark: blocks, ..*table }, size))).map(drop)
     }
 
-    /// Go on with another table and size. Volumes in use are suspended for a moment.
+    /// Reloads the pool with another table and size. Volumes in use are suspended for a moment.
     ///
     /// The low water mark and all features can change, except that discards cannot begin or cease to
     /// be ignored.
@@ -78,8 +78,8 @@ impl ThinPool {
         self.change(|_, _| Ok((*table, size))).map(drop)
     }
 
-    /// Goes on with a table and size that are made of the current ones. Changes of one pool are one at a time in this
-    /// process, so that none is lost. The new table is returned.
+    /// Reloads the pool with a table and size that are derived from the current ones. Changes of one pool are one at a
+    /// time in this process, so that none is lost. The new table is returned.
     fn change(
         &self,
         to: impl FnOnce(&PoolTable, Sectors) -> Result<(PoolTable, Sectors)>,

@@ -12,7 +12,7 @@ use crate::units::Blocks;
 /// What a thin device has of its pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ThinUsage {
-    /// Which.
+    /// Its id.
     pub id: ThinId,
     /// Data blocks that it has: those of its own, and those that it shares.
     pub mapped: Blocks,

@@ -1,4 +1,4 @@
-//! What can go wrong with a thin pool.
+//! The errors of a thin pool.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A number is no thin device id.
+    /// A number is not a valid thin device id.
     #[error(transparent)]
     InvalidThinId(#[from] InvalidThinId),
 
@@ -67,11 +67,11 @@ pub enum Error {
     LowSpace {
         /// The pool's name.
         pool: String,
-        /// Of what.
+        /// The kind of space.
         space: Space,
         /// What is free.
         free: Bytes,
-        /// What has to be.
+        /// What must be free.
         needed: Bytes,
     },
 
@@ -138,7 +138,7 @@ pub enum Error {
         device: String,
         /// How it ended.
         status: String,
-        /// The end of what it said.
+        /// The end of its output.
         output: String,
     },
 
@@ -147,7 +147,7 @@ pub enum Error {
     Unchangeable {
         /// The device.
         device: String,
-        /// What of it.
+        /// The property.
         what: &'static str,
         /// What it is.
         is: String,
@@ -155,7 +155,7 @@ pub enum Error {
         asked: String,
     },
 
-    /// The kernel, or a file, said something that cannot be understood.
+    /// Text from the kernel or from a file that cannot be parsed.
     #[error("malformed {what}: {raw:?}")]
     Malformed {
         /// What it should have been.
@@ -164,10 +164,10 @@ pub enum Error {
         raw: String,
     },
 
-    /// A value that makes no sense.
+    /// An invalid value.
     #[error("{option}: {value}: {reason}")]
     InvalidOption {
-        /// What it was given for.
+        /// The option or argument.
         option: &'static str,
         /// The value.
         value: String,
@@ -180,7 +180,7 @@ pub enum Error {
     Io {
         /// What was done: `create`, `sync` …
         action: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: std::io::Error,

@@ -18,7 +18,7 @@ pub struct ExtendRule {
     pub maximum: Bytes,
 }
 
-/// What became of a device.
+/// Whether a device was extended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -26,14 +26,14 @@ pub enum Extension {
     /// It has no rule, or is below its threshold.
     #[default]
     NotNeeded,
-    /// It is this large now.
+    /// It was extended to this size.
     To(Sectors),
     /// It is above its threshold, and cannot grow: it is as large as its rule allows, or nothing is left
     /// below it.
     Exhausted,
 }
 
-/// What became of a pool's devices.
+/// Whether each of a pool's devices was extended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
 pub struct Extended {
     /// The data device.

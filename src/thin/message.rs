@@ -34,9 +34,9 @@ pub enum Message {
         /// What it becomes.
         new: TransactionId,
     },
-    /// Keep the metadata as it is now readable for other programs. EBUSY if that is done already.
+    /// Reserve a metadata snapshot, which other programs can read. EBUSY if there is one.
     ReserveMetadataSnap,
-    /// Let go of that. EINVAL if there is none.
+    /// Release the metadata snapshot. EINVAL if there is none.
     ReleaseMetadataSnap,
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PoolMode {
-    /// All is well (`rw`).
+    /// Data and metadata can be changed (`rw`).
     ReadWrite,
     /// No data block is left; the metadata still works (`out_of_data_space`).
     OutOfDataSpace,

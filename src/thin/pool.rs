@@ -256,7 +256,7 @@ impl ThinPool {
         Sent { message, answer: answer.map_err(|error| self.named(error)) }
     }
 
-    /// What came of a message.
+    /// The result of a message.
     pub(crate) fn conclude(&self, Sent { message, answer }: Sent) -> Result<()> {
         let event = match answer {
             Ok(event) => event,

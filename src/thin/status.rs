@@ -10,7 +10,7 @@ use super::{Discards, NoSpace, PoolMode, TransactionId};
 use crate::thin::{Error, Result};
 use crate::units::{Blocks, Sectors};
 
-/// What a pool says of itself.
+/// The status of a pool.
 ///
 /// Complete: these are all that the kernel prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -175,7 +175,7 @@ impl fmt::Display for PoolUsage {
     }
 }
 
-/// What a thin volume says of itself.
+/// The status of a thin volume.
 ///
 /// Complete: these are all that the kernel prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]

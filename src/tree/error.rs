@@ -50,10 +50,10 @@ pub enum Error {
         reason: &'static str,
     },
 
-    /// A value that makes no sense.
+    /// An invalid value.
     #[error("{option}: {value}: {reason}")]
     InvalidOption {
-        /// What it was given for.
+        /// The option or argument.
         option: &'static str,
         /// The value.
         value: String,
@@ -66,7 +66,7 @@ pub enum Error {
     Io {
         /// What was done: `create`, `sync` …
         action: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         source: std::io::Error,
@@ -420,7 +420,7 @@ pub enum Error {
         device: String,
         /// How it ended.
         status: String,
-        /// The first line of what it said.
+        /// The first line of its output.
         output: String,
     },
 

@@ -28,7 +28,7 @@ pub trait StateDir: fmt::Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A file in it.
+/// A file of a [`StateDir`].
 pub trait StateFile: fmt::Debug + Send + Sync {
     /// All of it.
     fn read(&self) -> io::Result<Vec<u8>>;

@@ -327,7 +327,7 @@ impl Graph {
         self.used.contains(&id)
     }
 
-    /// How many thin ids are in use.
+    /// The number of thin ids in use.
     pub(in crate::tree) fn used_ids(&self) -> usize {
         self.used.len()
     }
