@@ -113,8 +113,9 @@ impl Owner {
 
     fn rename(&mut self) {
         let (id, to) = (self.known_name(), self.name());
+        let is_free = !self.known.contains_key(&to);
         self.change("rename", vec![Change::Rename(id.clone(), to.clone())], |tree| tree.rename(&id, &to));
-        if self.holds(&id) && self.known.contains_key(&to) && !self.known.contains_key(&id) {
+        if is_free && self.holds(&id) && self.known.contains_key(&to) && !self.known.contains_key(&id) {
             self.held = self.held.take().map(|(_, file)| (to, file));
         }
     }
