@@ -339,6 +339,13 @@ fn a_check_names_what_disagrees() {
         found.contains(&Finding::DoublyUsed { tree: Tree::Mappings(id(3)), block: details }),
         "{found:?}"
     );
+    // The metadata space map has fewer blocks than are in use.
+    let short = Finding::Damaged {
+        tree: Tree::Bitmaps(map),
+        block: u64_at(&pool.source, 0, 192 + 16),
+        damage: Damage::SpaceMap { block: 1, blocks: 1 },
+    };
+    assert_eq!(findings(0, 192, &1u64.to_le_bytes()), [short]);
     // A count above 2 that the bitmap does not refer to.
     let stale = Finding::StaleCount { map: data, block: 5 };
     let mut source = pool.source.clone();

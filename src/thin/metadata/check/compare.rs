@@ -95,6 +95,16 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
+    /// Finds the first block in use that the space map does not reach; `end` is the end of the device. Of data blocks
+    /// the walk over the mappings finds it.
+    pub(super) fn beyond_the_end(&self, report: &mut Report, counted: &Counts, end: u64) {
+        let (tree, blocks) = (Tree::Bitmaps(self.kind), self.map.root.blocks);
+        if let Some(block) = (blocks..end).find(|block| counted.get(*block) > 0) {
+            let damage = Damage::SpaceMap { block, blocks };
+            report.add(Finding::Damaged { tree, block: self.map.root.bitmap_root, damage });
+        }
+    }
+
     /// What is left after the last bitmap.
     pub(super) fn finish(mut self, report: &mut Report) -> Result<(), MetadataError> {
         let (map, recorded, found) = (self.kind, Blocks(self.map.root.allocated), Blocks(self.allocated));

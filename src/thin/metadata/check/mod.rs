@@ -193,6 +193,7 @@ impl Check<'_> {
         let mut comparison = Comparison::new(&metadata.reader, map, kind)?;
         comparison.run(&mut self.walker.report, &self.walker.counts, 0, u64::MAX)?;
         self.walker.report.counts_compared = true;
+        comparison.beyond_the_end(&mut self.walker.report, &self.walker.counts, metadata.reader.len());
         comparison.finish(&mut self.walker.report)
     }
 }
