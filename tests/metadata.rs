@@ -238,6 +238,7 @@ fn each_kind_of_damage_is_named() {
         (second, 4, short(1), Damage::Kind { flags: 1, expected: "leaf" }),
         (leaf, 16, short(253), Damage::Entries { entries: 253, capacity: 252 }),
         (leaf, 20, short(255), Damage::Entries { entries, capacity: 255 }),
+        (leaf, 20, long(u64::MAX), Damage::Entries { entries, capacity: u32::MAX }),
         (leaf, 24, short(4), Damage::ValueSize { found: 4, expected: 8 }),
         (root, 24, short(4), Damage::ValueSize { found: 4, expected: 8 }),
         (leaf, 40, long(0), Damage::Key { key: 0 }),

@@ -32,7 +32,8 @@ impl Node {
             flags => return damaged(Damage::Kind { flags, expected: "internal node or leaf" }),
         };
         let value_size = header.value_size.get();
-        let needed = u64::from(capacity) * (8 + u64::from(value_size)) + HEADER as u64;
+        let needed =
+            u64::from(capacity).saturating_mul(8 + u64::from(value_size)).saturating_add(HEADER as u64);
         if entries > capacity || needed > BLOCK_SIZE as u64 || (internal && entries == 0) {
             return damaged(Damage::Entries { entries, capacity });
         }
