@@ -32,6 +32,7 @@ mod state;
 pub mod stream;
 mod sync;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
@@ -70,7 +71,7 @@ use live::mounts::Mounts;
 use live::snapshots::LiveSnapshots;
 use pool::tree_pool::TreePool;
 use state::root::Root;
-use state::store::Store;
+use state::store::{Store, SyncThread};
 
 /// A tree of snapshots. All methods can be called from any thread at any time.
 ///
@@ -82,9 +83,11 @@ use state::store::Store;
 #[derive(Debug)]
 pub struct SnapshotTree {
     options: Options,
+    /// Ends before the root is unlocked.
+    _sync_thread: Option<SyncThread>,
     root: Root,
     /// The durable state.
-    store: Store,
+    store: Arc<Store>,
     /// The pool, and its devices.
     pool: TreePool,
     /// Active snapshots.

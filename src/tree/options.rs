@@ -52,6 +52,7 @@ pub struct Options {
     pub(super) xfs_nospace_max_retries: Option<u32>,
     pub(super) init_layer: InitLayer,
     pub(super) udev: UdevPolicy,
+    pub(super) sync_thread: bool,
     pub(super) kernel: Arc<dyn Kernel>,
     /// Where the state is kept, if not in files of the root.
     pub(super) state_dir: Option<Arc<dyn StateDir>>,
@@ -90,6 +91,7 @@ impl Default for Options {
             xfs_nospace_max_retries: None,
             init_layer: InitLayer::default(),
             udev: UdevPolicy::Auto,
+            sync_thread: true,
             kernel: Arc::new(RealKernel),
             state_dir: None,
             checkpoint_at: Bytes::kib(256),
@@ -209,6 +211,9 @@ impl Options {
         init_layer: InitLayer => init_layer;
         /// Whether to wait for udev. Default: where it runs.
         udev: UdevPolicy => udev;
+        /// Whether the tree has a thread that makes the record of a new snapshot durable while the pool makes its volume.
+        /// Default: true. Without the thread both are done one after the other.
+        sync_thread: bool => sync_thread;
         /// The kernel to use instead of the real one.
         kernel: Arc<dyn Kernel> => kernel;
     }

@@ -8,9 +8,13 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 #[cfg(not(all(test, shuttle)))]
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(not(all(test, shuttle)))]
+pub(in crate::tree) use std::thread;
 
 #[cfg(all(test, shuttle))]
 use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(all(test, shuttle))]
+pub(in crate::tree) use shuttle::thread;
 #[cfg(all(test, shuttle, debug_assertions))]
 use shuttle::thread_local;
 
@@ -92,6 +96,10 @@ impl Changed {
     pub(in crate::tree) fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
         let Guard { value, held } = guard;
         Guard { value: self.0.wait(value).unwrap_or_else(PoisonError::into_inner), held }
+    }
+
+    pub(in crate::tree) fn notify_one(&self) {
+        self.0.notify_one();
     }
 
     pub(in crate::tree) fn notify_all(&self) {

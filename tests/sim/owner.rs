@@ -184,6 +184,7 @@ impl Owner {
             .base_size(BASE_SIZE)
             .filesystem(Filesystem::None)
             .udev(UdevPolicy::None)
+            .sync_thread(false)
             .busy_timeout(Duration::ZERO)
             .checkpoint_at(Bytes(1500))
             .min_free_data(MinFree::Percent(0))

@@ -232,8 +232,9 @@ fn open_settles_unacknowledged_ids_before_resuming_devices() {
         let volumes = tree.pool().thin_ids().unwrap();
         rig.kernel.unwind_at_cut(true);
         rig.kernel.cut_after(2);
-        let died = catch_unwind(AssertUnwindSafe(|| tree.add("b", Parent::Snapshot("a"))));
-        assert!(died.is_err());
+        // Its record comes after the message.
+        let create = || tree.create("b", Some(Parent::Snapshot("a")), &AddOptions::new()).map(drop);
+        assert!(catch_unwind(AssertUnwindSafe(create)).is_err());
         drop(catch_unwind(AssertUnwindSafe(|| drop(tree))));
         rig.kernel.heal();
         rig.kernel.cut_after(call);

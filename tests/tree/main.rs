@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // in a program of its own, pub means no more than pub(crate)
 
 mod active;
+mod adding;
 mod check;
 mod devices;
 mod disk;

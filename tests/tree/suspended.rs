@@ -72,7 +72,9 @@ impl StateFile for Watched<Box<dyn StateFile>> {
 fn open(rig: &Rig, options: Options) -> SnapshotTree {
     std::fs::DirBuilder::new().mode(0o700).create(rig.root()).unwrap();
     let files = RealDir::open(rig.root()).unwrap();
-    rig.open(options.state_dir(Arc::new(Watched(files, rig.kernel.clone())))).unwrap()
+    // Its own calls are not those of the tree.
+    let watcher = Arc::new(rig.kernel.process());
+    rig.open(options.state_dir(Arc::new(Watched(files, watcher)))).unwrap()
 }
 
 /// The kernel's calls between each suspend and its resume.

@@ -98,12 +98,22 @@ impl SnapshotTree {
         let name = SnapshotId::new(id)?;
         self.free_id(&name)?;
         let mut reservation = self.reserve(Some(name.clone()))?;
+        // In a pool that others use, too, an id is this tree's only when its message was obeyed.
+        reservation.record_first = !self.store.is_shared();
         let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot, _| {
+            if let Some(seq) = reservation.begun {
+                return Ok((snapshot, seq));
+            }
             let record = Record::Add { id: name.clone(), snapshot: snapshot.clone() };
             self.record(reservation, snapshot.thin_id, &record).map(|seq| (snapshot, seq))
         })?;
         // Unsynced, the record may be on disk: then the volume has to stay.
         self.store.sync(seq).inspect_err(|_| reservation.unresolved = true)?;
+        if reservation.begun.is_some() {
+            // Durable with the next change: until then an open looks for the volume.
+            let added = Record::Added { thin_id: snapshot.thin_id };
+            self.record(&mut reservation, snapshot.thin_id, &added)?;
+        }
         drop(reservation);
         self.compact();
         if snapshot.fs == FsState::Growing {
@@ -220,9 +230,12 @@ impl SnapshotTree {
     ) -> Result<Snapshot> {
         loop {
             snapshot.thin_id = reservation.thin_id;
+            reservation.begin(&snapshot)?;
             match create(snapshot.thin_id) {
                 Ok(()) => return Ok(snapshot),
                 Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                    // Durably: the next open would take the volume for this snapshot's.
+                    reservation.take_back(true)?;
                     self.reserve_another(reservation)?;
                 }
                 Err(error) => {
@@ -238,10 +251,13 @@ impl SnapshotTree {
         }
     }
 
-    /// Deletes a volume that has no record. If that fails its id stays reserved, and a repair or the next open
-    /// deletes it.
+    /// Deletes a volume that has no record, or one that was not completed. If that fails its id stays reserved, and a
+    /// repair or the next open deletes it.
     pub(in crate::tree) fn undo(&self, reservation: &mut Reservation<'_>, id: ThinId) {
         reservation.unresolved = self.pool.delete(id).is_err();
+        // Best effort: return the original error. What stays in the journal has no volume: the next open drops it. With
+        // a volume it must not stay.
+        let _ = reservation.take_back(reservation.unresolved);
     }
 
     /// Grows a new snapshot's file system; on failure the snapshot is removed.

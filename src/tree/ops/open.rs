@@ -21,7 +21,7 @@ use crate::tree::state::graph::{FsState, Graph};
 use crate::tree::state::identity;
 use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
-use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store};
+use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store, SyncThread};
 use crate::tree::{Error, Result};
 use crate::tree::{Options, SnapshotTree, pool::source, pool::tree_pool::TreePool};
 
@@ -131,8 +131,13 @@ impl SnapshotTree {
             MountOptions { filesystem, flags: options.mount_flags, data: options.mount_options.clone() };
         let mounts = Mounts::load(options.kernel.clone(), how, store.dir());
         let (live, closed) = (LiveSnapshots::default(), AtomicBool::new(false));
-        let this = Self { options, root, store, pool, live, mounts, closed };
-        match this.reconcile(volumes.as_ref(), &active) {
+        let store = Arc::new(store);
+        let mut this = Self { options, _sync_thread: None, root, store, pool, live, mounts, closed };
+        let reconciled = this.reconcile(volumes.as_ref(), &active);
+        if reconciled.is_ok() && this.options.sync_thread && !this.store.is_shared() {
+            this._sync_thread = Some(SyncThread::start(&this.store));
+        }
+        match reconciled {
             Ok(()) => Ok(this),
             Err(error) => {
                 let down = !activated || this.take_down().is_ok();

@@ -24,6 +24,7 @@ impl SnapshotTree {
         // What this tree's last manager held of the pool is released.
         self.pool.hold().release_left(&self.pool.thin)?;
         let mode = self.pool.generation.read(&self.pool.thin)?;
+        self.complete_additions(volumes)?;
         let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
         let is_made = base.is_some_and(|fs| fs != FsState::Making);
         // Without a commit the tree is for looking, reading and removing from the state.
@@ -159,6 +160,18 @@ impl SnapshotTree {
             self.live.insert(id.clone(), active);
         }
         Ok(())
+    }
+
+    /// Publishes the snapshots that were being added and have a volume, and drops the others: they were not acknowledged.
+    /// Where it is not known what the pool has, they are published.
+    fn complete_additions(&self, volumes: Option<&Volumes>) -> Result<()> {
+        let adding: Vec<_> =
+            self.store.read(|graph| graph.adding.values().map(|snapshot| snapshot.thin_id).collect());
+        adding.into_iter().try_for_each(|thin_id| {
+            let is_there = volumes.is_none_or(|volumes| volumes.present.contains(&thin_id));
+            let record = if is_there { Record::Added { thin_id } } else { Record::Unmade { thin_id } };
+            self.store.append(&record).map(drop)
+        })
     }
 
     /// Records removals that the pool has carried out: deleting again would put an error into the kernel's log.

@@ -140,6 +140,9 @@ impl SnapshotTree {
     /// As [`finish_removal`](Self::finish_removal), for a caller that wants the id: an error names the processes that
     /// have it open.
     pub(in crate::tree) fn free_id(&self, id: &SnapshotId) -> Result<()> {
+        if let Some(left) = self.store.reserve_left(id) {
+            self.unmake(left.thin_id)?;
+        }
         self.finish_removal(id).map_err(|error| self.pool.with_holders(Some(id.as_str()), error))
     }
 

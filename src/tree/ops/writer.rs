@@ -221,7 +221,8 @@ impl SnapshotTree {
     pub(in crate::tree) fn delete_abandoned(&self) -> Result<()> {
         let mut first_error = Ok(());
         for thin_id in self.store.abandoned() {
-            first_error = first_error.and(self.deactivate_and_unmake(thin_id));
+            let Some(left) = self.store.reserve_abandoned(thin_id) else { continue };
+            first_error = first_error.and(self.deactivate_and_unmake(left.thin_id));
         }
         first_error
     }

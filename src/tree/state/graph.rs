@@ -203,6 +203,18 @@ pub(in crate::tree) enum Record {
         /// The rest.
         snapshot: Snapshot,
     },
+    /// A snapshot is being added: the pool may have its volume already. No caller sees it.
+    Adding {
+        /// Its id.
+        id: SnapshotId,
+        /// The rest.
+        snapshot: Snapshot,
+    },
+    /// It has been added. Without this line the next open looks for the volume: [`Record::Unmade`] if there is none.
+    Added {
+        /// Its thin device.
+        thin_id: ThinId,
+    },
     /// A snapshot's file system is in this state.
     Fs {
         /// Which snapshot.
@@ -274,6 +286,9 @@ pub(in crate::tree) struct Graph {
     /// Volumes that were found without a record and may hold what nobody else has.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(in crate::tree) orphans: BTreeSet<ThinId>,
+    /// Snapshots that are being added.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(in crate::tree) adding: BTreeMap<SnapshotId, Snapshot>,
     /// All snapshots.
     pub(in crate::tree) snapshots: BTreeMap<SnapshotId, Snapshot>,
     /// The thin ids of the above.
@@ -315,11 +330,12 @@ impl Graph {
         &self.deleting
     }
 
-    /// Volumes that an open leaves as they are: the base if it is made, and the snapshots that callers see.
+    /// Volumes that an open leaves as they are: the base if it is made, the snapshots that callers see, and those that
+    /// were being added.
     pub(in crate::tree) fn kept(&self) -> impl Iterator<Item = ThinId> + '_ {
         let base = self.base.iter().filter(|base| base.fs != FsState::Making).map(|base| base.thin_id);
         let visible = self.snapshots.values().filter(|snapshot| !snapshot.deleting);
-        base.chain(visible.map(|snapshot| snapshot.thin_id))
+        base.chain(visible.chain(self.adding.values()).map(|snapshot| snapshot.thin_id))
     }
 
     /// Whether a thin id is in use.
@@ -373,34 +389,35 @@ impl Graph {
                 receive.ok_or("no such receive")?.offset = *offset;
             }
             Record::Unmade { thin_id } => {
-                if self.making(*thin_id).is_none() && !self.orphans.contains(thin_id) {
+                let is_adding = self.adding.values().any(|snapshot| snapshot.thin_id == *thin_id);
+                if !is_adding && self.making(*thin_id).is_none() && !self.orphans.contains(thin_id) {
                     return Err("no such volume");
                 }
+                self.adding.retain(|_, snapshot| snapshot.thin_id != *thin_id);
                 self.making.retain(|making| making.thin_id != *thin_id);
                 self.orphans.remove(thin_id);
                 self.used.remove(thin_id);
             }
             Record::Add { id, snapshot } => {
-                if self.snapshots.contains_key(id) {
-                    return Err("a second snapshot of that id");
-                }
-                if snapshot.deleting || snapshot.parent_gone && snapshot.parent.is_none() {
-                    return Err("a new snapshot that is gone already");
-                }
-                if snapshot.sealed.is_some() && snapshot.fs != FsState::Ready {
-                    return Err("sealed before its file system is ready");
-                }
+                self.check_new(id, snapshot)?;
                 match self.making(snapshot.thin_id) {
                     Some(_) => self.making.retain(|making| making.thin_id != snapshot.thin_id),
                     None => self.claim(snapshot.thin_id)?,
                 }
+                self.insert(id.clone(), snapshot.clone());
+            }
+            Record::Adding { id, snapshot } => {
+                self.check_new(id, snapshot)?;
+                self.claim(snapshot.thin_id)?;
                 let mut snapshot = snapshot.clone();
-                if let Some(parent) = &snapshot.parent {
-                    // The parent may be removed before its child is recorded.
-                    snapshot.parent_gone |= self.get(parent.as_str()).is_none();
-                }
-                self.link(id, &snapshot);
-                self.snapshots.insert(id.clone(), snapshot);
+                self.look_for_parent(&mut snapshot);
+                self.adding.insert(id.clone(), snapshot);
+            }
+            Record::Added { thin_id } => {
+                let id = self.adding.iter().find(|(_, snapshot)| snapshot.thin_id == *thin_id);
+                let id = id.map(|(id, _)| id.clone()).ok_or("no such snapshot")?;
+                let added = self.adding.remove(&id);
+                added.into_iter().for_each(|snapshot| self.insert(id.clone(), snapshot));
             }
             Record::Fs { id, fs } => self.find(id)?.fs = *fs,
             Record::Deleting { id } => {
@@ -410,6 +427,7 @@ impl Graph {
                     self.edges.remove(&(id.clone(), child.clone()));
                     self.find(&child)?.parent_gone = true;
                 }
+                self.children_being_added(id).for_each(|child| child.parent_gone = true);
             }
             Record::Deleted { id } => {
                 if !self.find(id)?.deleting {
@@ -433,9 +451,7 @@ impl Graph {
             Record::Own { id, own } => self.find(id)?.own = Some(*own),
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
             Record::Renamed { id, to } => {
-                if self.snapshots.contains_key(to) {
-                    return Err("a second snapshot of that id");
-                }
+                self.check_name(to)?;
                 if self.find(id)?.deleting {
                     return Err("renamed while it is deleted");
                 }
@@ -448,9 +464,43 @@ impl Graph {
                     self.edges.insert((to.clone(), child.clone()));
                     self.find(&child)?.parent = Some(to.clone());
                 }
+                self.children_being_added(id).for_each(|child| child.parent = Some(to.clone()));
             }
         }
         Ok(())
+    }
+
+    fn check_name(&self, id: &SnapshotId) -> Result<(), &'static str> {
+        let is_free = !self.snapshots.contains_key(id) && !self.adding.contains_key(id);
+        if is_free { Ok(()) } else { Err("a second snapshot of that id") }
+    }
+
+    fn check_new(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<(), &'static str> {
+        self.check_name(id)?;
+        if snapshot.deleting || snapshot.parent_gone && snapshot.parent.is_none() {
+            return Err("a new snapshot that is gone already");
+        }
+        if snapshot.sealed.is_some() && snapshot.fs != FsState::Ready {
+            return Err("sealed before its file system is ready");
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, id: SnapshotId, mut snapshot: Snapshot) {
+        self.look_for_parent(&mut snapshot);
+        self.link(&id, &snapshot);
+        self.snapshots.insert(id, snapshot);
+    }
+
+    /// The parent may be removed before its child is recorded.
+    fn look_for_parent(&self, snapshot: &mut Snapshot) {
+        let gone = snapshot.parent.as_ref().is_some_and(|parent| self.get(parent.as_str()).is_none());
+        snapshot.parent_gone |= gone;
+    }
+
+    fn children_being_added<'a>(&'a mut self, id: &'a SnapshotId) -> impl Iterator<Item = &'a mut Snapshot> {
+        let adding = self.adding.values_mut();
+        adding.filter(move |child| !child.parent_gone && child.parent.as_ref() == Some(id))
     }
 
     fn find(&mut self, id: &SnapshotId) -> Result<&mut Snapshot, &'static str> {
@@ -486,7 +536,7 @@ impl Graph {
         self.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
         let making = self.making.iter().map(|making| making.thin_id);
-        let snapshots = self.snapshots.values().map(|snapshot| snapshot.thin_id);
+        let snapshots = self.snapshots.values().chain(self.adding.values()).map(|snapshot| snapshot.thin_id);
         let orphans = self.orphans.iter().copied();
         let ids: Vec<_> = snapshots.chain(making).chain(orphans).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
@@ -495,8 +545,14 @@ impl Graph {
         let linked = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.parent_gone);
         self.edges =
             linked.filter_map(|(id, snapshot)| Some((snapshot.parent.clone()?, id.clone()))).collect();
-        if self.edges.iter().any(|(parent, _)| self.get(parent.as_str()).is_none()) {
+        let adding = self.adding.values().filter(|snapshot| !snapshot.parent_gone);
+        let parents = adding.filter_map(|snapshot| snapshot.parent.as_ref());
+        let mut parents = self.edges.iter().map(|(parent, _)| parent).chain(parents);
+        if parents.any(|parent| self.get(parent.as_str()).is_none()) {
             return Err("a parent that is not there");
+        }
+        if self.adding.keys().any(|id| self.snapshots.contains_key(id)) {
+            return Err("a second snapshot of that id");
         }
         // From the roots a walk does not come by a circle, nor by what is below one.
         if self.walk(None).len() + self.deleting.len() != self.snapshots.len() {

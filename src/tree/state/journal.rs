@@ -18,6 +18,7 @@
 //! the number of the last one that was acknowledged to a caller. A bad line that neither vouches for, and what
 //! follows it, was never acknowledged and is cut off. Any other bad line is corruption.
 
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -128,7 +129,8 @@ impl State {
         check_block_size(block_size.sectors())?;
         let pool = [("data size", self.pool.data_size), ("metadata size", self.pool.metadata_size)];
         let base = self.graph.base.iter().map(|base| ("base size", base.size));
-        let snapshots = self.graph.snapshots.values().map(|snapshot| ("snapshot size", snapshot.size));
+        let snapshots = self.graph.snapshots.values().chain(self.graph.adding.values());
+        let snapshots = snapshots.map(|snapshot| ("snapshot size", snapshot.size));
         let mut sizes = pool.into_iter().chain(base).chain(snapshots);
         match sizes.find(|(_, size)| size.0 == 0 || *size > SIZE_MAX) {
             Some((option, size)) => {
@@ -152,7 +154,7 @@ struct Envelope<'a> {
     state: &'a RawValue,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line<'a> {
     seq: u64,
@@ -207,12 +209,17 @@ pub(in crate::tree) fn encode_line(
     synced: u64,
     record: &Record,
 ) -> serde_json::Result<(Vec<u8>, Position)> {
-    let text = serde_json::to_string(record)?;
-    let raw: &RawValue = serde_json::from_str(&text)?;
     let seq = last.seq + 1;
-    let crc = chain(last.crc, seq, synced, &text);
-    let mut bytes = serde_json::to_vec(&Line { seq, synced, crc: hex(crc), record: raw })?;
-    bytes.push(b'\n');
+    // As serde writes a `Line`, with one allocation for nearly every record.
+    let mut bytes = Vec::with_capacity(512);
+    write!(bytes, r#"{{"seq":{seq},"synced":{synced},"crc":"#).map_err(serde_json::Error::io)?;
+    let crc_at = bytes.len();
+    bytes.extend_from_slice(br#""00000000","record":"#);
+    let record_at = bytes.len();
+    serde_json::to_writer(&mut bytes, record)?;
+    let crc = chain(last.crc, seq, synced, &bytes[record_at..]);
+    write!(&mut bytes[crc_at..], r#""{crc:08x}""#).map_err(serde_json::Error::io)?;
+    bytes.extend_from_slice(b"}\n");
     Ok((bytes, Position { seq, crc }))
 }
 
@@ -329,7 +336,7 @@ fn parse(text: &[u8], before: Option<Position>, last: Position) -> Result<(Posit
         if line.seq != previous.seq + 1 {
             return Err(format!("change {} does not follow change {}", line.seq, previous.seq));
         }
-        if crc != chain(previous.crc, line.seq, line.synced, line.record.get()) {
+        if crc != chain(previous.crc, line.seq, line.synced, line.record.get().as_bytes()) {
             return Err("the checksum does not match".into());
         }
     }
@@ -343,12 +350,12 @@ fn is_known_durable(rest: &[u8], seq: u64) -> bool {
     lines.any(|text| serde_json::from_slice(text).is_ok_and(|line: Line<'_>| line.synced >= seq))
 }
 
-fn chain(previous: u32, seq: u64, synced: u64, record: &str) -> u32 {
+fn chain(previous: u32, seq: u64, synced: u64, record: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&previous.to_le_bytes());
     hasher.update(&seq.to_le_bytes());
     hasher.update(&synced.to_le_bytes());
-    hasher.update(record.as_bytes());
+    hasher.update(record);
     hasher.finalize()
 }
 

@@ -1,6 +1,7 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 
 mod reservation;
+mod sync_thread;
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -20,6 +21,7 @@ use crate::tree::{Filesystem, SnapshotId};
 use crate::units::Bytes;
 
 pub(in crate::tree) use reservation::Reservation;
+pub(in crate::tree) use sync_thread::SyncThread;
 
 const STATE: &str = "state.json";
 const STATE_TMP: &str = "state.json.tmp";
@@ -37,6 +39,8 @@ const JOURNAL_MAX: u64 = 512 << 20;
 
 /// Room that a snapshot's removal takes in the journal: two lines with the longest id.
 const REMOVAL: u64 = 400;
+/// Room that the end of an addition takes.
+const ADDED: u64 = 150;
 /// Room for the generations and windows that are recorded meanwhile: some fifty opens and closes.
 const GENERATIONS: u64 = 16 << 10;
 /// A journal's room is reserved, and written with zeroes, in such steps.
@@ -53,6 +57,8 @@ pub(in crate::tree) struct Store {
     end: Lock<JournalEnd>,
     inner: Lock<Inner>,
     changed: Changed,
+    /// There is something to do for the [`SyncThread`].
+    wanted: Changed,
     /// Of the process that opened it: a child of fork writes nothing.
     owner: Process,
 }
@@ -84,6 +90,8 @@ struct Inner {
     /// Lines up to this one are durable.
     synced: u64,
     syncing: bool,
+    /// The line that the [`SyncThread`] is to sync, if there is such a thread.
+    wanted: Option<u64>,
     compacting: bool,
     /// A write failed so that what is on disk is unknown.
     failed: bool,
@@ -198,6 +206,7 @@ impl Store {
             other_is_free: true,
             synced: state.journal.seq,
             syncing: false,
+            wanted: None,
             compacting: false,
             failed: false,
             next_id: state.graph.ids.from,
@@ -209,8 +218,8 @@ impl Store {
             state,
         };
         let (end, inner) = (Lock::new(Rank::JournalEnd, end), Lock::new(Rank::State, inner));
-        let (changed, owner) = (Changed::default(), Process::current());
-        Self { root, tree, dir, journals, mark, end, inner, changed, owner }
+        let (changed, wanted, owner) = (Changed::default(), Changed::default(), Process::current());
+        Self { root, tree, dir, journals, mark, end, inner, changed, wanted, owner }
     }
 
     fn check_process(&self) -> Result<()> {
@@ -263,9 +272,7 @@ impl Store {
 
     /// Volumes under construction whose writer is gone: left by a failed undo.
     pub(in crate::tree) fn abandoned(&self) -> Vec<ThinId> {
-        let inner = self.lock();
-        let making = inner.state.graph.making.iter().filter(|making| making.receive.is_none());
-        making.map(|making| making.thin_id).filter(|id| !inner.pending_ids.contains(id)).collect()
+        self.lock().abandoned().collect()
     }
 
     /// Records that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
@@ -377,6 +384,8 @@ impl Store {
             Record::Deleting { .. } | Record::Deleted { .. } | Record::Unmade { .. } => Ok(()),
             // Each open writes these.
             Record::Generation { .. } | Record::Reserve(_) => Ok(()),
+            // Its room was reserved before.
+            Record::Added { .. } => Ok(()),
             _ => self.reserve_room(end, line),
         }
     }
@@ -384,8 +393,10 @@ impl Store {
     /// Reserves room for a line of so many bytes and after it for all removals, and for these in the other journal, too:
     /// whichever the next manager writes to, everything can be removed.
     fn reserve_room(&self, end: &mut JournalEnd, line: u64) -> Result<()> {
-        let snapshots = self.read(|graph| graph.snapshots.len() + graph.making.len()) as u64 + 1;
-        let removals = snapshots * REMOVAL + GENERATIONS;
+        let (volumes, adding) =
+            self.read(|graph| (graph.snapshots.len() + graph.making.len(), graph.adding.len()));
+        let adding = adding as u64 + 1;
+        let removals = (volumes as u64 + adding) * REMOVAL + adding * ADDED + GENERATIONS;
         for (which, len) in [(end.current, end.len + line), (1 - end.current, 0)] {
             let path = || self.root.join(JOURNALS[which]);
             if len > JOURNAL_MAX {

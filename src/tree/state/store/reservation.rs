@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{Inner, SnapshotId, Store};
 use crate::thin::ThinId;
-use crate::tree::state::graph::{IdWindow, Record};
+use crate::tree::state::graph::{IdWindow, Record, Snapshot};
 use crate::tree::{Error, Result};
 
 /// Thin ids reserved at a time.
@@ -20,6 +20,10 @@ pub(in crate::tree) struct Reservation<'a> {
     pub(in crate::tree) window: u64,
     /// The pool may have a volume of that id, and no record does: kept for a repair or the next open.
     pub(in crate::tree) unresolved: bool,
+    /// The snapshot is recorded before its volume is made.
+    pub(in crate::tree) record_first: bool,
+    /// The number of that record.
+    pub(in crate::tree) begun: Option<u64>,
 }
 
 impl Store {
@@ -38,7 +42,8 @@ impl Store {
                 self.lock().pending_names.remove(name);
             }
         })?;
-        let reservation = Reservation { store: self, name, thin_id, window, unresolved: false };
+        let mut reservation = Reservation::new(self, name, thin_id);
+        reservation.window = window;
         // The window is durable before an id of it is used, so that a crash leaves no id unknown.
         self.sync(window)?;
         Ok(reservation)
@@ -60,7 +65,20 @@ impl Store {
             return Err(Error::Receiving { volume });
         }
         inner.pending_names.extend(name.clone());
-        Ok(Reservation { store: self, name, thin_id, window: 0, unresolved: false })
+        Ok(Reservation::new(self, name, thin_id))
+    }
+
+    /// Takes the volume of an addition of that name that failed and could not be taken back.
+    pub(in crate::tree) fn reserve_left(&self, name: &SnapshotId) -> Option<Reservation<'_>> {
+        let left = self.lock().state.graph.adding.get(name).map(|snapshot| snapshot.thin_id);
+        left.and_then(|thin_id| self.reserve_abandoned(thin_id))
+    }
+
+    /// Takes a volume under construction that no call has.
+    pub(in crate::tree) fn reserve_abandoned(&self, thin_id: ThinId) -> Option<Reservation<'_>> {
+        let mut inner = self.lock();
+        let is_left = inner.abandoned().any(|left| left == thin_id) && inner.pending_ids.insert(thin_id);
+        is_left.then(|| Reservation::new(self, None, thin_id))
     }
 
     /// Takes this thin id, if no record and no other call has it. Unresolved ids are taken as well, and stay
@@ -74,7 +92,11 @@ impl Store {
         }
         let unresolved = inner.unresolved_ids.remove(&thin_id);
         let free = unresolved || inner.pending_ids.insert(thin_id);
-        free.then(|| Reservation { store: self, name: None, thin_id, window: 0, unresolved })
+        free.then(|| {
+            let mut reservation = Reservation::new(self, None, thin_id);
+            reservation.unresolved = unresolved;
+            reservation
+        })
     }
 
     /// Another id for a reservation whose id turned out to be taken.
@@ -123,6 +145,14 @@ impl Store {
 const IDS: u32 = ThinId::MAX.get() + 1;
 
 impl Inner {
+    /// Volumes under construction that no call has.
+    pub(super) fn abandoned(&self) -> impl Iterator<Item = ThinId> + '_ {
+        let making = self.state.graph.making.iter().filter(|making| making.receive.is_none());
+        let making = making.map(|making| making.thin_id);
+        let adding = self.state.graph.adding.values().map(|snapshot| snapshot.thin_id);
+        making.chain(adding).filter(|id| !self.pending_ids.contains(id))
+    }
+
     /// An id of the window, if there is one left.
     fn take_id(&mut self) -> Result<Option<(ThinId, u64)>> {
         if self.state.graph.used_ids() + self.pending_ids.len() >= IDS as usize {
@@ -145,8 +175,11 @@ impl Inner {
     }
 
     fn check_name(&self, name: Option<&SnapshotId>) -> Result<()> {
+        let graph = &self.state.graph;
         let taken = |name: &&SnapshotId| {
-            self.state.graph.snapshots.contains_key(*name) || self.pending_names.contains(*name)
+            graph.snapshots.contains_key(*name)
+                || graph.adding.contains_key(*name)
+                || self.pending_names.contains(*name)
         };
         match name.filter(taken) {
             Some(name) => Err(Error::SnapshotExists { id: name.to_string() }),
@@ -155,7 +188,37 @@ impl Inner {
     }
 }
 
-impl Reservation<'_> {
+impl<'a> Reservation<'a> {
+    fn new(store: &'a Store, name: Option<SnapshotId>, thin_id: ThinId) -> Self {
+        Self { store, name, thin_id, window: 0, unresolved: false, record_first: false, begun: None }
+    }
+
+    /// Records that a snapshot is being added, if that comes before its volume. The record is synced while the volume is
+    /// made; which of both is durable first does not matter: without the volume the next open drops the record, without
+    /// the record it deletes the volume.
+    pub(in crate::tree) fn begin(&mut self, snapshot: &Snapshot) -> Result<()> {
+        if let Some(id) = self.name.clone().filter(|_| self.record_first) {
+            let seq = self.store.append(&Record::Adding { id, snapshot: snapshot.clone() })?;
+            self.begun = Some(seq);
+            self.store.begin_sync(seq);
+        }
+        Ok(())
+    }
+
+    /// Takes that record back; `durably` if the pool has, or may have, a volume of that id.
+    pub(in crate::tree) fn take_back(&mut self, durably: bool) -> Result<()> {
+        if self.begun.take().is_none() {
+            return Ok(());
+        }
+        let taken = self.store.append(&Record::Unmade { thin_id: self.thin_id });
+        let taken = taken.and_then(|seq| if durably { self.store.sync(seq) } else { Ok(()) });
+        taken.inspect_err(|_| {
+            if durably {
+                self.store.lock().failed = true;
+            }
+        })
+    }
+
     /// Records what became of it, durably: it exists now.
     ///
     /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
