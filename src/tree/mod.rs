@@ -83,13 +83,13 @@ use state::store::{Store, SyncThread};
 #[derive(Debug)]
 pub struct SnapshotTree {
     options: Options,
-    /// Ends before the root is unlocked.
+    /// Ends before the root is unlocked, and the pool no longer claimed.
     _sync_thread: Option<SyncThread>,
     root: Root,
     /// The durable state.
     store: Arc<Store>,
     /// The pool, and its devices.
-    pool: TreePool,
+    pool: Arc<TreePool>,
     /// Active snapshots.
     live: LiveSnapshots,
     /// Mounted snapshots.

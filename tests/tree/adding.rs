@@ -95,6 +95,8 @@ fn a_failed_addition_frees_its_name() {
 /// What has begun and ended since the first addition.
 #[derive(Debug, Default)]
 struct Counts {
+    /// Syncs, also of what is not counted.
+    all_syncs: u64,
     counts: bool,
     messages: u64,
     syncs: u64,
@@ -153,6 +155,7 @@ impl StateFile for Counting<Box<dyn StateFile>> {
     }
     fn sync(&self) -> io::Result<()> {
         self.0.sync()?;
+        self.1.counts.lock().unwrap().all_syncs += 1;
         // Not before its message has begun.
         self.1.step(|counts| counts.messages == counts.syncs, |counts| counts.syncs += 1);
         Ok(())
@@ -182,14 +185,18 @@ impl Kernel for Waiting {
     }
 }
 
+fn counting(rig: &Rig, course: &Arc<Course>) -> Arc<dyn StateDir> {
+    DirBuilder::new().mode(0o700).create(rig.root()).unwrap();
+    Arc::new(Counting(RealDir::open(rig.root()).unwrap(), course.clone()))
+}
+
 #[test]
 fn the_record_is_synced_while_the_pool_makes_the_volume() {
     for (thread, expected) in [(true, 3), (false, 0)] {
         let (rig, course) = (Rig::new(), Arc::new(Course::default()));
-        DirBuilder::new().mode(0o700).create(rig.root()).unwrap();
-        let dir = Counting(RealDir::open(rig.root()).unwrap(), course.clone());
+        let dir = counting(&rig, &course);
         let kernel = Waiting(rig.kernel.clone(), course.clone());
-        let options = rig.options().kernel(Arc::new(kernel)).state_dir(Arc::new(dir)).sync_thread(thread);
+        let options = rig.options().kernel(Arc::new(kernel)).state_dir(dir).sync_thread(thread);
         let tree = rig.open(options).unwrap();
         *course.counts.lock().unwrap() = Counts { counts: true, ..Counts::default() };
         for id in ["a", "b", "c"] {
@@ -198,5 +205,36 @@ fn the_record_is_synced_while_the_pool_makes_the_volume() {
         let counts = std::mem::take(&mut *course.counts.lock().unwrap());
         assert_eq!((counts.messages, counts.syncs, counts.beside), (3, 3, expected));
         tree.close().unwrap();
+    }
+}
+
+#[test]
+fn a_window_of_thin_ids_is_reserved_with_the_sync_of_an_addition() {
+    let (rig, course) = (Rig::new(), Arc::new(Course::default()));
+    let options = rig.options().checkpoint_at(Bytes::mib(1)).state_dir(counting(&rig, &course));
+    let tree = rig.open(options).unwrap();
+    let syncs = || course.counts.lock().unwrap().all_syncs;
+    let (before, additions, windows) = (syncs(), 64 * 3, 3);
+    (0..additions).for_each(|n| tree.add(format!("a{n}"), Parent::Base).unwrap());
+    // The generation of each window has one of its own.
+    assert_eq!(syncs() - before, additions + windows);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_crash_beside_a_new_window_leaves_no_id_unknown() {
+    // Half of a window is used, and all of it.
+    for used in [30, 62] {
+        let prepare = |tree: &SnapshotTree| {
+            (0..used).for_each(|n| tree.add(format!("a{n}"), Parent::Base).unwrap());
+        };
+        let work =
+            |tree: &SnapshotTree| ["b", "c", "d", "e"].iter().try_for_each(|id| tree.add(id, Parent::Base));
+        crash_everywhere(prepare, work, |rig, tree| {
+            assert_eq!(tree.check().unwrap(), []);
+            let devices = rig.kernel.thin_devices(&tree.pool().name().to_string()).unwrap();
+            assert_eq!(devices.len(), 1 + tree.list().len());
+            assert!(tree.list().len() >= used);
+        });
     }
 }

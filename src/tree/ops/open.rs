@@ -131,11 +131,14 @@ impl SnapshotTree {
             MountOptions { filesystem, flags: options.mount_flags, data: options.mount_options.clone() };
         let mounts = Mounts::load(options.kernel.clone(), how, store.dir());
         let (live, closed) = (LiveSnapshots::default(), AtomicBool::new(false));
-        let store = Arc::new(store);
+        let (store, pool) = (Arc::new(store), Arc::new(pool));
         let mut this = Self { options, _sync_thread: None, root, store, pool, live, mounts, closed };
         let reconciled = this.reconcile(volumes.as_ref(), &active);
         if reconciled.is_ok() && this.options.sync_thread && !this.store.is_shared() {
-            this._sync_thread = Some(SyncThread::start(&this.store));
+            let (pool, store) = (this.pool.clone(), this.store.clone());
+            // Who takes the first id of the window tries again.
+            let raise = move |window| drop(pool.generation.raise_for_window(&pool.thin, &store, window));
+            this._sync_thread = Some(SyncThread::start(&this.store, raise));
         }
         match reconciled {
             Ok(()) => Ok(this),

@@ -23,7 +23,9 @@ impl SnapshotTree {
     }
 
     fn raise_for(&self, reservation: &Reservation<'_>) -> Result<()> {
-        let TreePool { thin, generation, .. } = &self.pool;
-        generation.raise_for_window(thin, &self.store, reservation).map_err(|error| self.closed_or(error))
+        let TreePool { thin, generation, .. } = &*self.pool;
+        generation
+            .raise_for_window(thin, &self.store, reservation.window)
+            .map_err(|error| self.closed_or(error))
     }
 }

@@ -4,7 +4,7 @@ use crate::thin::{PoolMode, PoolStatus, ThinPool, TransactionId};
 use crate::tree::Result;
 use crate::tree::state::identity;
 use crate::tree::state::journal::State;
-use crate::tree::state::store::{Reservation, Store};
+use crate::tree::state::store::Store;
 use crate::tree::sync::{Lock, Rank};
 
 /// The generation of the state that the pool has. Its lock is held over the messages.
@@ -60,20 +60,22 @@ impl PoolGeneration {
         let window = store.begin_new_window()?;
         told.raise(pool, store)?;
         told.window = window;
+        store.set_raised(window);
         Ok(())
     }
 
-    /// The same, unless it was done since the window of a reserved id was recorded.
+    /// The same, unless it was done since the record `window` reserved a window of thin ids.
     pub(in crate::tree) fn raise_for_window(
         &self,
         pool: &ThinPool,
         store: &Store,
-        reservation: &Reservation<'_>,
+        window: u64,
     ) -> Result<()> {
         let mut told = self.told.lock();
-        if told.window < reservation.window {
+        if told.window < window {
             told.raise(pool, store)?;
-            told.window = reservation.window;
+            told.window = window;
+            store.set_raised(window);
         }
         Ok(())
     }

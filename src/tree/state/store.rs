@@ -99,6 +99,12 @@ struct Inner {
     next_id: u32,
     /// The line that reserved the window: to be durable before an id of it is used.
     window_seq: u64,
+    /// The first id that no line before that one reserved.
+    window_from: u32,
+    /// The line that reserved the window for which the generation was raised last.
+    raised: u64,
+    /// The [`SyncThread`] is to raise the generation for the window.
+    wants_raise: bool,
     /// The window was reserved since the tree was opened.
     is_new_window: bool,
     /// Ids handed out whose fate is not recorded yet.
@@ -211,6 +217,9 @@ impl Store {
             failed: false,
             next_id: state.graph.ids.from,
             window_seq: state.journal.seq,
+            window_from: state.graph.ids.from,
+            raised: 0,
+            wants_raise: false,
             is_new_window: false,
             pending_ids: BTreeSet::new(),
             unresolved_ids: BTreeSet::new(),
@@ -335,13 +344,20 @@ impl Store {
             return Err(Error::io("write", path())(error));
         }
         let mut inner = self.lock();
+        let before = inner.state.graph.ids.to;
         if let Err(reason) = inner.state.apply(record) {
             drop(inner);
             self.take_back(end, line.len());
             return Err(Error::Corrupt { path: path(), line: None, reason: reason.into() });
         }
         if let Record::Reserve(window) = record {
-            (inner.next_id, inner.window_seq, inner.is_new_window) = (window.from, position.seq, true);
+            // Reserved ahead, it goes on with the one before.
+            if window.from < before && before < window.to {
+                inner.window_from = before;
+            } else {
+                (inner.window_from, inner.next_id) = (window.from, window.from);
+            }
+            (inner.window_seq, inner.is_new_window) = (position.seq, true);
         }
         inner.state.journal = position;
         end.len += line.len() as u64;

@@ -1,4 +1,4 @@
-//! A thread that syncs what its caller will wait for, while the caller does something else.
+//! A thread that syncs what callers will wait for, while they do something else.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ pub(in crate::tree) struct SyncThread {
 }
 
 impl SyncThread {
-    /// Without a thread a line is synced when it is waited for.
-    pub(in crate::tree) fn start(store: &Arc<Store>) -> Self {
+    /// `raise` raises the generation for a window of thin ids. Without a thread both are done when they are waited for.
+    pub(in crate::tree) fn start(store: &Arc<Store>, raise: impl Fn(u64) + Send + 'static) -> Self {
         let this = store.clone();
         store.lock().wanted = Some(0);
-        let thread = thread::Builder::new().name("dm-thin-sync".to_owned()).spawn(move || this.sync_wanted());
+        let thread = thread::Builder::new().name("dm-thin-sync".to_owned()).spawn(move || this.work(raise));
         if thread.is_err() {
             store.lock().wanted = None;
         }
@@ -48,16 +48,21 @@ impl Store {
         }
     }
 
-    fn sync_wanted(&self) {
+    fn work(&self, raise: impl Fn(u64)) {
         let mut inner = self.lock();
         while let Some(wanted) = inner.wanted {
-            if wanted <= inner.synced || inner.failed {
+            let window = inner.window_seq;
+            let raises = std::mem::take(&mut inner.wants_raise);
+            if inner.failed || wanted <= inner.synced && !raises {
                 inner = self.wanted.wait(inner);
                 continue;
             }
             drop(inner);
             // Who waits for it learns what failed.
             let _ = self.sync(wanted);
+            if raises && self.sync(window).is_ok() {
+                raise(window);
+            }
             inner = self.lock();
         }
     }
