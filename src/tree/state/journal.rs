@@ -257,6 +257,16 @@ impl Journal<'_> {
     }
 }
 
+/// The first line that does not follow the one before it.
+struct BadLine {
+    /// Which journal it is in.
+    which: usize,
+    number: usize,
+    reason: String,
+    /// A later line says that it was durable.
+    is_durable: bool,
+}
+
 /// Takes the journals' changes into `state`.
 ///
 /// What the power cut short is left out: lines from the first bad one on, if nobody was told that it is
@@ -270,8 +280,7 @@ pub(in crate::tree) fn replay(
     let mut replayed = Replayed { last: covered, current: 0, len: 0, ends: [0; 2], needs_other: false };
     let order = if journals[1].first() < journals[0].first() { [1, 0] } else { [0, 1] };
     let mut last_number = 1;
-    // Where the lines of a journal end, and what is known of what follows.
-    let mut bad: Option<(usize, usize, String, bool)> = None;
+    let mut bad: Option<BadLine> = None;
     for which in order {
         let journal = &journals[which];
         let bytes = journal.bytes;
@@ -285,11 +294,11 @@ pub(in crate::tree) fn replay(
                     // A line that does not follow a damaged journal is evidence itself.
                     let rest = if bad.is_some() { at } else { end };
                     let is_durable = is_known_durable(&bytes[rest..], replayed.last.seq + 1);
-                    // The first bad line is the one to report.
-                    let first = bad.take().map(|(which, number, reason, durable)| {
-                        (which, number, reason, durable || is_durable)
-                    });
-                    bad = first.or(Some((which, number, reason, is_durable)));
+                    match &mut bad {
+                        // The first bad line is the one to report.
+                        Some(first) => first.is_durable |= is_durable,
+                        None => bad = Some(BadLine { which, number, reason, is_durable }),
+                    }
                     break;
                 }
             };
@@ -299,7 +308,7 @@ pub(in crate::tree) fn replay(
             if position.seq > covered.seq {
                 state.apply(&record).map_err(|reason| journal.corrupt(number, reason.into()))?;
                 // The other journal ended where this one goes on.
-                bad = bad.filter(|(bad, ..)| *bad == which);
+                bad = bad.filter(|bad| bad.which == which);
                 replayed.needs_other |= replayed.len > 0 && replayed.current != which;
                 (replayed.last, replayed.current) = (position, which);
                 replayed.len = bytes.len().min(end + 1) as u64;
@@ -314,8 +323,8 @@ pub(in crate::tree) fn replay(
     }
     let last = replayed.last.seq;
     match bad {
-        Some((which, number, reason, is_durable)) if is_durable || last < acknowledged => {
-            Err(journals[which].corrupt(number, reason))
+        Some(bad) if bad.is_durable || last < acknowledged => {
+            Err(journals[bad.which].corrupt(bad.number, bad.reason))
         }
         _ if last < acknowledged => {
             let reason = format!("ends with change {last}, but change {acknowledged} was made");
