@@ -109,6 +109,7 @@ mod tests {
             metadata: Some(space("/dev/loop5", "/root/pool/metadata")),
             min_free: Bytes(300),
             udev_sync: true,
+            rcu_expedited: None,
             deferred_removal: false,
             deferred_deletion: true,
             deferred: 2,

@@ -218,6 +218,11 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         below!(self.set_filesystem_attribute(filesystem, device, attribute, value))
     }
 
+    /// A text of `/sys/kernel`, such as `rcu_expedited`, without the newline at its end. Whoever asks does without it, too.
+    fn kernel_attribute(&self, attribute: &str) -> Result<Vec<u8>, Errno> {
+        below!(self.kernel_attribute(attribute))
+    }
+
     /// The ids of the processes, in no particular order. If this fails, or one of the next three, nobody is named who has
     /// something open.
     fn process_ids(&self) -> Result<Vec<u32>, Errno> {

@@ -96,9 +96,11 @@ impl Kernel for RealKernel {
     }
 
     fn block_attribute(&self, device: &str, attribute: &str) -> Result<Vec<u8>, Errno> {
-        let mut text = std::fs::read(format!("/sys/class/block/{device}/{attribute}")).map_err(errno)?;
-        text.pop_if(|last| *last == b'\n');
-        Ok(text)
+        read_attribute(&format!("/sys/class/block/{device}/{attribute}"))
+    }
+
+    fn kernel_attribute(&self, attribute: &str) -> Result<Vec<u8>, Errno> {
+        read_attribute(&format!("/sys/kernel/{attribute}"))
     }
 
     fn mapper_node_names(&self) -> Result<Vec<OsString>, Errno> {
@@ -191,6 +193,13 @@ impl Kernel for RealKernel {
 
 fn offset_of(offset: u64) -> Result<libc::off_t, Errno> {
     libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)
+}
+
+/// The text of an attribute in sysfs, without the newline at its end.
+fn read_attribute(path: &str) -> Result<Vec<u8>, Errno> {
+    let mut text = std::fs::read(path).map_err(errno)?;
+    text.pop_if(|last| *last == b'\n');
+    Ok(text)
 }
 
 fn names_in(directory: &str) -> Result<Vec<OsString>, Errno> {

@@ -499,6 +499,13 @@ impl Kernel for ModelKernel {
         })
     }
 
+    fn kernel_attribute(&self, attribute: &str) -> Result<Vec<u8>, Errno> {
+        self.call("read", format!("/sys/kernel/{attribute}"), |_| match attribute {
+            "rcu_expedited" => Ok(b"0".to_vec()),
+            _ => Err(Errno::ENOENT),
+        })
+    }
+
     fn process_ids(&self) -> Result<Vec<u32>, Errno> {
         self.call("readdir", "/proc", |world| Ok(world.process_ids()))
     }

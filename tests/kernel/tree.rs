@@ -283,6 +283,20 @@ fn the_hot_path_keeps_to_its_budget() {
 }
 
 #[test]
+fn status_shows_expedited_grace_periods() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let setting = "/sys/kernel/rcu_expedited";
+    let before = fs::read_to_string(setting).unwrap();
+    for expedited in [true, false] {
+        fs::write(setting, if expedited { "1" } else { "0" }).unwrap();
+        assert_eq!(tree.status().unwrap().rcu_expedited, Some(expedited));
+    }
+    fs::write(setting, before).unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
 fn the_pool_grows_while_a_snapshot_is_mounted() {
     let bench = Bench::new();
     let tree = bench.tree();

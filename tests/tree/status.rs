@@ -17,6 +17,7 @@ fn of_the_tree() {
     assert_eq!(data.loop_file.as_deref(), Some(&*rig.root().join("pool/data")));
     assert_eq!(status.metadata.as_ref().unwrap().total, Bytes::mib(4));
     assert_eq!((status.snapshots, status.deferred, status.udev_sync), (1, 0, false));
+    assert_eq!(status.rcu_expedited, Some(false));
     assert!(status.to_string().contains("Deferred Deleted Device Count: 0\n"));
     tree.close().unwrap();
 }

@@ -91,6 +91,10 @@ pub struct TreeStatus {
     pub min_free: Bytes,
     /// Whether this crate waits for udev.
     pub udev_sync: bool,
+    /// Whether the kernel expedites all RCU grace periods (`/sys/kernel/rcu_expedited`); `None` if that cannot be read.
+    /// Loading a table and removing a device wait for grace periods: expedited, they take a fraction of the time. It is a
+    /// setting of the whole machine, which interrupts every CPU for each grace period, and which this crate never changes.
+    pub rcu_expedited: Option<bool>,
     /// Whether unmount leaves devices that are open elsewhere to the kernel.
     pub deferred_removal: bool,
     /// Whether remove lets snapshots that are open elsewhere be deleted later.
@@ -221,6 +225,8 @@ impl SnapshotTree {
             ),
             PoolStatus::Fail | PoolStatus::Error => (None, None),
         };
+        let rcu_expedited = self.options.kernel.kernel_attribute("rcu_expedited").ok();
+        let rcu_expedited = rcu_expedited.map(|text| text != b"0");
         Ok(self.store.read_state(|state| TreeStatus {
             pool_name: *self.pool.thin.name(),
             block_size: state.pool.block_size,
@@ -234,6 +240,7 @@ impl SnapshotTree {
             data,
             metadata,
             udev_sync: dm.waits_for_udev(),
+            rcu_expedited,
             deferred_removal: self.options.deferred_removal,
             deferred_deletion: self.options.deferred_deletion,
             deferred: state.graph.deleting().len(),
