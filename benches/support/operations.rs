@@ -39,7 +39,7 @@ impl Subject {
         let directory = TempDir::new_in(if memory.is_dir() { memory } else { Path::new("/tmp") }).unwrap();
         let kernel = Uncounted::default();
         let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None).blkdiscard(false);
-        let options = options.kernel(Arc::new(kernel.clone())).sync_thread(false);
+        let options = options.kernel(Arc::new(kernel.clone())).background_threads(false);
         let tree = SnapshotTree::open(directory.path().join("root"), options).unwrap();
         tree.add("image", Parent::Base).unwrap();
         tree.add("active", Parent::Base).unwrap();

@@ -51,7 +51,7 @@ pub use ops::finding::{DeviceProblem, Finding};
 pub use ops::reader::SnapshotReader;
 pub use ops::receive::{PartialReceive, ReceiveReport};
 pub use ops::receive_options::ReceiveOptions;
-pub use ops::remove::{Reaper, RemoveOptions};
+pub use ops::remove::RemoveOptions;
 pub use ops::repair::Repair;
 pub use ops::send::{Progress, SendOptions};
 pub use ops::status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
@@ -69,9 +69,10 @@ pub use state::reason::{RootProblem, StateAge};
 
 use live::mounts::Mounts;
 use live::snapshots::LiveSnapshots;
+use ops::worker::{Threads, Work};
 use pool::tree_pool::TreePool;
 use state::root::Root;
-use state::store::{Store, SyncThread};
+use state::store::Store;
 
 /// A tree of snapshots. All methods can be called from any thread at any time.
 ///
@@ -82,19 +83,20 @@ use state::store::{Store, SyncThread};
 /// this process or another one, finds them. [`close`](Self::close) takes everything down.
 #[derive(Debug)]
 pub struct SnapshotTree {
+    /// End before the root is unlocked, and the pool no longer claimed.
+    _threads: Threads,
     options: Options,
-    /// Ends before the root is unlocked, and the pool no longer claimed.
-    _sync_thread: Option<SyncThread>,
-    root: Root,
+    root: Arc<Root>,
     /// The durable state.
     store: Arc<Store>,
     /// The pool, and its devices.
     pool: Arc<TreePool>,
     /// Active snapshots.
-    live: LiveSnapshots,
+    live: Arc<LiveSnapshots>,
     /// Mounted snapshots.
-    mounts: Mounts,
-    closed: AtomicBool,
+    mounts: Arc<Mounts>,
+    work: Arc<Work>,
+    closed: Arc<AtomicBool>,
 }
 
 impl SnapshotTree {
@@ -119,7 +121,8 @@ impl SnapshotTree {
         self.store.read(|graph| graph.get(id).is_some())
     }
 
-    /// Deactivates everything, writes a checkpoint, removes the pool and detaches its files. An adopted pool stays.
+    /// Deactivates everything, deletes the volumes of removed snapshots, writes a checkpoint, removes the pool and detaches
+    /// its files. An adopted pool stays.
     ///
     /// A pool that is read-only or has failed goes, too: the next open does what it refused. The root is free for
     /// another manager when this value is dropped.
@@ -130,11 +133,17 @@ impl SnapshotTree {
     /// rest is done: the journal holds what is in it. After a close, whatever can fail answers [`Error::Closed`]; what
     /// cannot, such as [`list`](Self::list), returns what was recorded last.
     pub fn close(&self) -> Result<()> {
+        self.check_open()?;
+        self.close_now().inspect_err(|_| _ = self.work.wake())
+    }
+
+    fn close_now(&self) -> Result<()> {
+        let exclusive = self.work.exclusive();
         let _resizing = self.pool.resizing();
         self.check_open()?;
         self.deactivate_all()?;
         // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
-        let _ = self.reap_closed();
+        let _ = self.reap_closed(&exclusive);
         // New calls are refused from here on; a failure opens the tree again.
         self.closed.store(true, Ordering::Release);
         let checkpoint = self.shut_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;
@@ -206,7 +215,7 @@ impl SnapshotTree {
 
     /// After a change: keep the journal short.
     fn compact(&self) {
-        if self.store.wants_checkpoint(self.options.checkpoint_at) {
+        if self.store.wants_checkpoint(self.options.checkpoint_at) && !self.work.wake() {
             // The journal holds everything. It can wait for the next change.
             let _ = self.checkpoint();
         }

@@ -52,7 +52,7 @@ pub struct Options {
     pub(super) xfs_nospace_max_retries: Option<u32>,
     pub(super) init_layer: InitLayer,
     pub(super) udev: UdevPolicy,
-    pub(super) sync_thread: bool,
+    pub(super) background_threads: bool,
     pub(super) kernel: Arc<dyn Kernel>,
     /// Where the state is kept, if not in files of the root.
     pub(super) state_dir: Option<Arc<dyn StateDir>>,
@@ -91,7 +91,7 @@ impl Default for Options {
             xfs_nospace_max_retries: None,
             init_layer: InitLayer::default(),
             udev: UdevPolicy::Auto,
-            sync_thread: true,
+            background_threads: true,
             kernel: Arc::new(RealKernel),
             state_dir: None,
             checkpoint_at: Bytes::kib(256),
@@ -211,9 +211,10 @@ impl Options {
         init_layer: InitLayer => init_layer;
         /// Whether to wait for udev. Default: where it runs.
         udev: UdevPolicy => udev;
-        /// Whether the tree has a thread that makes the record of a new snapshot durable while the pool makes its volume.
-        /// Default: true. Without the thread both are done one after the other.
-        sync_thread: bool => sync_thread;
+        /// Whether the tree has two threads of its own. One makes the record of a new snapshot durable while the pool makes
+        /// its volume. The other writes checkpoints and deletes the volumes of removed snapshots, for half of its time at
+        /// most. Default: true. Without them the calls do all of that themselves.
+        background_threads: bool => background_threads;
         /// The kernel to use instead of the real one.
         kernel: Arc<dyn Kernel> => kernel;
     }

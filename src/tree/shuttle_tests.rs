@@ -38,6 +38,7 @@ fn in_orders(
             Err(error) => panic!("{error}"),
         }
         let tree = open();
+        assert_eq!(tree.reap().unwrap(), 0);
         assert_eq!((ids(&tree), tree.check().unwrap()), (there, vec![]));
         tree.close().unwrap();
         assert!(kernel.is_clean(), "{:?}", kernel.leftovers());

@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(not(all(test, shuttle)))]
 pub(in crate::tree) use std::thread;
+use std::time::Duration;
 
 #[cfg(all(test, shuttle))]
 use shuttle::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,8 @@ use shuttle::thread_local;
 /// What a lock protects. A thread that has one takes only those that come later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::tree) enum Rank {
+    /// Work that no caller waits for.
+    Work,
     /// The growth of the pool, and its end.
     Resizing,
     /// A snapshot. Who needs two of them takes them in the order of their ids.
@@ -96,6 +99,17 @@ impl Changed {
     pub(in crate::tree) fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
         let Guard { value, held } = guard;
         Guard { value: self.0.wait(value).unwrap_or_else(PoisonError::into_inner), held }
+    }
+
+    /// The same, not longer than `timeout`: then it is `true`.
+    pub(in crate::tree) fn wait_within<'a, T>(
+        &self,
+        guard: Guard<'a, T>,
+        timeout: Duration,
+    ) -> (Guard<'a, T>, bool) {
+        let Guard { value, held } = guard;
+        let (value, late) = self.0.wait_timeout(value, timeout).unwrap_or_else(PoisonError::into_inner);
+        (Guard { value, held }, late.timed_out())
     }
 
     pub(in crate::tree) fn notify_one(&self) {

@@ -92,7 +92,7 @@ impl Simulation {
 
     fn options(&self) -> Options {
         Options::new()
-            .sync_thread(false)
+            .background_threads(false)
             .base_size(SIZE)
             .data_size(Bytes::mib(64))
             .metadata_size(Bytes::mib(2))

@@ -102,12 +102,12 @@ impl Owner {
     fn remove(&mut self) {
         let id = self.known_name();
         let (held, deferred) = (self.holds(&id), self.rng.one_in(2));
-        let options = RemoveOptions::new().deferred(deferred);
+        let options = RemoveOptions::new().deferred(deferred).background(self.rng.one_in(2));
         let remove = |tree: &SnapshotTree| tree.remove_with(&id, &options);
         if held && !deferred {
             self.call("remove open", Expected::Refused, remove);
-        } else if self.change("remove", vec![Change::Remove(id.clone())], remove).is_some() && held {
-            self.lingering = Some(id);
+        } else {
+            self.change("remove", vec![Change::Remove(id.clone())], remove);
         }
     }
 
@@ -214,9 +214,7 @@ impl Owner {
             }
         };
         if given_up {
-            let lingers = self.lingering.as_ref() == Some(&id);
-            let expected = if lingers { Expected::Either } else { change.is_possible(&self.known).into() };
-            self.call("create and give up", expected, write);
+            self.call("create and give up", change.is_possible(&self.known), write);
         } else if let Some(Some(uuid)) = self.change("create", vec![change], write) {
             self.known.get_mut(&id).unwrap().sealed = Sealed::As(uuid);
         }

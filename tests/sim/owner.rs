@@ -89,8 +89,6 @@ pub struct Owner {
     pub held: Option<(String, DeviceFile)>,
     /// The device goes when it is closed.
     pub leaving: bool,
-    /// A snapshot that was removed while it was open. Its id is free some time after that.
-    pub lingering: Option<String>,
     pub data_size: Bytes,
     pub extends: bool,
     /// The disk under the state and the pool's files is full.
@@ -145,7 +143,6 @@ impl Owner {
             exclusive: Arc::default(),
             held: None,
             leaving: false,
-            lingering: None,
             data_size: DATA_SIZE,
             extends,
             full: false,
@@ -184,7 +181,7 @@ impl Owner {
             .base_size(BASE_SIZE)
             .filesystem(Filesystem::None)
             .udev(UdevPolicy::None)
-            .sync_thread(false)
+            .background_threads(false)
             .busy_timeout(Duration::ZERO)
             .checkpoint_at(Bytes(1500))
             .min_free_data(MinFree::Percent(0))
@@ -244,7 +241,7 @@ impl Owner {
     /// Nothing is planned, open, or waits for being closed.
     pub fn be_at_rest(&mut self) {
         self.heal();
-        (self.held, self.lingering) = (None, None);
+        self.held = None;
         assert_eq!(self.tree.as_ref().unwrap().reap().unwrap(), 0);
     }
 
@@ -256,7 +253,6 @@ impl Owner {
             cut_or_panic(payload);
         }
         self.held = None;
-        self.lingering = None;
         // What is still planned holds managers and machines.
         self.heal();
         self.process = Arc::new(self.machine.process());
@@ -352,10 +348,9 @@ impl Owner {
             Change::Rename(id, to) => [id.clone(), to.clone()],
         };
         let names: Vec<_> = changes.iter().flat_map(names).collect();
-        let lingers = self.lingering.as_ref().is_some_and(|id| names.contains(id));
         // A device that goes when it is closed is removed before anything is done to it.
         let leaves = self.leaving && self.held.as_ref().is_some_and(|(id, _)| names.contains(id));
-        let expected = if possible && (lingers || leaves) { Expected::Either } else { possible.into() };
+        let expected = if possible && leaves { Expected::Either } else { possible.into() };
         self.attempt(what, expected, changes, work)
     }
 
@@ -535,7 +530,7 @@ impl Owner {
 
     /// Sees to it that nothing of the neighbour's doings is left, if the pool is there.
     pub fn repair(&mut self) -> bool {
-        (self.held, self.lingering) = (None, None);
+        self.held = None;
         let tree = self.tree.as_ref().unwrap();
         let Ok(findings) = tree.check() else { return false };
         for finding in findings {

@@ -87,7 +87,7 @@ fn open(memory: &Memory) -> Result<SnapshotTree> {
         .udev(UdevPolicy::None)
         .busy_timeout(Duration::ZERO)
         .kernel(Arc::new(ModelKernel::new()))
-        .sync_thread(false)
+        .background_threads(false)
         .state_dir(Arc::new(memory.clone()));
     SnapshotTree::open(directory.path().join("root"), options)
 }

@@ -196,7 +196,7 @@ fn the_record_is_synced_while_the_pool_makes_the_volume() {
         let (rig, course) = (Rig::new(), Arc::new(Course::default()));
         let dir = counting(&rig, &course);
         let kernel = Waiting(rig.kernel.clone(), course.clone());
-        let options = rig.options().kernel(Arc::new(kernel)).state_dir(dir).sync_thread(thread);
+        let options = rig.options().kernel(Arc::new(kernel)).state_dir(dir).background_threads(thread);
         let tree = rig.open(options).unwrap();
         *course.counts.lock().unwrap() = Counts { counts: true, ..Counts::default() };
         for id in ["a", "b", "c"] {

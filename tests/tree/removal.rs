@@ -8,6 +8,7 @@ use std::time::Duration;
 use dm_thin::kernel::{Access, DeviceFile, Kernel};
 use dm_thin::model::Mode;
 use dm_thin::thin;
+use dm_thin::thin::MinFree;
 use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, Removal, RemoveOptions, SendOptions, SnapshotTree};
 use dm_thin::tree::{Error, Result};
 use dm_thin::units::Bytes;
@@ -36,16 +37,19 @@ fn a_busy_snapshot_is_removed_when_it_is_closed() {
     let now = RemoveOptions::new().busy_timeout(Duration::ZERO);
     assert!(matches!(tree.remove_with("a", &now), Err(Error::Busy { open_count: 1, .. })));
     assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
-    // Gone for callers; its id is not free yet.
+    // Gone for callers, and its id is free.
     assert!(!tree.contains("a") && tree.activate("a").is_err());
     assert_eq!(tree.list().len(), 1);
     assert_eq!((tree.deferred(), tree.reap().unwrap()), (1, 1));
-    assert!(tree.add("a", Parent::Base).unwrap_err().is_busy());
-    assert_eq!(ids(&rig, &tree), 3);
-    drop(file);
-    assert_eq!((tree.reap().unwrap(), tree.deferred()), (0, 0));
-    assert_eq!(ids(&rig, &tree), 2);
     tree.add("a", Parent::Base).unwrap();
+    let another = hold(&rig, &tree.activate("a").unwrap());
+    assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
+    assert_eq!((ids(&rig, &tree), tree.reap().unwrap()), (4, 2));
+    drop(file);
+    assert_eq!((tree.reap().unwrap(), tree.deferred()), (1, 1));
+    drop(another);
+    assert_eq!((tree.reap().unwrap(), tree.deferred()), (0, 0));
+    assert_eq!((ids(&rig, &tree), tree.check().unwrap()), (2, vec![]));
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
@@ -71,20 +75,6 @@ fn a_failed_pool_can_be_closed() {
 }
 
 #[test]
-fn add_completes_a_deferred_removal_of_the_same_id() {
-    let rig = Rig::new();
-    let tree = rig.tree();
-    tree.add("a", Parent::Base).unwrap();
-    let file = hold(&rig, &tree.activate("a").unwrap());
-    assert_eq!(tree.remove_with("a", &deferred()).unwrap(), Removal::Deferred);
-    drop(file);
-    tree.add("a", Parent::Base).unwrap();
-    assert_eq!((tree.deferred(), ids(&rig, &tree)), (0, 2));
-    tree.close().unwrap();
-    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
-}
-
-#[test]
 fn a_deferred_removal_outlives_its_manager() {
     let rig = Rig::new();
     let tree = rig.tree();
@@ -104,21 +94,80 @@ fn a_deferred_removal_outlives_its_manager() {
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
 
-#[test]
-fn the_reaper_thread_deletes_closed_snapshots() {
-    let rig = Rig::new();
-    let tree =
-        Arc::new(rig.open(rig.options().deferred_deletion(true).busy_timeout(Duration::ZERO)).unwrap());
-    tree.add("a", Parent::Base).unwrap();
-    let file = hold(&rig, &tree.activate("a").unwrap());
-    let reaper = tree.reap_every(Duration::from_millis(1));
-    tree.remove("a").unwrap();
-    assert_eq!(tree.deferred(), 1);
-    drop(file);
-    while tree.deferred() > 0 {
+fn wait_until(done: impl Fn() -> bool) {
+    while !done() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    drop(reaper);
+}
+
+#[test]
+fn the_thread_deletes_what_was_removed() {
+    let rig = Rig::new();
+    let options = rig.options().background_threads(true).deferred_deletion(true).busy_timeout(Duration::ZERO);
+    let tree = rig.open(options.clone()).unwrap();
+    for id in ["a", "b", "c"] {
+        tree.add(id, Parent::Base).unwrap();
+    }
+    let file = hold(&rig, &tree.activate("a").unwrap());
+    for id in ["a", "b"] {
+        assert_eq!(tree.remove_with(id, &RemoveOptions::new()).unwrap(), Removal::Deferred);
+    }
+    assert_eq!(tree.remove_with("c", &RemoveOptions::new().background(false)).unwrap(), Removal::Removed);
+    wait_until(|| ids(&rig, &tree) == 2);
+    assert_eq!(tree.deferred(), 1);
+    // It looks again from time to time.
+    drop(file);
+    wait_until(|| ids(&rig, &tree) == 1);
+    tree.close().unwrap();
+    drop(tree);
+
+    // What a manager without a thread leaves, the next one's thread deletes.
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let _ = tree.remove_with("a", &RemoveOptions::new().background(true)).unwrap();
+    drop(tree);
+    let tree = rig.open(options).unwrap();
+    wait_until(|| ids(&rig, &tree) == 1);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_removal_is_one_record_and_a_close_deletes_the_volumes() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let background = RemoveOptions::new().background(true);
+    for n in 0..3 {
+        tree.add("a", Parent::Base).unwrap();
+        rig.kernel.clear_log();
+        assert_eq!(tree.remove_with("a", &background).unwrap(), Removal::Deferred);
+        let calls: Vec<_> = rig.kernel.log().into_iter().map(|call| call.name).collect();
+        assert!(calls.iter().all(|name| !name.starts_with("DM_")), "{calls:?}");
+        assert_eq!((tree.deferred(), ids(&rig, &tree), tree.check().unwrap().len()), (n + 1, n + 2, n + 1));
+    }
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+    drop(tree);
+    let tree = rig.tree();
+    assert_eq!((tree.deferred(), ids(&rig, &tree), tree.check().unwrap()), (0, 1, vec![]));
+    tree.close().unwrap();
+}
+
+#[test]
+fn an_addition_without_space_deletes_what_was_removed() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("large", Parent::Base).unwrap();
+    let device = tree.activate("large").unwrap();
+    // 15 of 64 MiB.
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 0..240).unwrap();
+    tree.deactivate("large").unwrap();
+    drop(tree);
+    let tree = rig.open(rig.options().min_free_data(MinFree::Percent(80))).unwrap();
+    assert!(tree.add("a", Parent::Base).unwrap_err().is_out_of_space());
+    let _ = tree.remove_with("large", &RemoveOptions::new().background(true)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    assert_eq!((tree.deferred(), ids(&rig, &tree)), (0, 2));
     tree.close().unwrap();
 }
 

@@ -43,7 +43,7 @@ impl Rig {
     pub(crate) fn options(&self) -> Options {
         let small = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(4));
         let small = small.base_size(Bytes::mib(16)).filesystem(Filesystem::None);
-        small.kernel(self.kernel.clone()).udev(UdevPolicy::None).sync_thread(false)
+        small.kernel(self.kernel.clone()).udev(UdevPolicy::None).background_threads(false)
     }
 
     /// A pool on two disks, of nobody's tree.
@@ -64,7 +64,7 @@ impl Rig {
     pub(crate) fn adopting(&self, pool: &str) -> Options {
         let small = Options::new().base_size(Bytes::mib(16)).filesystem(Filesystem::None);
         let small = small.pool_source(PoolSource::Pool { name: pool.to_owned() });
-        small.kernel(self.kernel.clone()).udev(UdevPolicy::None).sync_thread(false)
+        small.kernel(self.kernel.clone()).udev(UdevPolicy::None).background_threads(false)
     }
 
     pub(crate) fn tree(&self) -> SnapshotTree {

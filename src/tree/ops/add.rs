@@ -81,8 +81,7 @@ impl SnapshotTree {
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
     /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full, read-only or failed,
     /// [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
-    /// [`Options::min_free_data`](crate::tree::Options::min_free_data); [`Error::Busy`] if a removed snapshot of that
-    /// id is still open. A failed call leaves nothing.
+    /// [`Options::min_free_data`](crate::tree::Options::min_free_data). A failed call leaves nothing.
     pub fn add(&self, id: impl AsRef<str>, parent: Parent<'_>) -> Result<()> {
         let id = id.as_ref();
         self.add_with(id, parent, &AddOptions::new())
@@ -93,10 +92,18 @@ impl SnapshotTree {
     /// # Errors
     /// Also [`Error::InvalidOption`] for a size below the parent's.
     pub fn add_with(&self, id: impl AsRef<str>, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
-        let id = id.as_ref();
+        let id = SnapshotId::new(id.as_ref())?;
         self.check_open()?;
-        let name = SnapshotId::new(id)?;
-        self.free_id(&name)?;
+        self.free_id(&id)?;
+        let snapshot = self.with_space(|| self.add_now(&id, parent, options))?;
+        self.compact();
+        if snapshot.fs == FsState::Growing {
+            return self.grow_now(id.as_str());
+        }
+        Ok(())
+    }
+
+    fn add_now(&self, name: &SnapshotId, parent: Parent<'_>, options: &AddOptions) -> Result<Snapshot> {
         let mut reservation = self.reserve(Some(name.clone()))?;
         // In a pool that others use, too, an id is this tree's only when its message was obeyed.
         reservation.record_first = !self.store.is_shared();
@@ -114,12 +121,7 @@ impl SnapshotTree {
             let added = Record::Added { thin_id: snapshot.thin_id };
             self.record(&mut reservation, snapshot.thin_id, &added)?;
         }
-        drop(reservation);
-        self.compact();
-        if snapshot.fs == FsState::Growing {
-            return self.grow_now(id);
-        }
-        Ok(())
+        Ok(snapshot)
     }
 
     /// Makes the volume of a snapshot and runs `record` with it and its parent, while the parent can neither be renamed

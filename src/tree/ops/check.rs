@@ -76,7 +76,10 @@ impl SnapshotTree {
 
     fn check_volumes(&self, findings: &mut Vec<Finding>) -> Result<()> {
         self.store.read(|graph| {
-            findings.extend(graph.deleting().iter().map(|id| Finding::Deferred { id: id.clone() }));
+            let deferred = graph.removed.iter();
+            findings.extend(
+                deferred.map(|(&thin_id, removed)| Finding::Deferred { id: removed.id.clone(), thin_id }),
+            );
         });
         self.store.read(|graph| {
             findings.extend(graph.orphans.iter().map(|&thin_id| Finding::Orphan { thin_id }));
@@ -88,7 +91,7 @@ impl SnapshotTree {
         let shared = self.store.is_shared();
         self.store.read(|graph| {
             let base = graph.base.iter().map(|base| (None, base.thin_id));
-            let snapshots = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
+            let snapshots = graph.snapshots.iter();
             let listed = base.chain(snapshots.map(|(id, snapshot)| (Some(id.clone()), snapshot.thin_id)));
             let missing = listed.filter(|(_, thin_id)| !there.contains(thin_id));
             findings.extend(missing.map(|(id, thin_id)| Finding::MissingVolume { id, thin_id }));
@@ -111,13 +114,13 @@ impl SnapshotTree {
         let mut active = BTreeMap::new();
         for (status, thin_id) in self.pool.active_devices()? {
             match known.get(&thin_id) {
-                // Being written; or reported as unfinished.
-                None if self.store.read(|graph| graph.making(thin_id).is_some()) => {}
+                // Being written; or reported as unfinished or deferred.
+                None if self.store.read(|graph| {
+                    graph.making(thin_id).is_some() || graph.removed.contains_key(&thin_id)
+                }) => {}
                 None => {
                     findings.push(Finding::UnknownDevice { device: status.name, thin_id });
                 }
-                // Reported as deferred.
-                Some((_, snapshot)) if snapshot.deleting => {}
                 Some((id, snapshot)) => match self.check_device(id, snapshot, &status, findings) {
                     // Deactivated since it was listed.
                     Err(error) if error.errno() == Some(Errno::ENXIO) => {}

@@ -54,7 +54,7 @@ impl SnapshotTree {
         self.check_open()?;
         self.store
             .read(|graph| {
-                let (known, _) = graph.snapshots.get_key_value(id).filter(|(_, s)| !s.deleting)?;
+                let (known, _) = graph.snapshots.get_key_value(id)?;
                 Some(look(graph, known))
             })
             .ok_or_else(|| crate::tree::error::unknown(id))

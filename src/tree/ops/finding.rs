@@ -52,10 +52,13 @@ pub enum Finding {
         /// Its id in the pool.
         thin_id: ThinId,
     },
-    /// A removed snapshot waits for being closed, or for the next [`reap`](crate::tree::SnapshotTree::reap).
+    /// The volume of a removed snapshot is still to be deleted: by the tree's thread, or by the next
+    /// [`reap`](crate::tree::SnapshotTree::reap). The snapshot may be open.
     Deferred {
-        /// Its id.
+        /// The id that it had.
         id: SnapshotId,
+        /// Its id in the pool.
+        thin_id: ThinId,
     },
     /// A volume was made and neither published nor deleted: [`repair`](crate::tree::SnapshotTree::repair), the next
     /// [`reap`](crate::tree::SnapshotTree::reap) and the next open delete it.
@@ -172,8 +175,11 @@ impl fmt::Display for Finding {
                     "thin device {thin_id} is an orphan: no snapshot refers to it, and it may be the only copy of its data"
                 )
             }
-            Self::Deferred { id } => {
-                write!(f, "snapshot {id} was removed; its volume is deleted once its device is closed")
+            Self::Deferred { id, thin_id } => {
+                write!(
+                    f,
+                    "snapshot {id} was removed; its volume, thin device {thin_id}, is still to be deleted"
+                )
             }
             Self::Unfinished { thin_id } => {
                 write!(f, "thin device {thin_id} was created but never published")

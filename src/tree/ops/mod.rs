@@ -28,4 +28,5 @@ pub(in crate::tree) mod send;
 pub(in crate::tree) mod status;
 pub(in crate::tree) mod usage;
 pub(in crate::tree) mod watch;
+pub(in crate::tree) mod worker;
 pub(in crate::tree) mod writer;

@@ -14,6 +14,7 @@ use crate::tree::live::mounts::{MountOptions, Mounts};
 use crate::tree::live::snapshots::LiveSnapshots;
 use crate::tree::names::{Names, POOL};
 use crate::tree::ops::recognise::{Found, Opening, Recognised, recognise};
+use crate::tree::ops::worker::{Threads, Work};
 use crate::tree::pool::claim::Claim;
 use crate::tree::pool::hold::HoldNote;
 use crate::tree::state::files::StateDir;
@@ -21,7 +22,7 @@ use crate::tree::state::graph::{FsState, Graph};
 use crate::tree::state::identity;
 use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
-use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store, SyncThread};
+use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store};
 use crate::tree::{Error, Result};
 use crate::tree::{Options, SnapshotTree, pool::source, pool::tree_pool::TreePool};
 
@@ -130,21 +131,26 @@ impl SnapshotTree {
         let how =
             MountOptions { filesystem, flags: options.mount_flags, data: options.mount_options.clone() };
         let mounts = Mounts::load(options.kernel.clone(), how, store.dir());
-        let (live, closed) = (LiveSnapshots::default(), AtomicBool::new(false));
-        let (store, pool) = (Arc::new(store), Arc::new(pool));
-        let mut this = Self { options, _sync_thread: None, root, store, pool, live, mounts, closed };
+        let mut this = Self {
+            _threads: Threads::default(),
+            options,
+            root: Arc::new(root),
+            store: Arc::new(store),
+            pool: Arc::new(pool),
+            live: Arc::new(LiveSnapshots::default()),
+            mounts: Arc::new(mounts),
+            work: Arc::new(Work::default()),
+            closed: Arc::new(AtomicBool::new(false)),
+        };
         let reconciled = this.reconcile(volumes.as_ref(), &active);
-        if reconciled.is_ok() && this.options.sync_thread && !this.store.is_shared() {
-            let (pool, store) = (this.pool.clone(), this.store.clone());
-            // Who takes the first id of the window tries again.
-            let raise = move |window| drop(pool.generation.raise_for_window(&pool.thin, &store, window));
-            this._sync_thread = Some(SyncThread::start(&this.store, raise));
+        if reconciled.is_ok() && this.options.background_threads {
+            this._threads = this.start_threads();
         }
         match reconciled {
             Ok(()) => Ok(this),
             Err(error) => {
                 let down = !activated || this.take_down().is_ok();
-                Err(Box::new((error, Some(this.root).filter(|_| down))))
+                Err(Box::new((error, Arc::into_inner(this.root).filter(|_| down))))
             }
         }
     }

@@ -46,7 +46,9 @@ impl SnapshotTree {
 
     /// What comes last, in a pool that can commit.
     fn finish(&self, volumes: Option<&Volumes>) -> Result<()> {
-        self.reap_closed()?;
+        if !self.options.background_threads {
+            self.reap_closed(&self.work.exclusive())?;
+        }
         let present = volumes.map(|volumes| &volumes.present);
         self.delete_abandoned()?;
         self.make_base(present)?;
@@ -104,14 +106,12 @@ impl SnapshotTree {
     ) -> Result<()> {
         let dm = self.pool.dm();
         let names: HashMap<ThinId, (SnapshotId, bool)> = self.store.read(|graph| {
-            let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
-            visible.map(|(id, s)| (s.thin_id, (id.clone(), s.sealed.is_some()))).collect()
+            let snapshots = graph.snapshots.iter();
+            snapshots.map(|(id, s)| (s.thin_id, (id.clone(), s.sealed.is_some()))).collect()
         });
         // To be deleted or kept; it may be open.
-        let may_be_open: HashSet<ThinId> = self.store.read(|graph| {
-            let deleting = graph.deleting().iter().filter_map(|id| graph.snapshots.get(id));
-            deleting.map(|snapshot| snapshot.thin_id).chain(graph.orphans.iter().copied()).collect()
-        });
+        let may_be_open: HashSet<ThinId> =
+            self.store.read(|graph| graph.removed.keys().chain(&graph.orphans).copied().collect());
         for (status, thin_id) in active {
             let uuid = self.pool.names.volume_uuid(*thin_id)?;
             let known = names.get(thin_id).filter(|_| status.has_live_table());
@@ -177,18 +177,11 @@ impl SnapshotTree {
     /// Records removals that the pool has carried out: deleting again would put an error into the kernel's log.
     fn record_deleted(&self, volumes: &BTreeSet<ThinId>) -> Result<()> {
         let deleted: Vec<_> = self.store.read(|graph| {
-            let deleting = graph.deleting().iter();
-            let gone =
-                |id: &&SnapshotId| graph.snapshots.get(*id).is_some_and(|s| !volumes.contains(&s.thin_id));
-            deleting.filter(gone).cloned().collect()
+            // Never published, or a receive that was discarded.
+            let making = graph.making.iter().map(|making| making.thin_id);
+            making.chain(graph.removed.keys().copied()).filter(|id| !volumes.contains(id)).collect()
         });
-        deleted.into_iter().try_for_each(|id| self.store.append(&Record::Deleted { id }).map(drop))?;
-        // A volume that was never published, or a receive that was discarded.
-        let unmade: Vec<_> = self.store.read(|graph| {
-            let gone = graph.making.iter().map(|making| making.thin_id).filter(|id| !volumes.contains(id));
-            gone.collect()
-        });
-        unmade.into_iter().try_for_each(|thin_id| self.store.append(&Record::Unmade { thin_id }).map(drop))
+        deleted.into_iter().try_for_each(|thin_id| self.store.append(&Record::Unmade { thin_id }).map(drop))
     }
 
     /// Deletes volumes that were never acknowledged, and keeps those in doubt.

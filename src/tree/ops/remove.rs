@@ -1,20 +1,19 @@
-//! Removing snapshots: at once, or when they are closed.
+//! Removing snapshots.
 //!
-//! A removal is recorded before anything of the snapshot is touched. From then on callers see it no more,
-//! though its id stays taken until the pool has let go of the volume: whatever interrupts that, the next
+//! A removal is recorded before anything of the snapshot's volume is touched. From then on callers do not see the
+//! snapshot, and its id is free. The volume is deleted later; whatever interrupts that, the next
 //! [`reap`](SnapshotTree::reap), and every open of the tree, goes on with it.
 
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use crate::dm::Removal;
-use crate::kernel::Process;
 use crate::thin;
 use crate::thin::{ActivateOptions, ThinId};
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::state::graph::{Record, Snapshot};
+use crate::tree::ops::worker::Exclusive;
+use crate::tree::state::graph::{Record, Removed};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
 
@@ -24,6 +23,7 @@ use crate::tree::{SnapshotId, SnapshotTree};
 pub struct RemoveOptions {
     deferred: Option<bool>,
     busy_timeout: Option<Duration>,
+    background: Option<bool>,
 }
 
 impl RemoveOptions {
@@ -47,21 +47,31 @@ impl RemoveOptions {
         self.busy_timeout = Some(timeout);
         self
     }
+
+    /// Leave the deletion of its volume to the tree's thread, or, if it has none, to [`reap`](SnapshotTree::reap),
+    /// [`close`](SnapshotTree::close) or the next open. Default: if the tree has one,
+    /// [`Options::background_threads`](crate::tree::Options::background_threads).
+    #[must_use]
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = Some(background);
+        self
+    }
 }
 
 impl SnapshotTree {
-    /// Removes a snapshot: deactivates it and deletes its volume. Snapshots made from it stay.
+    /// Removes a snapshot: deactivates it, and records, durably, that it is removed. Its id is free, and its volume is
+    /// deleted in the background. Snapshots made from it stay.
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::Mounted`], [`Error::Busy`]: nothing has changed. After any
-    /// other error the snapshot is gone for callers, and the next [`reap`](Self::reap) or open deletes it.
+    /// other error the snapshot may be gone for callers; the next [`reap`](Self::reap) or open deletes its volume then.
     pub fn remove(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
         self.remove_with(id, &RemoveOptions::new()).map(drop)
     }
 
-    /// The same with options. [`Removal::Deferred`] says that it is gone for callers, but its device is still open: its
-    /// space comes back, and its id is free, when [`reap`](Self::reap) finds it closed.
+    /// The same with options. [`Removal::Deferred`] says that its volume is still to be deleted, and the space to come
+    /// back: by the tree's thread, or by [`reap`](Self::reap).
     ///
     /// # Errors
     /// As [`remove`](Self::remove); deferred, a snapshot that is open elsewhere is no error.
@@ -69,67 +79,73 @@ impl SnapshotTree {
         let id = id.as_ref();
         let timeout = options.busy_timeout.unwrap_or(self.options.busy_timeout);
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
-        let removal = self.with_snapshot(id, |active, snapshot| {
-            let name = SnapshotId::new(id)?;
+        let (thin_id, busy) = self.with_snapshot(id, |active, snapshot| {
             let deactivated = active.deactivate(&self.pool, id, timeout);
-            let busy = matches!(deactivated, Err(Error::Busy { .. }));
-            if !(busy && deferred) {
+            let busy = deferred && matches!(deactivated, Err(Error::Busy { .. }));
+            if busy {
+                // Another snapshot can have its name.
+                self.rename_unpublished(active, snapshot.thin_id)?;
+            } else {
                 deactivated?;
             }
-            self.store.commit(&Record::Deleting { id: name.clone() })?;
-            if !busy {
-                return self.delete_volume(&name, snapshot).map(|()| Removal::Removed);
-            }
+            let record = Record::Deleting { id: SnapshotId::new(id)? };
+            self.store.commit(&record).inspect_err(|_| {
+                if let (Some(volume), Ok(name)) = (&mut active.volume, self.pool.names.name(id)) {
+                    // The next open does it if this fails.
+                    let _ = volume.rename(&name);
+                }
+            })?;
             if let Some(volume) = &active.volume {
                 // So that it does not stay for ever if this process dies. Old kernels cannot; reaping does.
                 let _ = volume.deactivate_deferred();
             }
             *active = ActiveSnapshot::default();
-            Ok(Removal::Deferred)
+            Ok((snapshot.thin_id, busy))
         })?;
+        let has_thread = self.work.wake();
+        let removal = if busy || options.background.unwrap_or(has_thread) {
+            Removal::Deferred
+        } else {
+            self.delete_inactive(&self.work.exclusive(), thin_id).map_err(|error| self.closed_or(error))?;
+            Removal::Removed
+        };
         self.compact();
         Ok(removal)
     }
 
-    /// Deletes snapshots that were removed while they were open and are closed now. Does not wait. The number of
-    /// those still open is returned.
+    fn rename_unpublished(&self, active: &mut ActiveSnapshot, thin_id: ThinId) -> Result<()> {
+        let Some(volume) = &mut active.volume else { return Ok(()) };
+        match volume.rename(&self.pool.names.unpublished(thin_id)?) {
+            // Its deferred removal has been carried out.
+            Err(error) if error.errno() == Some(Errno::ENXIO) => active.forget_device(&self.pool),
+            result => Ok(result?),
+        }
+    }
+
+    /// Deletes the volumes of removed snapshots, and those that were never published. Does not wait. The number of
+    /// snapshots that are still open is returned.
     ///
     /// # Errors
     /// The first failure; the others were tried all the same.
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
-        let left = self.reap_closed();
+        let left = self.reap_closed(&self.work.exclusive());
         let deleted = self.delete_abandoned();
         self.compact();
         left.and_then(|left| deleted.map(|()| left)).map_err(|error| self.closed_or(error))
     }
 
-    /// How many removed snapshots wait for being closed.
+    /// How many removed snapshots have a volume that is still to be deleted.
     pub fn deferred(&self) -> usize {
-        self.store.read(|graph| graph.deleting().len())
-    }
-
-    /// A thread that calls [`reap`](Self::reap) every `interval`, until the returned value or the last other
-    /// reference to the tree is dropped. Errors are met again by the next round.
-    pub fn reap_every(self: &Arc<Self>, interval: Duration) -> Reaper {
-        let (stop, stopped) = channel::<()>();
-        let tree: Weak<Self> = Arc::downgrade(self);
-        let thread = thread::spawn(move || {
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
-                let Some(tree) = tree.upgrade() else { break };
-                // The next round meets the same error.
-                let _ = tree.reap();
-            }
-        });
-        Reaper { stop: Some(stop), thread: Some(thread), owner: Process::current() }
+        self.store.read(|graph| graph.removed.len())
     }
 
     /// The part of [`reap`](Self::reap) that an open does, too.
-    pub(in crate::tree) fn reap_closed(&self) -> Result<usize> {
-        let deleting: Vec<_> = self.store.read(|graph| graph.deleting().iter().cloned().collect());
+    pub(in crate::tree) fn reap_closed(&self, exclusive: &Exclusive<'_>) -> Result<usize> {
+        let removed: Vec<_> = self.store.read(|graph| graph.removed.keys().copied().collect());
         let (mut left, mut first_error) = (0, Ok(()));
-        for id in deleting {
-            match self.finish_removal(&id) {
+        for thin_id in removed {
+            match self.delete_removed(exclusive, thin_id) {
                 Err(error) if error.is_busy() => left += 1,
                 result => first_error = first_error.and(result),
             }
@@ -137,45 +153,44 @@ impl SnapshotTree {
         first_error.map(|()| left)
     }
 
-    /// As [`finish_removal`](Self::finish_removal), for a caller that wants the id: an error names the processes that
-    /// have it open.
-    pub(in crate::tree) fn free_id(&self, id: &SnapshotId) -> Result<()> {
-        if let Some(left) = self.store.reserve_left(id) {
-            self.unmake(left.thin_id)?;
+    /// Runs `work` again when space is short and the volumes of removed snapshots could be deleted.
+    pub(in crate::tree) fn with_space<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        match work() {
+            Err(error) if self.deferred() > 0 && needs_removals(&error) => {
+                // What it frees decides; the error of the addition is returned.
+                let _ = self.reap_closed(&self.work.exclusive());
+                work()
+            }
+            result => result,
         }
-        self.finish_removal(id).map_err(|error| self.pool.with_holders(Some(id.as_str()), error))
     }
 
-    /// Deletes the volume of a removed snapshot, so that its id is free.
+    /// Takes back what is left of an addition of that id that failed.
+    pub(in crate::tree) fn free_id(&self, id: &SnapshotId) -> Result<()> {
+        let Some(left) = self.store.reserve_left(id) else { return Ok(()) };
+        self.unmake(left.thin_id)
+    }
+
+    /// Deletes the volume of a removed snapshot.
     ///
     /// # Errors
     /// [`Error::Busy`] if it is open.
-    pub(in crate::tree) fn finish_removal(&self, id: &SnapshotId) -> Result<()> {
-        if !self.store.read(|graph| graph.deleting().contains(id)) {
-            return Ok(());
+    pub(in crate::tree) fn delete_removed(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
+        if self.store.read(|graph| graph.removed.contains_key(&thin_id)) {
+            self.pool.remove_left(thin_id)?;
         }
-        let cell = self.live.cell(id);
-        let finished = {
-            let _active = cell.lock();
-            // Another call may have done it, while it had the snapshot.
-            let leftover = self.store.read(|graph| graph.snapshots.get(id).filter(|s| s.deleting).cloned());
-            leftover.map_or(Ok(()), |snapshot| {
-                self.pool
-                    .remove_left(id.as_str(), snapshot.thin_id)
-                    .and_then(|()| self.delete_volume(id, &snapshot))
-            })
-        };
-        self.live.release(id, cell);
-        finished
+        self.delete_inactive(exclusive, thin_id)
     }
 
-    /// Deletes a volume that is not active, and whose removal is recorded.
-    fn delete_volume(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
+    fn delete_inactive(&self, _: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
+        let Some(removed) = self.store.read(|graph| graph.removed.get(&thin_id).cloned()) else {
+            return Ok(());
+        };
         if self.discards() {
             // Only now: what is discarded must not be found in the state again.
-            self.discard(id, snapshot)?;
+            self.discard(thin_id, &removed)?;
         }
-        self.delete_recorded(snapshot.thin_id, &Record::Deleted { id: id.clone() })
+        self.unmake(thin_id)
     }
 
     /// Deletes a volume that is not active and under a record, and records that.
@@ -207,36 +222,20 @@ impl SnapshotTree {
     }
 
     /// Gives the blocks back. Failing to is no error.
-    fn discard(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<()> {
-        let discarded = self
-            .pool
-            .activate(id.as_str(), snapshot.thin_id, snapshot.size, &ActivateOptions::new())
-            .and_then(|volume| {
-                // The pool has the blocks again all the same: they are not given back to what is below it.
-                let _ = volume.discard_all();
-                self.pool.deactivate(&volume)
-            });
+    fn discard(&self, thin_id: ThinId, removed: &Removed) -> Result<()> {
+        let name = self.pool.names.unpublished(thin_id)?;
+        let activated = self.pool.activate_as(&name, thin_id, removed.size, &ActivateOptions::new());
+        let discarded = activated.and_then(|volume| {
+            // The pool has the blocks again all the same: they are not given back to what is below it.
+            let _ = volume.discard_all();
+            self.pool.deactivate(&volume)
+        });
         // Nothing of the device may be left.
-        discarded.or_else(|_| self.pool.remove_left(id.as_str(), snapshot.thin_id))
+        discarded.or_else(|_| self.pool.remove_left(thin_id))
     }
 }
 
-/// A thread that deletes what was removed while it was open; dropping this ends it.
-#[derive(Debug)]
-#[must_use]
-pub struct Reaper {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-    owner: Process,
-}
-
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        // A child of fork does not have the thread.
-        if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
-            // A panic of the thread was reported there.
-            let _ = thread.join();
-        }
-    }
+/// Whether deleting the volumes of removed snapshots may help.
+fn needs_removals(error: &Error) -> bool {
+    error.is_out_of_space() || matches!(error, Error::NoFreeDeviceId)
 }

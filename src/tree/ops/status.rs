@@ -99,7 +99,7 @@ pub struct TreeStatus {
     pub deferred_removal: bool,
     /// Whether remove lets snapshots that are open elsewhere be deleted later.
     pub deferred_deletion: bool,
-    /// How many removed snapshots wait for being closed.
+    /// How many removed snapshots have a volume that is still to be deleted.
     pub deferred: usize,
     /// How many snapshots there are.
     pub snapshots: usize,
@@ -116,13 +116,8 @@ impl SnapshotTree {
     pub fn get(&self, id: impl AsRef<str>) -> Result<SnapshotInfo> {
         let id = id.as_ref();
         self.check_open()?;
-        let known = self.store.read(|graph| {
-            graph
-                .snapshots
-                .get_key_value(id)
-                .filter(|(_, s)| !s.deleting)
-                .map(|(id, s)| (id.clone(), s.clone()))
-        });
+        let known =
+            self.store.read(|graph| graph.snapshots.get_key_value(id).map(|(id, s)| (id.clone(), s.clone())));
         let (id, snapshot) = known.ok_or_else(|| crate::tree::error::unknown(id))?;
         Ok(self.info(id, snapshot))
     }
@@ -130,8 +125,7 @@ impl SnapshotTree {
     /// All snapshots, by their ids.
     pub fn list(&self) -> Vec<SnapshotInfo> {
         let snapshots: Vec<_> = self.store.read(|graph| {
-            let visible = graph.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
-            visible.map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
+            graph.snapshots.iter().map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
         });
         snapshots.into_iter().map(|(id, snapshot)| self.info(id, snapshot)).collect()
     }
@@ -243,8 +237,8 @@ impl SnapshotTree {
             rcu_expedited,
             deferred_removal: self.options.deferred_removal,
             deferred_deletion: self.options.deferred_deletion,
-            deferred: state.graph.deleting().len(),
-            snapshots: state.graph.snapshots.len() - state.graph.deleting().len(),
+            deferred: state.graph.removed.len(),
+            snapshots: state.graph.snapshots.len(),
             orphans: state.graph.orphans.len(),
             pool,
             version: format!("{} (device mapper {})", env!("CARGO_PKG_VERSION"), dm.version()),

@@ -119,6 +119,16 @@ impl SnapshotTree {
     ) -> Result<SnapshotWriter<'_>> {
         self.check_open()?;
         self.free_id(&id)?;
+        self.with_space(|| self.make_now(id.clone(), parent, options, purpose))
+    }
+
+    fn make_now(
+        &self,
+        id: SnapshotId,
+        parent: Option<Parent<'_>>,
+        options: &AddOptions,
+        purpose: Purpose,
+    ) -> Result<SnapshotWriter<'_>> {
         let mut reservation = self.reserve(Some(id.clone()))?;
         // The message comes first: a record of an id that a shared pool gave to another user would delete that user's
         // volume.

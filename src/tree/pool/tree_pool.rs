@@ -190,15 +190,15 @@ impl TreePool {
         }
     }
 
-    /// Removes the device that a deferred removal, or a crash, left active. Does not wait.
+    /// Removes the device of a removed snapshot that was open, or that a crash left active. Does not wait.
     ///
     /// # Errors
     /// [`Error::Busy`] if it is open.
-    pub(in crate::tree) fn remove_left(&self, id: &str, thin_id: ThinId) -> Result<()> {
+    pub(in crate::tree) fn remove_left(&self, thin_id: ThinId) -> Result<()> {
         let uuid = self.names.volume_uuid(thin_id)?;
         let Some(status) = self.dm().find(&uuid)? else {
             // The kernel has removed it when it was closed, and cannot remove the node.
-            return Ok(self.dm().remove_node(&self.names.name(id)?)?);
+            return Ok(self.dm().remove_node(&self.names.unpublished(thin_id)?)?);
         };
         match self.dm().remove(&uuid) {
             Err(error) if error.errno() == Some(Errno::ENXIO) => Ok(self.dm().remove_node(&status.name)?),

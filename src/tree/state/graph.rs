@@ -68,9 +68,19 @@ pub(in crate::tree) struct Snapshot {
     /// Data that it has and what it was made from has not; known once both are sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::tree) own: Option<Bytes>,
-    /// To be deleted from the pool. No caller sees it any more.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// How an older version recorded [`Graph::removed`].
+    #[serde(default, skip_serializing)]
     pub(in crate::tree) deleting: bool,
+}
+
+/// A snapshot that was removed, as long as the pool has its volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::tree) struct Removed {
+    /// The id that it had.
+    pub(in crate::tree) id: SnapshotId,
+    /// Its size.
+    pub(in crate::tree) size: Bytes,
 }
 
 impl Snapshot {
@@ -191,7 +201,7 @@ pub(in crate::tree) enum Record {
         /// Everything before this offset is durable.
         offset: Bytes,
     },
-    /// A volume that was never published is gone.
+    /// A volume that no caller sees is gone: one that was never published, or a removed snapshot's.
     Unmade {
         /// Its thin device.
         thin_id: ThinId,
@@ -222,12 +232,12 @@ pub(in crate::tree) enum Record {
         /// The state.
         fs: FsState,
     },
-    /// A snapshot is to be deleted from the pool.
+    /// A snapshot is removed, and its id is free. Its volume is still to be deleted.
     Deleting {
         /// Which.
         id: SnapshotId,
     },
-    /// It is.
+    /// How an older version recorded that the volume is deleted.
     Deleted {
         /// Which.
         id: SnapshotId,
@@ -291,21 +301,20 @@ pub(in crate::tree) struct Graph {
     pub(in crate::tree) adding: BTreeMap<SnapshotId, Snapshot>,
     /// All snapshots.
     pub(in crate::tree) snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// Removed snapshots whose volumes are still to be deleted, by their thin devices.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(in crate::tree) removed: BTreeMap<ThinId, Removed>,
     /// The thin ids of the above.
     #[serde(skip)]
     used: HashSet<ThinId>,
     /// Parents that are there, each with each of its children.
     #[serde(skip)]
     edges: BTreeSet<(SnapshotId, SnapshotId)>,
-    /// Snapshots to be deleted.
-    #[serde(skip)]
-    deleting: BTreeSet<SnapshotId>,
 }
 
 impl Graph {
-    /// A snapshot that callers see.
     pub(in crate::tree) fn get(&self, id: &str) -> Option<&Snapshot> {
-        self.snapshots.get(id).filter(|snapshot| !snapshot.deleting)
+        self.snapshots.get(id)
     }
 
     /// A volume that is not published yet.
@@ -313,29 +322,23 @@ impl Graph {
         self.making.iter().find(|making| making.thin_id == thin_id)
     }
 
-    /// A snapshot that callers see, by the identity of its content.
+    /// A snapshot by the identity of its content.
     pub(in crate::tree) fn sealed_as(&self, uuid: Uuid) -> Option<SnapshotId> {
-        let mut visible = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
-        visible.find(|(_, snapshot)| snapshot.sealed == Some(uuid)).map(|(id, _)| id.clone())
+        let mut all = self.snapshots.iter();
+        all.find(|(_, snapshot)| snapshot.sealed == Some(uuid)).map(|(id, _)| id.clone())
     }
 
-    /// The snapshot of a thin device, if callers see it.
+    /// The snapshot of a thin device.
     pub(in crate::tree) fn id_of(&self, thin_id: ThinId) -> Option<SnapshotId> {
-        let mut visible = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.deleting);
-        visible.find(|(_, snapshot)| snapshot.thin_id == thin_id).map(|(id, _)| id.clone())
+        let mut all = self.snapshots.iter();
+        all.find(|(_, snapshot)| snapshot.thin_id == thin_id).map(|(id, _)| id.clone())
     }
 
-    /// Snapshots that are to be deleted.
-    pub(in crate::tree) fn deleting(&self) -> &BTreeSet<SnapshotId> {
-        &self.deleting
-    }
-
-    /// Volumes that an open leaves as they are: the base if it is made, the snapshots that callers see, and those that
-    /// were being added.
+    /// Volumes that an open leaves as they are: the base if it is made, the snapshots, and those that were being added.
     pub(in crate::tree) fn kept(&self) -> impl Iterator<Item = ThinId> + '_ {
         let base = self.base.iter().filter(|base| base.fs != FsState::Making).map(|base| base.thin_id);
-        let visible = self.snapshots.values().filter(|snapshot| !snapshot.deleting);
-        base.chain(visible.chain(self.adding.values()).map(|snapshot| snapshot.thin_id))
+        let snapshots = self.snapshots.values().chain(self.adding.values());
+        base.chain(snapshots.map(|snapshot| snapshot.thin_id))
     }
 
     /// Whether a thin id is in use.
@@ -390,7 +393,12 @@ impl Graph {
             }
             Record::Unmade { thin_id } => {
                 let is_adding = self.adding.values().any(|snapshot| snapshot.thin_id == *thin_id);
-                if !is_adding && self.making(*thin_id).is_none() && !self.orphans.contains(thin_id) {
+                let is_removed = self.removed.remove(thin_id).is_some();
+                if !is_adding
+                    && !is_removed
+                    && self.making(*thin_id).is_none()
+                    && !self.orphans.contains(thin_id)
+                {
                     return Err("no such volume");
                 }
                 self.adding.retain(|_, snapshot| snapshot.thin_id != *thin_id);
@@ -421,8 +429,7 @@ impl Graph {
             }
             Record::Fs { id, fs } => self.find(id)?.fs = *fs,
             Record::Deleting { id } => {
-                self.find(id)?.deleting = true;
-                self.deleting.insert(id.clone());
+                self.remove(id)?;
                 for child in self.children(id) {
                     self.edges.remove(&(id.clone(), child.clone()));
                     self.find(&child)?.parent_gone = true;
@@ -430,14 +437,10 @@ impl Graph {
                 self.children_being_added(id).for_each(|child| child.parent_gone = true);
             }
             Record::Deleted { id } => {
-                if !self.find(id)?.deleting {
-                    return Err("deleted without warning");
-                }
-                self.deleting.remove(id);
-                if let Some(gone) = self.snapshots.remove(id) {
-                    self.used.remove(&gone.thin_id);
-                    self.unlink(id, &gone);
-                }
+                let removed = self.removed.iter().find(|(_, removed)| removed.id == *id);
+                let thin_id = removed.map(|(thin_id, _)| *thin_id).ok_or("deleted without warning")?;
+                self.removed.remove(&thin_id);
+                self.used.remove(&thin_id);
             }
             Record::Init { id, layer } => self.find(id)?.init = Some(*layer),
             Record::Sealed { id, sealed, time } => {
@@ -452,9 +455,6 @@ impl Graph {
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
             Record::Renamed { id, to } => {
                 self.check_name(to)?;
-                if self.find(id)?.deleting {
-                    return Err("renamed while it is deleted");
-                }
                 let snapshot = self.snapshots.remove(id).ok_or("no such snapshot")?;
                 self.unlink(id, &snapshot);
                 self.link(to, &snapshot);
@@ -478,7 +478,7 @@ impl Graph {
     fn check_new(&self, id: &SnapshotId, snapshot: &Snapshot) -> Result<(), &'static str> {
         self.check_name(id)?;
         if snapshot.deleting || snapshot.parent_gone && snapshot.parent.is_none() {
-            return Err("a new snapshot that is gone already");
+            return Err("a new snapshot that is removed");
         }
         if snapshot.sealed.is_some() && snapshot.fs != FsState::Ready {
             return Err("sealed before its file system is ready");
@@ -503,11 +503,18 @@ impl Graph {
         adding.filter(move |child| !child.parent_gone && child.parent.as_ref() == Some(id))
     }
 
+    fn remove(&mut self, id: &SnapshotId) -> Result<(), &'static str> {
+        let gone = self.snapshots.remove(id).ok_or("no such snapshot")?;
+        self.unlink(id, &gone);
+        self.removed.insert(gone.thin_id, Removed { id: id.clone(), size: gone.size });
+        Ok(())
+    }
+
     fn find(&mut self, id: &SnapshotId) -> Result<&mut Snapshot, &'static str> {
         self.snapshots.get_mut(id).ok_or("no such snapshot")
     }
 
-    /// The children of a snapshot, in order; to be deleted or not.
+    /// The children of a snapshot, in order.
     pub(in crate::tree) fn children(&self, id: &SnapshotId) -> Vec<SnapshotId> {
         let from = self.edges.range((id.clone(), SnapshotId::first())..);
         from.take_while(|(parent, _)| parent == id).map(|(_, child)| child.clone()).collect()
@@ -533,15 +540,17 @@ impl Graph {
     /// are there, and no snapshot descends from itself. A new snapshot has no children yet, so it closes no cycle.
     pub(in crate::tree) fn index(&mut self) -> Result<(), &'static str> {
         self.ids.check()?;
+        let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
+        for id in deleting.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.remove(&id)?;
+        }
         self.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
         let making = self.making.iter().map(|making| making.thin_id);
         let snapshots = self.snapshots.values().chain(self.adding.values()).map(|snapshot| snapshot.thin_id);
-        let orphans = self.orphans.iter().copied();
+        let orphans = self.orphans.iter().chain(self.removed.keys()).copied();
         let ids: Vec<_> = snapshots.chain(making).chain(orphans).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
-        let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
-        self.deleting = deleting.map(|(id, _)| id.clone()).collect();
         let linked = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.parent_gone);
         self.edges =
             linked.filter_map(|(id, snapshot)| Some((snapshot.parent.clone()?, id.clone()))).collect();
@@ -555,7 +564,7 @@ impl Graph {
             return Err("a second snapshot of that id");
         }
         // From the roots a walk does not come by a circle, nor by what is below one.
-        if self.walk(None).len() + self.deleting.len() != self.snapshots.len() {
+        if self.walk(None).len() != self.snapshots.len() {
             return Err("a snapshot that descends from itself");
         }
         Ok(())
@@ -617,9 +626,11 @@ mod tests {
         graph.apply(&add("a", 1)).unwrap();
         graph.apply(&Record::Deleting { id: id("a") }).unwrap();
         assert!(graph.get("a").is_none());
-        assert!(graph.uses(ThinId::new(1).unwrap()));
-        graph.apply(&Record::Deleted { id: id("a") }).unwrap();
-        graph.apply(&add("a", 1)).unwrap();
+        assert_eq!(graph.apply(&add("a", 1)), Err("a thin id used twice"));
+        // The name is free at once, the thin id when the volume is deleted.
+        graph.apply(&add("a", 2)).unwrap();
+        graph.apply(&Record::Unmade { thin_id: ThinId::new(1).unwrap() }).unwrap();
+        graph.apply(&add("b", 1)).unwrap();
     }
 
     #[test]

@@ -193,11 +193,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("root");
         let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
-        let options = options.kernel(Arc::new(ModelKernel::new()));
+        let options = options.kernel(Arc::new(ModelKernel::new())).background_threads(false);
         let mut tree = SnapshotTree::open(&path, options.clone()).unwrap();
         let journal = fs::read(path.join("journal.0")).unwrap();
         // As in a child: the same values, another process.
-        tree.root.lock.inherit();
+        Arc::get_mut(&mut tree.root).unwrap().lock.inherit();
         let pid = std::process::id() + 1;
         for result in [tree.add("a", Parent::Base), tree.remove("a"), tree.close(), tree.reap().map(drop)] {
             assert!(matches!(result, Err(Error::Forked { pid: it }) if it == pid), "{result:?}");

@@ -409,8 +409,9 @@ impl Store {
     /// Reserves room for a line of so many bytes and after it for all removals, and for these in the other journal, too:
     /// whichever the next manager writes to, everything can be removed.
     fn reserve_room(&self, end: &mut JournalEnd, line: u64) -> Result<()> {
-        let (volumes, adding) =
-            self.read(|graph| (graph.snapshots.len() + graph.making.len(), graph.adding.len()));
+        let (volumes, adding) = self.read(|graph| {
+            (graph.snapshots.len() + graph.making.len() + graph.removed.len(), graph.adding.len())
+        });
         let adding = adding as u64 + 1;
         let removals = (volumes as u64 + adding) * REMOVAL + adding * ADDED + GENERATIONS;
         for (which, len) in [(end.current, end.len + line), (1 - end.current, 0)] {
