@@ -113,6 +113,8 @@ mod tests {
             deferred_removal: false,
             deferred_deletion: true,
             deferred: 2,
+            ready: Vec::new(),
+            kept_active: None,
             snapshots: 3,
             orphans: 1,
             pool: PoolStatus::Fail,

@@ -49,6 +49,7 @@ pub use ops::add::{AddOptions, Consistency, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
 pub use ops::finding::{DeviceProblem, Finding};
 pub use ops::reader::SnapshotReader;
+pub use ops::ready::ReadyStatus;
 pub use ops::receive::{PartialReceive, ReceiveReport};
 pub use ops::receive_options::ReceiveOptions;
 pub use ops::remove::RemoveOptions;
@@ -68,11 +69,12 @@ pub use state::pool_source::PoolSource;
 pub use state::reason::{RootProblem, StateAge};
 
 use live::mounts::Mounts;
+use live::ready::ReadySnapshots;
 use live::snapshots::LiveSnapshots;
-use ops::worker::{Threads, Work};
+use live::work::{Work, Worker};
 use pool::tree_pool::TreePool;
 use state::root::Root;
-use state::store::Store;
+use state::store::{Store, SyncThread};
 
 /// A tree of snapshots. All methods can be called from any thread at any time.
 ///
@@ -95,8 +97,16 @@ pub struct SnapshotTree {
     live: Arc<LiveSnapshots>,
     /// Mounted snapshots.
     mounts: Arc<Mounts>,
+    ready: Arc<ReadySnapshots>,
     work: Arc<Work>,
     closed: Arc<AtomicBool>,
+}
+
+/// The threads of a tree; dropping this ends them.
+#[derive(Debug, Default)]
+struct Threads {
+    _worker: Option<Worker>,
+    _sync: Option<SyncThread>,
 }
 
 impl SnapshotTree {
@@ -143,7 +153,7 @@ impl SnapshotTree {
         self.check_open()?;
         self.deactivate_all()?;
         // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
-        let _ = self.reap_closed(&exclusive);
+        let _ = self.delete_ready(&exclusive).and(self.reap_closed(&exclusive));
         // New calls are refused from here on; a failure opens the tree again.
         self.closed.store(true, Ordering::Release);
         let checkpoint = self.shut_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;

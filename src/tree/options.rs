@@ -53,6 +53,7 @@ pub struct Options {
     pub(super) init_layer: InitLayer,
     pub(super) udev: UdevPolicy,
     pub(super) background_threads: bool,
+    pub(super) keep_one_active: bool,
     pub(super) kernel: Arc<dyn Kernel>,
     /// Where the state is kept, if not in files of the root.
     pub(super) state_dir: Option<Arc<dyn StateDir>>,
@@ -92,6 +93,7 @@ impl Default for Options {
             init_layer: InitLayer::default(),
             udev: UdevPolicy::Auto,
             background_threads: true,
+            keep_one_active: false,
             kernel: Arc::new(RealKernel),
             state_dir: None,
             checkpoint_at: Bytes::kib(256),
@@ -212,9 +214,13 @@ impl Options {
         /// Whether to wait for udev. Default: where it runs.
         udev: UdevPolicy => udev;
         /// Whether the tree has two threads of its own. One makes the record of a new snapshot durable while the pool makes
-        /// its volume. The other writes checkpoints and deletes the volumes of removed snapshots, for half of its time at
-        /// most. Default: true. Without them the calls do all of that themselves.
+        /// its volume. The other writes checkpoints, makes ready snapshots and deletes the volumes of removed
+        /// ones, for half of its time at most. Default: true. Without them the calls do all of that themselves.
         background_threads: bool => background_threads;
+        /// Keep one thin volume active, an empty one of one block that the tree makes for that and deletes when it is closed:
+        /// removing the last active thin device of a machine takes some three times as long as removing one beside
+        /// others. A [ready snapshot](crate::tree::SnapshotTree::keep_ready) does the same. Default false.
+        keep_one_active: bool => keep_one_active;
         /// The kernel to use instead of the real one.
         kernel: Arc<dyn Kernel> => kernel;
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::dm::UdevPolicy;
 use crate::model::ModelKernel;
-use crate::tree::{Error, Filesystem, Options, Parent, Result, SnapshotTree};
+use crate::tree::{AddOptions, Error, Filesystem, Options, Parent, Result, SnapshotTree};
 use crate::units::Bytes;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
@@ -137,6 +137,25 @@ fn additions_beside_their_parents_activation() {
         done.into_iter().for_each(Result::unwrap);
         assert_eq!(ids(tree), ["one", "parent", "two"]);
         tree.remove("two").unwrap();
+    });
+}
+
+#[test]
+fn additions_beside_those_who_make_them_ready() {
+    in_orders(200, Filesystem::None, |tree, _| {
+        tree.add("image", Parent::Base).unwrap();
+        tree.seal("image").unwrap();
+        tree.keep_ready(Parent::Snapshot("image"), 2).unwrap();
+        let add = |id: &'static str| {
+            boxed(tree, move |tree| tree.add_activated(id, Parent::Snapshot("image"), &AddOptions::new()))
+        };
+        let done =
+            at_once(vec![add("a"), add("b"), boxed(tree, |tree| tree.refill_ready().map(|()| "".into()))]);
+        let [a, b, refilled] = done.try_into().unwrap();
+        assert_ne!(a.unwrap(), b.unwrap());
+        refilled.unwrap();
+        let thin_ids: Vec<_> = tree.list().into_iter().map(|snapshot| snapshot.thin_id).collect();
+        assert!(thin_ids.len() == 3 && thin_ids[0] != thin_ids[1]);
     });
 }
 

@@ -109,8 +109,11 @@ pub fn dm() -> Arc<DeviceMapper> {
 }
 
 /// Options of a tree that is quickly made.
+/// A small tree without threads of its own, so that what a call does is done when it returns.
 pub fn small() -> Options {
-    Options::new().data_size(Bytes::gib(1)).metadata_size(Bytes::mib(8)).base_size(Bytes::mib(64))
+    let small =
+        Options::new().data_size(Bytes::gib(1)).metadata_size(Bytes::mib(8)).base_size(Bytes::mib(64));
+    small.background_threads(false)
 }
 
 pub fn names(directory: &Path) -> BTreeSet<String> {

@@ -23,6 +23,7 @@ mod mounts;
 mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
+mod ready;
 mod rig;
 mod sectors;
 mod send;

@@ -67,6 +67,7 @@ fn check_first() {
         let root = root.unwrap().path();
         let tree = open(&root);
         assert!(tree.list().is_empty());
+        assert_eq!(tree.reap().unwrap(), 0);
         assert_eq!(tree.check().unwrap(), []);
         tree.add("a", Parent::Base).unwrap();
         tree.remove("a").unwrap();
@@ -113,6 +114,7 @@ fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> 
     }
     let mut ids: BTreeSet<u32> = tree.list().iter().map(|info| info.thin_id.get()).collect();
     ids.extend(tree.base_id().map(|id| id.get()));
+    assert_eq!(tree.reap().unwrap(), 0);
     assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
 
@@ -182,6 +184,7 @@ fn work_in_threads() {
         tree.remove(snapshot.id.as_str()).unwrap();
         say(&format!("removed {}", snapshot.id));
     }
+    tree.keep_ready(Parent::Base, 2).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| receiver::work(&tree, &life));
         scope.spawn(|| grow(&tree));

@@ -45,7 +45,7 @@ impl Owner {
 
     /// One call. Only what the simulation does to it excuses an error in what must work.
     pub fn step(&mut self) {
-        match self.rng.below(40) {
+        match self.rng.below(43) {
             0..=6 => self.add(),
             7..=9 => self.remove(),
             10 | 11 => self.rename(),
@@ -75,6 +75,9 @@ impl Owner {
             36 if self.fills => self.fill(),
             36 => self.open_twice(),
             37 => self.leave(),
+            38 => self.keep_ready(),
+            39 => drop(self.call("refill", true, SnapshotTree::refill_ready)),
+            40 => self.add_activated(),
             _ => self.close(),
         }
     }
@@ -97,6 +100,23 @@ impl Owner {
             AddOptions::new()
         };
         self.change("add", vec![change], |tree| tree.add_with(&id, parent_of(&origin), &options));
+    }
+
+    fn add_activated(&mut self) {
+        let (id, (origin, content)) = (self.name(), self.parent());
+        let change = Change::add(&id, &origin, Sealed::No, content);
+        let add = |tree: &SnapshotTree| tree.add_activated(&id, parent_of(&origin), &AddOptions::new());
+        self.change("add activated", vec![change], add);
+    }
+
+    fn keep_ready(&mut self) {
+        let (origin, _) = self.parent();
+        let kept = match &origin {
+            Origin::Base | Origin::Removed => true,
+            Origin::Snapshot(id) => self.known.get(id).is_some_and(|it| it.sealed != Sealed::No),
+        };
+        let count = self.rng.below(3);
+        self.call("keep ready", kept, |tree| tree.keep_ready(parent_of(&origin), count));
     }
 
     fn remove(&mut self) {

@@ -477,14 +477,15 @@ impl Owner {
         own.extend(tree.base_id().map(|id| id.get()));
         assert!(own.is_subset(&in_pool), "volumes lost: {own:?}, in the pool: {in_pool:?}");
         let findings = tree.check().unwrap();
-        let partial = tree.partial_receives().len();
+        let ready: usize = tree.status().unwrap().ready.iter().map(|ready| ready.count).sum();
+        let unpublished = tree.partial_receives().len() + ready;
         if let Some(foreign) = foreign {
             let leaked: Vec<_> = in_pool.difference(&own).filter(|id| !foreign.contains(id)).collect();
             // In a shared pool what a crash left may be somebody else's.
             let leaks = if self.source == Source::Adopted {
-                leaked.len() >= partial
+                leaked.len() >= unpublished
             } else {
-                leaked.len() == partial
+                leaked.len() == unpublished
             };
             assert!(leaks, "volumes leaked: {leaked:?}; found: {findings:?}");
         }

@@ -14,6 +14,7 @@ mod identity;
 mod life;
 mod messages;
 mod metadata;
+mod ready;
 mod removal;
 mod rig;
 mod root;

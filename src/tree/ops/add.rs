@@ -1,5 +1,7 @@
 //! Adding snapshots.
 
+use std::path::PathBuf;
+
 use nix::errno::Errno;
 
 use crate::dm::DmFlags;
@@ -7,7 +9,7 @@ use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::tree::names::BASE;
 use crate::tree::state::graph::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
-use crate::tree::state::store::Reservation;
+use crate::tree::state::store::{First, Reservation};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
 use crate::units::Bytes;
@@ -75,7 +77,8 @@ impl AddOptions {
 }
 
 impl SnapshotTree {
-    /// Makes a snapshot. It is durable when this returns.
+    /// Makes a snapshot. It is durable when this returns. If one of that parent is [ready](Self::keep_ready), that is
+    /// taken, and active.
     ///
     /// # Errors
     /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
@@ -92,21 +95,57 @@ impl SnapshotTree {
     /// # Errors
     /// Also [`Error::InvalidOption`] for a size below the parent's.
     pub fn add_with(&self, id: impl AsRef<str>, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
-        let id = SnapshotId::new(id.as_ref())?;
+        self.add_or_claim(id.as_ref(), parent, options, false).map(drop)
+    }
+
+    /// The same, and activates it: its device is there when this returns. A [ready](Self::keep_ready) snapshot of that
+    /// parent has one already.
+    ///
+    /// # Errors
+    /// As [`add_with`](Self::add_with) and [`activate`](Self::activate): a failed call leaves nothing.
+    pub fn add_activated(
+        &self,
+        id: impl AsRef<str>,
+        parent: Parent<'_>,
+        options: &AddOptions,
+    ) -> Result<PathBuf> {
+        let id = id.as_ref();
+        if let Some(device) = self.add_or_claim(id, parent, options, true)? {
+            return Ok(device);
+        }
+        self.activate(id).inspect_err(|_| {
+            // Best effort: return the original error.
+            let _ = self.remove(id);
+        })
+    }
+
+    /// Returns the device of a snapshot that was ready.
+    fn add_or_claim(
+        &self,
+        id: &str,
+        parent: Parent<'_>,
+        options: &AddOptions,
+        activated: bool,
+    ) -> Result<Option<PathBuf>> {
+        let id = SnapshotId::new(id)?;
         self.check_open()?;
         self.free_id(&id)?;
+        if let Some(device) = self.claim_ready(&id, parent, options, activated)? {
+            self.compact();
+            return Ok(device);
+        }
         let snapshot = self.with_space(|| self.add_now(&id, parent, options))?;
         self.compact();
         if snapshot.fs == FsState::Growing {
-            return self.grow_now(id.as_str());
+            self.grow_now(id.as_str())?;
         }
-        Ok(())
+        Ok(None)
     }
 
     fn add_now(&self, name: &SnapshotId, parent: Parent<'_>, options: &AddOptions) -> Result<Snapshot> {
         let mut reservation = self.reserve(Some(name.clone()))?;
         // In a pool that others use, too, an id is this tree's only when its message was obeyed.
-        reservation.record_first = !self.store.is_shared();
+        reservation.record_first = (!self.store.is_shared()).then_some(First::Adding);
         let (snapshot, seq) = self.snap(&mut reservation, parent, options, |reservation, snapshot, _| {
             if let Some(seq) = reservation.begun {
                 return Ok((snapshot, seq));

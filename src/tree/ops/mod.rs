@@ -13,6 +13,7 @@ pub(in crate::tree) mod mount;
 pub(in crate::tree) mod open;
 pub(in crate::tree) mod prepare;
 pub(in crate::tree) mod reader;
+pub(in crate::tree) mod ready;
 pub(in crate::tree) mod receive;
 pub(in crate::tree) mod receive_options;
 pub(in crate::tree) mod recognise;

@@ -141,18 +141,19 @@ impl SnapshotTree {
 
     /// Grows the file system of an active volume to the volume's size, through a mount of its own.
     pub(in crate::tree) fn grow(&self, volume: &ThinVolume) -> Result<()> {
-        let target = self.grow_target(volume.id());
+        let target = self.temporary_target(volume.id());
         let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
         let grown = self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &target);
         let unmounted = self.mounts.unmount(volume.id(), &mounted);
         grown.and(unmounted)
     }
 
-    pub(in crate::tree) fn grow_target(&self, id: ThinId) -> PathBuf {
+    /// Where a volume is mounted for a while.
+    pub(in crate::tree) fn temporary_target(&self, id: ThinId) -> PathBuf {
         self.root.current_path().join(format!("grow-{id}"))
     }
 
-    fn mount_volume(
+    pub(in crate::tree) fn mount_volume(
         &self,
         volume: &ThinVolume,
         target: &Path,

@@ -11,10 +11,11 @@ use crate::thin;
 use crate::thin::tools;
 use crate::thin::{PoolStatus, ThinPool};
 use crate::tree::live::mounts::{MountOptions, Mounts};
+use crate::tree::live::ready::ReadySnapshots;
 use crate::tree::live::snapshots::LiveSnapshots;
+use crate::tree::live::work::Work;
 use crate::tree::names::{Names, POOL};
 use crate::tree::ops::recognise::{Found, Opening, Recognised, recognise};
-use crate::tree::ops::worker::{Threads, Work};
 use crate::tree::pool::claim::Claim;
 use crate::tree::pool::hold::HoldNote;
 use crate::tree::state::files::StateDir;
@@ -24,7 +25,7 @@ use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::root::Root;
 use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store};
 use crate::tree::{Error, Result};
-use crate::tree::{Options, SnapshotTree, pool::source, pool::tree_pool::TreePool};
+use crate::tree::{Options, SnapshotTree, Threads, pool::source, pool::tree_pool::TreePool};
 
 impl SnapshotTree {
     /// Opens the tree at `root`, or creates it if there is none.
@@ -131,6 +132,10 @@ impl SnapshotTree {
         let how =
             MountOptions { filesystem, flags: options.mount_flags, data: options.mount_options.clone() };
         let mounts = Mounts::load(options.kernel.clone(), how, store.dir());
+        let ready = ReadySnapshots::new(options.keep_one_active);
+        store.read(|graph| {
+            graph.ready.iter().for_each(|(&origin, &count)| ready.keep(origin, usize::from(count)))
+        });
         let mut this = Self {
             _threads: Threads::default(),
             options,
@@ -139,6 +144,7 @@ impl SnapshotTree {
             pool: Arc::new(pool),
             live: Arc::new(LiveSnapshots::default()),
             mounts: Arc::new(mounts),
+            ready: Arc::new(ready),
             work: Arc::new(Work::default()),
             closed: Arc::new(AtomicBool::new(false)),
         };

@@ -6,7 +6,7 @@ use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
-    /// Makes a mounted snapshot ready. `root` is its directory.
+    /// Prepares a mounted snapshot. `root` is its directory.
     pub(in crate::tree) fn prepare(
         &self,
         id: &str,
@@ -14,6 +14,20 @@ impl SnapshotTree {
         device: DeviceNumber,
         root: &Directory,
     ) -> Result<()> {
+        match self.prepare_filesystem(snapshot, device, root)? {
+            init if init == snapshot.init => Ok(()),
+            None => Ok(()),
+            Some(layer) => self.store.commit(&Record::Init { id: SnapshotId::new(id)?, layer }),
+        }
+    }
+
+    /// The same, without a record. Returns the init layer that the snapshot has.
+    pub(in crate::tree) fn prepare_filesystem(
+        &self,
+        snapshot: &Snapshot,
+        device: DeviceNumber,
+        root: &Directory,
+    ) -> Result<Option<u32>> {
         if let (Filesystem::Xfs, Some(retries)) =
             (self.store.filesystem(), self.options.xfs_nospace_max_retries)
         {
@@ -22,10 +36,9 @@ impl SnapshotTree {
         let layer = &self.options.init_layer;
         if !layer.is_empty() && snapshot.sealed.is_none() && snapshot.init != Some(layer.fingerprint()) {
             layer.apply(self.options.kernel.files(), root)?;
-            let id = SnapshotId::new(id)?;
-            self.store.commit(&Record::Init { id, layer: layer.fingerprint() })?;
+            return Ok(Some(layer.fingerprint()));
         }
-        Ok(())
+        Ok(snapshot.init)
     }
 }
 

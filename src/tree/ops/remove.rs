@@ -12,7 +12,7 @@ use crate::dm::Removal;
 use crate::thin;
 use crate::thin::{ActivateOptions, ThinId};
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::ops::worker::Exclusive;
+use crate::tree::live::work::Exclusive;
 use crate::tree::state::graph::{Record, Removed};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -100,6 +100,7 @@ impl SnapshotTree {
                 let _ = volume.deactivate_deferred();
             }
             *active = ActiveSnapshot::default();
+            self.forget_ready(snapshot.thin_id);
             Ok((snapshot.thin_id, busy))
         })?;
         let has_thread = self.work.wake();
@@ -129,8 +130,10 @@ impl SnapshotTree {
     /// The first failure; the others were tried all the same.
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
-        let left = self.reap_closed(&self.work.exclusive());
-        let deleted = self.delete_abandoned();
+        let exclusive = self.work.exclusive();
+        let left = self.reap_closed(&exclusive);
+        let deleted = self.delete_unwanted(&exclusive).and(self.delete_abandoned());
+        drop(exclusive);
         self.compact();
         left.and_then(|left| deleted.map(|()| left)).map_err(|error| self.closed_or(error))
     }

@@ -68,7 +68,9 @@ impl SnapshotTree {
                 return Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() });
             }
             self.deactivate_locked(active, id)?;
-            self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None })
+            self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None })?;
+            self.forget_ready(snapshot.thin_id);
+            Ok(())
         })?;
         self.compact();
         Ok(())

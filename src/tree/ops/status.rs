@@ -12,6 +12,7 @@ use crate::kernel::DeviceNumber;
 use crate::thin;
 use crate::thin::tools::node;
 use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus};
+use crate::tree::ops::ready::ReadyStatus;
 use crate::tree::state::graph::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
@@ -101,6 +102,10 @@ pub struct TreeStatus {
     pub deferred_deletion: bool,
     /// How many removed snapshots have a volume that is still to be deleted.
     pub deferred: usize,
+    /// The ready snapshots of each origin that has some.
+    pub ready: Vec<ReadyStatus>,
+    /// The volume that is kept active, [if one is](crate::tree::Options::keep_one_active).
+    pub kept_active: Option<ThinId>,
     /// How many snapshots there are.
     pub snapshots: usize,
     /// How many volumes may hold what no snapshot has: [`check`](SnapshotTree::check) lists them.
@@ -221,6 +226,7 @@ impl SnapshotTree {
         };
         let rcu_expedited = self.options.kernel.kernel_attribute("rcu_expedited").ok();
         let rcu_expedited = rcu_expedited.map(|text| text != b"0");
+        let (ready, kept_active) = self.ready_status();
         Ok(self.store.read_state(|state| TreeStatus {
             pool_name: *self.pool.thin.name(),
             block_size: state.pool.block_size,
@@ -238,6 +244,8 @@ impl SnapshotTree {
             deferred_removal: self.options.deferred_removal,
             deferred_deletion: self.options.deferred_deletion,
             deferred: state.graph.removed.len(),
+            ready,
+            kept_active,
             snapshots: state.graph.snapshots.len(),
             orphans: state.graph.orphans.len(),
             pool,

@@ -7,7 +7,7 @@ use crate::thin::{ActivateOptions, ThinId, ThinStatus, ThinVolume};
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::state::graph::{FsState, Making, Receiving, Record, Snapshot};
 use crate::tree::state::size::check_size;
-use crate::tree::state::store::Reservation;
+use crate::tree::state::store::{First, Reservation};
 use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
@@ -130,23 +130,44 @@ impl SnapshotTree {
         purpose: Purpose,
     ) -> Result<SnapshotWriter<'_>> {
         let mut reservation = self.reserve(Some(id.clone()))?;
-        // The message comes first: a record of an id that a shared pool gave to another user would delete that user's
-        // volume.
-        // Nothing is written before the record is durable.
+        let check = |parent: Option<&Snapshot>| match purpose {
+            Purpose::Receive { base: Some(uuid), .. } if parent.and_then(|it| it.sealed) != Some(uuid) => {
+                Err(Error::NoBase { uuid })
+            }
+            _ => Ok(()),
+        };
+        let made = self.make_volume(&mut reservation, parent, options, purpose.receiving(&id), check)?;
+        self.write_making(id, made, purpose, reservation)
+    }
+
+    /// Makes a volume that is not published, and records that, durably. `check` judges what its parent has become. The
+    /// parent's thin id is returned, too.
+    pub(in crate::tree) fn make_volume(
+        &self,
+        reservation: &mut Reservation<'_>,
+        parent: Option<Parent<'_>>,
+        options: &AddOptions,
+        receive: Option<Receiving>,
+        check: impl FnOnce(Option<&Snapshot>) -> Result<()>,
+    ) -> Result<(Snapshot, Option<ThinId>)> {
+        // In a shared pool the message comes first: a record of an id that the pool gave to another user would delete that
+        // user's volume. Nothing is written before the record is durable.
+        let first = First::Making(receive.clone());
+        reservation.record_first = (!self.store.is_shared()).then_some(first);
         let record = |reservation: &mut Reservation<'_>, snapshot: Snapshot, parent: Option<&Snapshot>| {
             let (thin_id, size) = (snapshot.thin_id, snapshot.size);
-            if let Purpose::Receive { base: Some(uuid), .. } = purpose
-                && parent.and_then(|parent| parent.sealed) != Some(uuid)
-            {
-                self.undo(reservation, thin_id);
-                return Err(Error::NoBase { uuid });
-            }
-            let making = Making { thin_id, size, receive: purpose.receiving(&id) };
-            let seq = self.record(reservation, thin_id, &Record::Making(making))?;
+            check(parent).inspect_err(|_| self.undo(reservation, thin_id))?;
+            let seq = match reservation.begun {
+                Some(seq) => seq,
+                None => {
+                    let making = Making { thin_id, size, receive };
+                    self.record(reservation, thin_id, &Record::Making(making))?
+                }
+            };
             Ok((snapshot, parent.map(|parent| parent.thin_id), seq))
         };
         let (snapshot, parent, seq) = match parent {
-            Some(parent) => self.snap(&mut reservation, parent, options, record)?,
+            Some(parent) => self.snap(reservation, parent, options, record)?,
             None => {
                 let missing = Error::InvalidOption {
                     option: "snapshot size",
@@ -158,12 +179,12 @@ impl SnapshotTree {
                 let empty = Snapshot::new(reservation.thin_id, None, size, FsState::Ready);
                 let empty = Snapshot { labels: options.labels.clone(), ..empty };
                 let create = |thin_id| Ok(self.pool.thin.create_thin(thin_id)?);
-                let empty = self.create_volume(&mut reservation, empty, create)?;
-                record(&mut reservation, empty, None)?
+                let empty = self.create_volume(reservation, empty, create)?;
+                record(reservation, empty, None)?
             }
         };
         self.store.sync(seq).inspect_err(|_| reservation.unresolved = true)?;
-        self.write_making(id, (snapshot, parent), purpose, reservation)
+        Ok((snapshot, parent))
     }
 
     /// Activates a volume that is under a record.

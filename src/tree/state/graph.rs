@@ -266,6 +266,13 @@ pub(in crate::tree) enum Record {
         /// How much.
         own: Bytes,
     },
+    /// So many snapshots are kept ready of an origin.
+    Ready {
+        /// Its thin device.
+        origin: ThinId,
+        /// How many.
+        count: u16,
+    },
     /// These are a snapshot's labels.
     Labels {
         /// Which snapshot.
@@ -304,6 +311,9 @@ pub(in crate::tree) struct Graph {
     /// Removed snapshots whose volumes are still to be deleted, by their thin devices.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in crate::tree) removed: BTreeMap<ThinId, Removed>,
+    /// How many snapshots are kept ready, by the thin devices of their origins: of the base, and of sealed snapshots.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(in crate::tree) ready: BTreeMap<ThinId, u16>,
     /// The thin ids of the above.
     #[serde(skip)]
     used: HashSet<ThinId>,
@@ -450,8 +460,19 @@ impl Graph {
                 }
                 (snapshot.sealed, snapshot.seal_time) = (*sealed, time.filter(|_| sealed.is_some()));
                 snapshot.own = None;
+                let thin_id = snapshot.thin_id;
+                if sealed.is_none() {
+                    self.ready.remove(&thin_id);
+                }
             }
             Record::Own { id, own } => self.find(id)?.own = Some(*own),
+            Record::Ready { origin, count: 0 } => drop(self.ready.remove(origin)),
+            Record::Ready { origin, count } => {
+                if !self.is_final(*origin) {
+                    return Err("ready snapshots of what changes");
+                }
+                self.ready.insert(*origin, *count);
+            }
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
             Record::Renamed { id, to } => {
                 self.check_name(to)?;
@@ -503,9 +524,17 @@ impl Graph {
         adding.filter(move |child| !child.parent_gone && child.parent.as_ref() == Some(id))
     }
 
+    /// Whether a thin device is the base's or a sealed snapshot's.
+    fn is_final(&self, thin_id: ThinId) -> bool {
+        let base = self.base.as_ref().filter(|base| base.fs != FsState::Making);
+        let mut sealed = self.snapshots.values().filter(|snapshot| snapshot.sealed.is_some());
+        base.is_some_and(|base| base.thin_id == thin_id) || sealed.any(|snapshot| snapshot.thin_id == thin_id)
+    }
+
     fn remove(&mut self, id: &SnapshotId) -> Result<(), &'static str> {
         let gone = self.snapshots.remove(id).ok_or("no such snapshot")?;
         self.unlink(id, &gone);
+        self.ready.remove(&gone.thin_id);
         self.removed.insert(gone.thin_id, Removed { id: id.clone(), size: gone.size });
         Ok(())
     }
@@ -562,6 +591,9 @@ impl Graph {
         }
         if self.adding.keys().any(|id| self.snapshots.contains_key(id)) {
             return Err("a second snapshot of that id");
+        }
+        if !self.ready.keys().all(|origin| self.is_final(*origin)) {
+            return Err("ready snapshots of what changes");
         }
         // From the roots a walk does not come by a circle, nor by what is below one.
         if self.walk(None).len() != self.snapshots.len() {

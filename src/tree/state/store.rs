@@ -20,7 +20,7 @@ use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId};
 use crate::units::Bytes;
 
-pub(in crate::tree) use reservation::Reservation;
+pub(in crate::tree) use reservation::{First, Reservation};
 pub(in crate::tree) use sync_thread::SyncThread;
 
 const STATE: &str = "state.json";

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{Inner, SnapshotId, Store};
 use crate::thin::ThinId;
-use crate::tree::state::graph::{IdWindow, Record, Snapshot};
+use crate::tree::state::graph::{IdWindow, Making, Receiving, Record, Snapshot};
 use crate::tree::{Error, Result};
 
 /// Thin ids reserved at a time. Fewer where threads are run in many orders: each window is then met in few calls.
@@ -20,10 +20,21 @@ pub(in crate::tree) struct Reservation<'a> {
     pub(in crate::tree) window: u64,
     /// The pool may have a volume of that id, and no record does: kept for a repair or the next open.
     pub(in crate::tree) unresolved: bool,
-    /// The snapshot is recorded before its volume is made.
-    pub(in crate::tree) record_first: bool,
+    /// Somebody else has the id when this is dropped.
+    kept: bool,
+    /// What is recorded before the volume is made.
+    pub(in crate::tree) record_first: Option<First>,
     /// The number of that record.
     pub(in crate::tree) begun: Option<u64>,
+}
+
+/// What is recorded of a volume before it is made.
+#[derive(Debug, Clone)]
+pub(in crate::tree) enum First {
+    /// A snapshot is being added.
+    Adding,
+    /// A volume that is not published is being made; for this receive, if it can be continued.
+    Making(Option<Receiving>),
 }
 
 impl Store {
@@ -67,6 +78,26 @@ impl Store {
         }
         inner.pending_names.extend(name.clone());
         Ok(Reservation::new(self, name, thin_id))
+    }
+
+    /// Takes a name for a volume whose id was [kept](Reservation::keep).
+    ///
+    /// # Errors
+    /// [`Error::SnapshotExists`].
+    pub(in crate::tree) fn reserve_kept(
+        &self,
+        name: &SnapshotId,
+        thin_id: ThinId,
+    ) -> Result<Reservation<'_>> {
+        let mut inner = self.lock();
+        inner.check_name(Some(name))?;
+        inner.pending_names.insert(name.clone());
+        Ok(Reservation::new(self, Some(name.clone()), thin_id))
+    }
+
+    /// Takes back an id that was kept.
+    pub(in crate::tree) fn release_kept(&self, thin_id: ThinId) -> Reservation<'_> {
+        Reservation::new(self, None, thin_id)
     }
 
     /// Takes the volume of an addition of that name that failed and could not be taken back.
@@ -224,18 +255,30 @@ impl Inner {
 
 impl<'a> Reservation<'a> {
     fn new(store: &'a Store, name: Option<SnapshotId>, thin_id: ThinId) -> Self {
-        Self { store, name, thin_id, window: 0, unresolved: false, record_first: false, begun: None }
+        Self {
+            store,
+            name,
+            thin_id,
+            window: 0,
+            unresolved: false,
+            kept: false,
+            record_first: None,
+            begun: None,
+        }
     }
 
-    /// Records that a snapshot is being added, if that comes before its volume. The record is synced while the volume is
-    /// made; which of both is durable first does not matter: without the volume the next open drops the record, without
-    /// the record it deletes the volume.
+    /// Records what comes before the volume. The record is synced while the volume is made; which of both is durable first
+    /// does not matter: without the volume the next open drops the record, without the record it deletes the volume.
     pub(in crate::tree) fn begin(&mut self, snapshot: &Snapshot) -> Result<()> {
-        if let Some(id) = self.name.clone().filter(|_| self.record_first) {
-            let seq = self.store.append(&Record::Adding { id, snapshot: snapshot.clone() })?;
-            self.begun = Some(seq);
-            self.store.begin_sync(seq);
-        }
+        let Snapshot { thin_id, size, .. } = *snapshot;
+        let record = match (self.record_first.clone(), self.name.clone()) {
+            (Some(First::Adding), Some(id)) => Record::Adding { id, snapshot: snapshot.clone() },
+            (Some(First::Making(receive)), _) => Record::Making(Making { thin_id, size, receive }),
+            _ => return Ok(()),
+        };
+        let seq = self.store.append(&record)?;
+        self.begun = Some(seq);
+        self.store.begin_sync(seq);
         Ok(())
     }
 
@@ -253,6 +296,11 @@ impl<'a> Reservation<'a> {
         })
     }
 
+    /// Gives up the name, and keeps the id from others as long as this process lives.
+    pub(in crate::tree) fn keep(mut self) {
+        self.kept = true;
+    }
+
     /// Records what became of it, durably: it exists now.
     ///
     /// [`Error::StateUnknown`] leaves it unresolved. After any other error there is no record.
@@ -265,7 +313,9 @@ impl<'a> Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut inner = self.store.lock();
-        if self.unresolved {
+        if self.kept {
+            // Somebody else has it now.
+        } else if self.unresolved {
             inner.unresolved_ids.insert(self.thin_id);
         } else {
             inner.pending_ids.remove(&self.thin_id);

@@ -1,0 +1,113 @@
+//! Work that no caller waits for, and the thread that does it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::kernel::Process;
+use crate::tree::sync::thread::{self, JoinHandle};
+use crate::tree::sync::{Changed, Guard, Lock, Rank};
+
+/// When what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Work that no caller waits for. It is done by the tree's thread, and by calls that need what it frees.
+#[derive(Debug)]
+pub(in crate::tree) struct Work {
+    /// Held while one piece of it is done.
+    busy: Lock<()>,
+    orders: Lock<Orders>,
+    changed: Changed,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    /// There is a thread.
+    thread: bool,
+    /// There may be something to do.
+    wanted: bool,
+    stop: bool,
+}
+
+/// As long as this is held nobody else does such work.
+pub(in crate::tree) type Exclusive<'a> = Guard<'a, ()>;
+
+impl Default for Work {
+    fn default() -> Self {
+        let (busy, orders) = (Lock::new(Rank::Work, ()), Lock::new(Rank::Leaf, Orders::default()));
+        Self { busy, orders, changed: Changed::default() }
+    }
+}
+
+impl Work {
+    pub(in crate::tree) fn exclusive(&self) -> Exclusive<'_> {
+        self.busy.lock()
+    }
+
+    /// Lets the thread look for something to do; `false` if there is no thread.
+    pub(in crate::tree) fn wake(&self) -> bool {
+        let mut orders = self.orders.lock();
+        orders.wanted = true;
+        self.changed.notify_all();
+        orders.thread
+    }
+
+    /// Waits until there may be something to do, not longer than [`RETRY`] if something failed; `false` at the end.
+    pub(in crate::tree) fn wait(&self, failed: bool) -> bool {
+        let mut orders = self.orders.lock();
+        while !orders.wanted && !orders.stop {
+            if !failed {
+                orders = self.changed.wait(orders);
+                continue;
+            }
+            let (guard, late) = self.changed.wait_within(orders, RETRY);
+            orders = guard;
+            orders.wanted |= late;
+        }
+        orders.wanted = false;
+        !orders.stop
+    }
+
+    /// Waits for so long; `false` at the end.
+    pub(in crate::tree) fn pause(&self, duration: Duration) -> bool {
+        let until = Instant::now() + duration;
+        let mut orders = self.orders.lock();
+        while !orders.stop && !cfg!(all(test, shuttle)) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            (orders, _) = self.changed.wait_within(orders, left);
+        }
+        !orders.stop
+    }
+}
+
+/// The thread that does the work; dropping this ends it.
+#[derive(Debug)]
+pub(in crate::tree) struct Worker {
+    work: Arc<Work>,
+    thread: Option<JoinHandle<()>>,
+    owner: Process,
+}
+
+impl Worker {
+    /// `run` ends when [`Work::wait`] says so.
+    pub(in crate::tree) fn start(work: Arc<Work>, run: impl FnOnce() + Send + 'static) -> Self {
+        let thread = thread::Builder::new().name("dm-thin-worker".to_owned()).spawn(run);
+        work.orders.lock().thread = thread.is_ok();
+        work.wake();
+        Self { work, thread: thread.ok(), owner: Process::current() }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // A child of fork does not have the thread, and its locks are of no use.
+        if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
+            self.work.orders.lock().stop = true;
+            self.work.changed.notify_all();
+            // A panic of the thread was reported there.
+            let _ = thread.join();
+        }
+    }
+}
