@@ -6,9 +6,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use dm_thin::tree::Parent;
+use dm_thin::tree::{Parent, SnapshotTree};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, small};
 
 const THREADS: usize = 8;
 
@@ -38,10 +38,15 @@ fn watched<T>(steps: &AtomicUsize, work: impl FnOnce() -> T) -> T {
     })
 }
 
+/// A tree with threads of its own.
+fn with_threads(bench: &Bench) -> SnapshotTree {
+    SnapshotTree::open(bench.root(), small().background_threads(true)).unwrap()
+}
+
 #[test]
 fn add_mount_write_snapshot_remove_from_eight_threads() {
     let bench = Bench::new();
-    let tree = bench.tree();
+    let tree = with_threads(&bench);
     let operations = AtomicUsize::new(0);
     // A round is nine operations.
     let rounds = amount("DM_THIN_OPERATIONS", 27) / 9;
@@ -84,7 +89,7 @@ fn add_mount_write_snapshot_remove_from_eight_threads() {
     };
     watched(&operations, work);
     println!("{} operations from {THREADS} threads", operations.into_inner());
-    assert_eq!(tree.list().len(), 1 + THREADS);
+    assert_eq!((tree.list().len(), tree.reap().unwrap()), (1 + THREADS, 0));
     assert_eq!(tree.check().unwrap(), []);
     for snapshot in tree.list() {
         tree.remove(snapshot.id.as_str()).unwrap();
@@ -95,7 +100,7 @@ fn add_mount_write_snapshot_remove_from_eight_threads() {
 #[test]
 fn many_are_active_and_mounted_at_once() {
     let bench = Bench::new();
-    let tree = bench.tree();
+    let tree = with_threads(&bench);
     let many = amount("DM_THIN_MOUNTED", 24);
     let operations = AtomicUsize::new(0);
     let target = |index: usize| bench.path().join(format!("mounted-{index}"));
@@ -124,7 +129,7 @@ fn many_are_active_and_mounted_at_once() {
 #[test]
 fn one_of_many_adds_of_one_id_wins() {
     let bench = Bench::new();
-    let tree = bench.tree();
+    let tree = with_threads(&bench);
     let added: Vec<_> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| tree.add("same", Parent::Base))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -137,7 +142,7 @@ fn one_of_many_adds_of_one_id_wins() {
 #[test]
 fn callers_share_one_mount() {
     let bench = Bench::new();
-    let tree = bench.tree();
+    let tree = with_threads(&bench);
     tree.add("image", Parent::Base).unwrap();
     let target = bench.path().join("shared");
     thread::scope(|scope| {

@@ -31,6 +31,11 @@ pub trait Contender: Sync {
     /// Deletes a copy that is not active, durably.
     fn delete(&self, id: u32) -> Result<()>;
 
+    /// Waits until nothing of what was asked for goes on in the background.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes the store down.
     fn finish(&mut self) -> Result<()>;
 }
@@ -43,6 +48,12 @@ pub trait Stepwise: Contender {
     /// The same where what a power cut would leave of the origin is enough, for those who can do with less then.
     fn crash_snapshot_of(&self, id: u32, origin: u32) -> Result<()> {
         self.snapshot_of(id, origin)
+    }
+
+    /// Makes a copy of the base and activates it: one that was made before, for those who keep some ready.
+    fn snapshot_ready(&self, id: u32) -> Result<Volume> {
+        self.snapshot(id)?;
+        self.activate(id)
     }
 
     /// Activates and mounts a snapshot.

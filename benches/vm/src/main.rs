@@ -125,6 +125,7 @@ fn scenarios(
     for &storage in &storages {
         let name = storage.name();
         scenario(&format!("steps on {name}"), &mut |results| plan.steps(storage, 0, results))?;
+        scenario(&format!("ready on {name}"), &mut |results| plan.ready(storage, results))?;
         scenario(&format!("lone on {name}"), &mut |results| with(20).lone(storage, results))?;
     }
     scenario("discarding", &mut |results| with(30).discarding(Storage::LoopFiles, results))?;

@@ -71,6 +71,7 @@ impl Plan {
             for (contender, target) in turns {
                 let mut times = steps_of(contender, id, target)?;
                 times.push(("add + activate", sum(&times, &["add", "activate"])));
+                contender.settle()?;
                 record(results, &times, contender.name(), storage, EXT4.name, snapshots);
             }
             // What the sequences are made of.
@@ -85,11 +86,38 @@ impl Plan {
         release(pool, (bare, tree))
     }
 
+    /// A new, durable and active copy of which one is ready, and its first mount; bare, it has to be made.
+    pub fn ready(&self, storage: Storage, results: &mut Results) -> Result<()> {
+        let arena = self.arena(storage)?;
+        let (pool, bare, mut tree) = self.pair(&arena, false, 0)?;
+        let keeper = Keeper::new(&pool)?;
+        tree.keep_ready()?;
+        let mounts = [arena.directory("mount-bare")?, arena.directory("mount-tree")?];
+        for id in 1..=self.iterations {
+            let mut turns: [(&dyn Stepwise, &Path); 2] = [(&bare, &mounts[0]), (&tree, &mounts[1])];
+            turns.rotate_left((id - 1) as usize % 2);
+            for (contender, target) in turns {
+                let mut times = Times::new();
+                drop(timed(&mut times, "add + activate, ready", || contender.snapshot_ready(id))?);
+                contender.deactivate(id)?;
+                timed(&mut times, "first mount, ready", || contender.mount(id, target))?;
+                contender.unmount(id, target)?;
+                contender.delete(id)?;
+                contender.settle()?;
+                record(results, &times, contender.name(), storage, EXT4.name, 0);
+            }
+        }
+        keeper.release()?;
+        tree.finish()?;
+        release(pool, (bare, tree))
+    }
+
     /// The only active thin volume of the machine: one contender has nothing active while the other one is measured.
     pub fn lone(&self, storage: Storage, results: &mut Results) -> Result<()> {
         const TOGETHER: u32 = 5;
         let arena = self.arena(storage)?;
-        let (pool, bare, mut tree) = self.pair(&arena, false, 0)?;
+        let (pool, bare, tree) = self.pair(&arena, false, 0)?;
+        let mut tree = tree.keeping_one_active();
         for round in 0..self.iterations.div_ceil(TOGETHER) {
             tree.close()?;
             let ids = (0..TOGETHER).map(|at| (round * TOGETHER + at) * 2 + 1);
@@ -97,6 +125,7 @@ impl Plan {
                 record(results, &lone_of(&bare, id)?, bare.name(), storage, EXT4.name, 0);
             }
             tree.open()?;
+            tree.settle()?;
             for id in ids {
                 record(results, &lone_of(&tree, id)?, tree.name(), storage, EXT4.name, 0);
             }
@@ -122,6 +151,7 @@ impl Plan {
                 contender.deactivate(id)?;
                 let mut times = Times::new();
                 timed(&mut times, "remove, discarding 1 MiB", || contender.delete(id))?;
+                contender.settle()?;
                 record(results, &times, contender.name(), storage, EXT4.name, 0);
             }
         }
@@ -174,7 +204,8 @@ impl Plan {
                 if failed.contains(contender.name()) {
                     continue;
                 }
-                match course_of(&**contender, id, base) {
+                let times = course_of(&**contender, id, base);
+                match times.and_then(|times| contender.settle().map(|()| times)) {
                     Ok(times) => record(results, &times, contender.name(), storage, base.name, copies - 1),
                     Err(error) if contender.name() == bare::NAME => return Err(error),
                     Err(error) => {
@@ -263,6 +294,7 @@ fn lone_of(contender: &dyn Stepwise, id: u32) -> Result<Times> {
     timed(&mut times, "deactivate, lone", || contender.deactivate(id))?;
     drop(contender.activate(id)?);
     timed(&mut times, "remove while active, lone", || contender.remove_active(id))?;
+    contender.settle()?;
     Ok(times)
 }
 
@@ -301,6 +333,7 @@ fn at_once(
             joined.collect::<Result<Vec<Times>>>()
         })?;
         let total = micros(begin.elapsed());
+        contender.settle()?;
         // One caller's latencies are those of `steps`.
         for (step, time) in times.into_iter().flatten().filter(|_| threads > 1) {
             results.add(&case(step), contender.name(), micros(time));

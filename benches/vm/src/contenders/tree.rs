@@ -14,6 +14,8 @@ use crate::contender::{Contender, Stepwise, Volume};
 
 pub const NAME: &str = "dm-thin tree";
 const IMAGE: &str = "image";
+/// Of this one snapshots are kept ready.
+const READY: &str = "ready";
 
 pub struct Tree {
     options: Options,
@@ -40,6 +42,21 @@ impl Tree {
         std::fs::create_dir(&self.root)?;
         self.options = self.options.state_dir(make(&self.root)?);
         Ok(self)
+    }
+
+    /// With a volume of its own active all the time.
+    pub fn keeping_one_active(mut self) -> Self {
+        self.options = self.options.keep_one_active(true);
+        self
+    }
+
+    /// Keeps one snapshot of the base ready.
+    pub fn keep_ready(&self) -> Result<()> {
+        let tree = self.tree()?;
+        tree.add(READY, Parent::Base)?;
+        tree.seal(READY)?;
+        tree.keep_ready(Parent::Snapshot(READY), 1)?;
+        self.settle()
     }
 
     pub fn tree(&self) -> Result<&SnapshotTree> {
@@ -83,6 +100,15 @@ impl Contender for Tree {
         Ok(self.tree()?.remove(name(id))?)
     }
 
+    fn settle(&self) -> Result<()> {
+        let tree = self.tree()?;
+        tree.refill_ready()?;
+        match tree.reap()? {
+            0 => Ok(()),
+            left => Err(format!("{left} removed snapshots are open").into()),
+        }
+    }
+
     fn finish(&mut self) -> Result<()> {
         self.close()
     }
@@ -96,6 +122,11 @@ impl Stepwise for Tree {
     fn crash_snapshot_of(&self, id: u32, origin: u32) -> Result<()> {
         let options = AddOptions::new().consistency(Consistency::Crash);
         Ok(self.tree()?.add_with(name(id), Parent::Snapshot(&name(origin)), &options)?)
+    }
+
+    fn snapshot_ready(&self, id: u32) -> Result<Volume> {
+        let device = self.tree()?.add_activated(name(id), Parent::Snapshot(READY), &AddOptions::new())?;
+        Volume::open(&device)
     }
 
     fn mount(&self, id: u32, target: &Path) -> Result<()> {
