@@ -70,7 +70,7 @@ fn oversized_state_files_are_refused_unread() {
         file.unwrap().set_len(len).unwrap();
     };
     // What is no state is as good as nothing.
-    for name in ["mounts.json", "lock"] {
+    for name in ["mounts.0", "lock"] {
         set_len(name, 1 << 40);
         rig.tree().close().unwrap();
     }

@@ -117,7 +117,7 @@ impl Mounts {
     /// directories made for them; those for growing a file system are unmounted.
     pub(in crate::tree) fn take_over(&self, busy_timeout: Duration) -> Result<BTreeMap<ThinId, Mounted>> {
         let kernel = &*self.kernel;
-        let notes = self.notes().clone();
+        let notes = self.notes();
         let lines = if notes.is_empty() { Vec::new() } else { mounts(kernel)? };
         let mut found = BTreeMap::new();
         for (id, note) in notes {

@@ -146,9 +146,7 @@ impl Root {
             return;
         }
         let [first, second] = JOURNALS;
-        for name in
-            ["lock", "state.json.tmp", first, second, "mounts.json", "mounts.json.tmp", "metadata-snapshot"]
-        {
+        for name in ["lock", "state.json.tmp", first, second, "mounts.0", "mounts.1", "metadata-snapshot"] {
             // Best effort: the error that undoes the tree is returned. Most of them are not there.
             let _ = dir.remove(name);
         }
