@@ -84,6 +84,8 @@ pub(super) struct Table {
     pub(super) next_ticket: u64,
     /// Counts the ends of operations: what was asked before the last one may be wrong.
     pub(super) ended: u64,
+    /// Threads that wait for an end.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -115,11 +117,19 @@ impl From<DmId<'_>> for Subject {
 }
 
 pub(super) static TABLE: Mutex<Table> =
-    Mutex::new(Table { operations: Vec::new(), suspended: Vec::new(), next_ticket: 0, ended: 0 });
-pub(super) static ENDED: Condvar = Condvar::new();
+    Mutex::new(Table { operations: Vec::new(), suspended: Vec::new(), next_ticket: 0, ended: 0, waiting: 0 });
+static ENDED: Condvar = Condvar::new();
 
 pub(super) fn table() -> MutexGuard<'static, Table> {
     TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until an operation has ended.
+pub(super) fn wait(mut table: MutexGuard<'static, Table>) -> MutexGuard<'static, Table> {
+    table.waiting += 1;
+    let mut table = ENDED.wait(table).unwrap_or_else(PoisonError::into_inner);
+    table.waiting -= 1;
+    table
 }
 
 /// Makes room for so many operations at once, so that none of them allocates.
@@ -178,8 +188,9 @@ impl Drop for Exclusive {
         let mut table = table();
         table.operations.retain(|operation| operation.ticket != self.ticket);
         table.ended += 1;
-        drop(table);
-        ENDED.notify_all();
+        if table.waiting > 0 {
+            ENDED.notify_all();
+        }
     }
 }
 

@@ -9,10 +9,10 @@
 //! looking so. What is certain is compared; only if that does not settle it the newcomer asks for its device's
 //! status. Without a rival nothing is asked.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::DeviceMapper;
-use super::claims::{Claim, ENDED, Exclusive, Machine, Operation, table};
+use super::claims::{Claim, Exclusive, Machine, Operation, table, wait};
 use crate::dm::Result;
 
 impl DeviceMapper {
@@ -28,7 +28,7 @@ impl DeviceMapper {
         loop {
             let rivals = || table.operations.iter().filter(|operation| operation.machine == machine);
             if rivals().any(|rival| claim.is(&rival.claim) == Some(true)) {
-                table = ENDED.wait(table).unwrap_or_else(PoisonError::into_inner);
+                table = wait(table);
                 claim = asked;
             } else if rivals().any(|rival| claim.is(&rival.claim).is_none()) {
                 if claim.resolved {
@@ -43,7 +43,7 @@ impl DeviceMapper {
                     Ok(resolved) if table.ended == ended => resolved,
                     Err(_) if table.ended == ended => {
                         // Unknown: wait for all other operations.
-                        table = ENDED.wait(table).unwrap_or_else(PoisonError::into_inner);
+                        table = wait(table);
                         asked
                     }
                     _ => asked,

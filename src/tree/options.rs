@@ -215,7 +215,8 @@ impl Options {
         udev: UdevPolicy => udev;
         /// Whether the tree has two threads of its own. One makes the record of a new snapshot durable while the pool makes
         /// its volume. The other writes checkpoints, makes ready snapshots and deletes the volumes of removed
-        /// ones, for half of its time at most. Default: true. Without them the calls do all of that themselves.
+        /// ones, for half of its time as long as few are
+        /// left. Default: true. Without them the calls do all of that themselves.
         background_threads: bool => background_threads;
         /// Keep one thin volume active, an empty one of one block that the tree makes for that and deletes when it is closed:
         /// removing the last active thin device of a machine takes some three times as long as removing one beside

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(not(all(test, shuttle)))]
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(not(all(test, shuttle)))]
@@ -92,13 +93,21 @@ impl<T> DerefMut for Guard<'_, T> {
 
 /// Wakes those who wait for a change under a lock.
 #[derive(Debug, Default)]
-pub(in crate::tree) struct Changed(Condvar);
+pub(in crate::tree) struct Changed {
+    changed: Condvar,
+    /// Threads that wait. Without one nobody is woken, which would be a system call.
+    waiting: AtomicUsize,
+}
 
 impl Changed {
     /// Gives the lock up until there was a change.
     pub(in crate::tree) fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
         let Guard { value, held } = guard;
-        Guard { value: self.0.wait(value).unwrap_or_else(PoisonError::into_inner), held }
+        // Under the lock, so that who changes something afterwards sees it.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let value = self.changed.wait(value).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Guard { value, held }
     }
 
     /// The same, not longer than `timeout`: then it is `true`.
@@ -108,16 +117,25 @@ impl Changed {
         timeout: Duration,
     ) -> (Guard<'a, T>, bool) {
         let Guard { value, held } = guard;
-        let (value, late) = self.0.wait_timeout(value, timeout).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waited = self.changed.wait_timeout(value, timeout);
+        let (value, late) = waited.unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         (Guard { value, held }, late.timed_out())
     }
 
+    /// Wakes one of those who wait: after a change that was made under their lock.
     pub(in crate::tree) fn notify_one(&self) {
-        self.0.notify_one();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.changed.notify_one();
+        }
     }
 
+    /// The same for all.
     pub(in crate::tree) fn notify_all(&self) {
-        self.0.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.changed.notify_all();
+        }
     }
 }
 

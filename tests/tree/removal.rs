@@ -154,6 +154,18 @@ fn a_removal_is_one_record_and_a_close_deletes_the_volumes() {
 }
 
 #[test]
+fn removals_do_not_outrun_the_deletions() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().metadata_size(Bytes::mib(16))).unwrap();
+    for _ in 0..1100 {
+        tree.add("a", Parent::Base).unwrap();
+        assert_eq!(tree.remove_with("a", &RemoveOptions::new().background(true)).unwrap(), Removal::Deferred);
+    }
+    assert_eq!(tree.deferred(), 1024);
+    tree.close().unwrap();
+}
+
+#[test]
 fn an_addition_without_space_deletes_what_was_removed() {
     let rig = Rig::new();
     let tree = rig.tree();

@@ -17,6 +17,9 @@ use crate::tree::state::graph::{Record, Removed};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
 
+/// When more volumes than that are to be deleted, each removal deletes one itself.
+const BACKLOG_MAX: usize = 1024;
+
 /// How a snapshot is removed.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -105,6 +108,10 @@ impl SnapshotTree {
         })?;
         let has_thread = self.work.wake();
         let removal = if busy || options.background.unwrap_or(has_thread) {
+            if self.deferred() > BACKLOG_MAX {
+                // Callers are no faster than the pool. Some volumes may be open.
+                self.delete_any(4);
+            }
             Removal::Deferred
         } else {
             self.delete_inactive(&self.work.exclusive(), thin_id).map_err(|error| self.closed_or(error))?;
@@ -156,16 +163,22 @@ impl SnapshotTree {
         first_error.map(|()| left)
     }
 
-    /// Runs `work` again when space is short and the volumes of removed snapshots could be deleted.
+    /// Runs `work`, and again after each volume of a removed snapshot that was deleted because space is short.
     pub(in crate::tree) fn with_space<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
-        match work() {
-            Err(error) if self.deferred() > 0 && needs_removals(&error) => {
-                // What it frees decides; the error of the addition is returned.
-                let _ = self.reap_closed(&self.work.exclusive());
-                work()
+        loop {
+            match work() {
+                Err(error) if needs_removals(&error) && self.delete_any(usize::MAX) => {}
+                result => return result,
             }
-            result => result,
         }
+    }
+
+    /// Deletes the volume of one removed snapshot, after so many attempts at most; `false` if none could be deleted.
+    fn delete_any(&self, attempts: usize) -> bool {
+        let exclusive = self.work.exclusive();
+        let removed: Vec<_> = self.store.read(|graph| graph.removed.keys().copied().collect());
+        let mut tried = removed.into_iter().take(attempts);
+        tried.any(|thin_id| self.delete_removed(&exclusive, thin_id).is_ok())
     }
 
     /// Takes back what is left of an addition of that id that failed.

@@ -12,6 +12,9 @@ use crate::tree::{SnapshotTree, Threads};
 /// When ready snapshots that could not be made are tried again: each attempt writes to the pool.
 const RETRY_READY: Duration = Duration::from_secs(10);
 
+/// When so many volumes are to be deleted, the thread takes all of its time for that.
+const HURRY: usize = 256;
+
 impl SnapshotTree {
     pub(in crate::tree) fn start_threads(&self) -> Threads {
         // In a shared pool the message comes before the record.
@@ -47,7 +50,8 @@ impl SnapshotTree {
         }
     }
 
-    /// Does what there is to do, one piece after another: for half of the time at most, so that callers get at the pool.
+    /// Does what there is to do, one piece after another: for half of the time as long as that is enough, so that callers
+    /// get at the pool.
     /// `unmade` is what could not be made. Returns whether something failed.
     fn work_once(&self, unmade: &mut BTreeSet<Missing>) -> bool {
         let (mut after, mut failed) = (Bound::Unbounded, !unmade.is_empty());
@@ -78,7 +82,8 @@ impl SnapshotTree {
                     return failed;
                 }
             }
-            if !self.work.pause(begun.elapsed()) {
+            let pause = if self.deferred() < HURRY { begun.elapsed() } else { Duration::ZERO };
+            if !self.work.pause(pause) {
                 return failed;
             }
         }
