@@ -57,7 +57,7 @@ pub struct Options {
     pub(super) kernel: Arc<dyn Kernel>,
     /// Where the state is kept, if not in files of the root.
     pub(super) state_dir: Option<Arc<dyn StateDir>>,
-    /// Bytes of journal that are worth a new checkpoint, if they outgrow the last one.
+    /// Bytes of journal that are worth a new checkpoint, if they outgrow a quarter of the last one.
     pub(super) checkpoint_at: Bytes,
 }
 
@@ -230,7 +230,7 @@ impl Options {
     setters! {
         /// Keep the state somewhere else than in files of the root: for tests of crashes and full disks.
         state_dir: Arc<dyn StateDir> => Some(state_dir);
-        /// Write a checkpoint when the journal has outgrown this and the last checkpoint.
+        /// Write a checkpoint when the journal has outgrown this and a quarter of the last checkpoint.
         checkpoint_at: Bytes => checkpoint_at;
     }
 

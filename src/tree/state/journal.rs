@@ -146,7 +146,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
     checksum: Box<str>,
@@ -164,13 +164,21 @@ struct Line<'a> {
     record: &'a RawValue,
 }
 
+/// Where the digits of the checksum are.
+const CHECKSUM: std::ops::Range<usize> = 17..25;
+
 /// The bytes of `state.json`.
 pub(in crate::tree) fn encode_state(state: &State) -> serde_json::Result<Vec<u8>> {
-    let text = serde_json::to_string_pretty(state)?;
-    let raw: &RawValue = serde_json::from_str(&text)?;
-    let checksum = hex(crc32fast::hash(text.as_bytes()));
-    let mut bytes = serde_json::to_vec_pretty(&Envelope { checksum, state: raw })?;
-    bytes.push(b'\n');
+    // As serde writes an `Envelope`, without a copy of the text.
+    let mut bytes = br#"{
+  "checksum": "00000000",
+  "state": "#
+        .to_vec();
+    let begin = bytes.len();
+    serde_json::to_writer_pretty(&mut bytes, state)?;
+    let checksum = hex(crc32fast::hash(&bytes[begin..]));
+    bytes[CHECKSUM].copy_from_slice(checksum.as_bytes());
+    bytes.extend_from_slice(b"\n}\n");
     Ok(bytes)
 }
 
@@ -192,7 +200,11 @@ pub(in crate::tree) fn decode_state(bytes: &[u8], path: &Path) -> Result<State> 
     struct Format {
         format: u32,
     }
-    let Format { format } = serde_json::from_str(text).map_err(in_json)?;
+    let format = match text.strip_prefix("{\n  \"format\": ").and_then(|rest| rest.split_once(',')) {
+        Some((number, _)) => serde_json::from_str(number).map_err(in_json)?,
+        // As another program may have written it.
+        None => serde_json::from_str::<Format>(text).map_err(in_json)?.format,
+    };
     if ![1, FORMAT].contains(&format) {
         return Err(corrupt(format!("format {format}; this version reads formats 1 and {FORMAT}")));
     }
@@ -288,7 +300,7 @@ pub(in crate::tree) fn replay(
         while at < bytes.len() {
             number += 1;
             let end = bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |len| at + len);
-            let (position, record) = match parse(&bytes[at..end], before, replayed.last) {
+            let (position, record) = match parse(&bytes[at..end], before, replayed.last, covered) {
                 Ok(line) => line,
                 Err(reason) => {
                     // A line that does not follow a damaged journal is evidence itself.
@@ -305,7 +317,7 @@ pub(in crate::tree) fn replay(
             if position.seq == covered.seq && position != covered {
                 return Err(journal.corrupt(number, "not the line that the checkpoint contains".into()));
             }
-            if position.seq > covered.seq {
+            if let Some(record) = record {
                 state.apply(&record).map_err(|reason| journal.corrupt(number, reason.into()))?;
                 // The other journal ended where this one goes on.
                 bad = bad.filter(|bad| bad.which == which);
@@ -336,9 +348,14 @@ pub(in crate::tree) fn replay(
     }
 }
 
-/// One line, checked against the one before it. The first one follows the checkpoint, or lies before
-/// its end, where it is passed over.
-fn parse(text: &[u8], before: Option<Position>, last: Position) -> Result<(Position, Record), String> {
+/// One line, checked against the one before it. The first one follows the checkpoint, or lies before its end. No record of
+/// what the checkpoint covers.
+fn parse(
+    text: &[u8],
+    before: Option<Position>,
+    last: Position,
+    covered: Position,
+) -> Result<(Position, Option<Record>), String> {
     let line: Line<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let crc = u32::from_str_radix(&line.crc, 16).map_err(|error| error.to_string())?;
     if let Some(previous) = before.or((line.seq > last.seq).then_some(last)) {
@@ -349,8 +366,8 @@ fn parse(text: &[u8], before: Option<Position>, last: Position) -> Result<(Posit
             return Err("the checksum does not match".into());
         }
     }
-    let record = serde_json::from_str(line.record.get()).map_err(|error| error.to_string())?;
-    Ok((Position { seq: line.seq, crc }, record))
+    let record = (line.seq > covered.seq).then(|| serde_json::from_str(line.record.get())).transpose();
+    Ok((Position { seq: line.seq, crc }, record.map_err(|error| error.to_string())?))
 }
 
 /// Whether one of the lines in `rest` was written when `seq` was durable.

@@ -129,6 +129,7 @@ impl Store {
         dir.sync().map_err(Error::io("sync", &root))?;
         let mut state = journal::decode_state(&bytes, &path)?;
         let checkpoint_len = bytes.len() as u64;
+        drop(bytes);
         // Format 2 has two journals; the one of format 1 becomes the first of them.
         let is_old = state.format != FORMAT && dir.open(OLD_JOURNAL, false).is_ok();
         let names = if is_old { [OLD_JOURNAL, JOURNALS[1]] } else { JOURNALS };
@@ -462,10 +463,10 @@ impl Store {
         }
     }
 
-    /// Whether the journal has outgrown the checkpoint, and `at`.
+    /// Whether the journal has outgrown a quarter of the checkpoint, and `at`: the next open reads both.
     pub(in crate::tree) fn wants_checkpoint(&self, at: Bytes) -> bool {
         let (len, inner) = (self.journal_end().len, self.lock());
-        !inner.compacting && !inner.failed && len > at.0.max(inner.checkpoint_len)
+        !inner.compacting && !inner.failed && len > at.0.max(inner.checkpoint_len / 4)
     }
 
     /// Writes a checkpoint. Done by one caller at a time: another one waits, since what it has changed may have come
