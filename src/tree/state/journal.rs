@@ -130,7 +130,9 @@ impl State {
         let pool = [("data size", self.pool.data_size), ("metadata size", self.pool.metadata_size)];
         let base = self.graph.base.iter().map(|base| ("base size", base.size));
         let snapshots = self.graph.snapshots.values().chain(self.graph.adding.values());
-        let snapshots = snapshots.map(|snapshot| ("snapshot size", snapshot.size));
+        let snapshots = snapshots.map(|snapshot| snapshot.size);
+        let removed = self.graph.removed.values().map(|removed| removed.size);
+        let snapshots = snapshots.chain(removed).map(|size| ("snapshot size", size));
         let mut sizes = pool.into_iter().chain(base).chain(snapshots);
         match sizes.find(|(_, size)| size.0 == 0 || *size > SIZE_MAX) {
             Some((option, size)) => {
