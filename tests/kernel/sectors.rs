@@ -49,7 +49,7 @@ fn sector_of(device: &Path) -> Bytes {
 
 fn two(data: &Disk, metadata: &Disk) -> Options {
     let source = PoolSource::Devices { data: data.1.path(), metadata: metadata.1.path() };
-    Options::new().pool_source(source)
+    Options::new().pool_source(source).background_threads(false)
 }
 
 fn total(tree: &SnapshotTree) -> Bytes {
@@ -124,7 +124,8 @@ fn a_tree_on_one_labelled_device() {
     let bench = Bench::new();
     let disk = Disk::new(&bench, "disk", Bytes::gib(1));
     let source = || PoolSource::Device { path: disk.1.path() };
-    story(&bench, || Options::new().base_size(Bytes::mib(64)).pool_source(source()), || None);
+    let options = || Options::new().base_size(Bytes::mib(64)).background_threads(false);
+    story(&bench, || options().pool_source(source()), || None);
 }
 
 #[test]

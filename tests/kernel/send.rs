@@ -25,7 +25,7 @@ fn tree(bench: &Bench, name: &str, block_size: Bytes, filesystem: Filesystem) ->
     let (data, base) = if filesystem == Filesystem::Xfs { (512, 320) } else { (256, 32) };
     let options = Options::new().data_size(Bytes::mib(data)).base_size(Bytes::mib(base));
     let options = options.metadata_size(Bytes::mib(8)).block_size(block_size).filesystem(filesystem);
-    SnapshotTree::open(bench.path().join(name), options).unwrap()
+    SnapshotTree::open(bench.path().join(name), options.background_threads(false)).unwrap()
 }
 
 /// Two trees: one whose blocks are 64 KiB, one whose blocks are 128 KiB.

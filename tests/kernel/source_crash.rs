@@ -21,7 +21,8 @@ fn wipe() {
 
 fn options() -> Options {
     let source = PoolSource::Device { path: DISK.into() };
-    Options::new().base_size(Bytes::mib(16)).filesystem(Filesystem::None).pool_source(source)
+    let options = Options::new().base_size(Bytes::mib(16)).filesystem(Filesystem::None);
+    options.pool_source(source).background_threads(false)
 }
 
 #[test]

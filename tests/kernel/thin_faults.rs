@@ -283,7 +283,7 @@ fn a_tree_clears_needs_check_when_it_is_opened() {
     let metadata = Disk::new(&bench, &dm(), "metadata", Bytes::mib(16));
     let open = || {
         let devices = PoolSource::Devices { data: data.node(), metadata: metadata.node() };
-        let options = Options::new().pool_source(devices).base_size(Bytes::mib(16));
+        let options = Options::new().pool_source(devices).base_size(Bytes::mib(16)).background_threads(false);
         SnapshotTree::open(bench.root(), options.filesystem(Filesystem::None))
     };
     let mut tree = open().unwrap();

@@ -21,7 +21,7 @@ use crate::spy::Spy;
 /// 64 MiB of data, under snapshots of 512 MiB.
 fn tiny() -> Options {
     let options = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(2));
-    options.base_size(Bytes::mib(512)).filesystem(Filesystem::None)
+    options.base_size(Bytes::mib(512)).filesystem(Filesystem::None).background_threads(false)
 }
 
 fn total(tree: &SnapshotTree) -> Bytes {
