@@ -76,7 +76,7 @@ impl Svg {
 const SMALL: &str = "font-size=\"12\" fill=\"#6b7682\"";
 
 /// What the chart shows of the steps, in this order.
-const STEPS: [&str; 16] = [
+const STEPS: [&str; 18] = [
     "add",
     "add, origin active",
     "add, origin mounted",
@@ -84,7 +84,9 @@ const STEPS: [&str; 16] = [
     "activate",
     "activate, lone",
     "add + activate",
+    "add + activate, ready",
     "first mount",
+    "first mount, ready",
     "second mount",
     "unmount",
     "deactivate",
@@ -120,11 +122,10 @@ fn steps(svg: &mut Svg, report: &Report) {
             && row.contender == tree::NAME
     };
     let find = |step: &str| {
-        let mut rows = report.rows.iter().filter(is_shown).filter(|row| row.case.step == step);
+        let rows = report.rows.iter().filter(is_shown).filter(|row| row.case.step == step);
+        let paired = rows.filter_map(|row| Some((row, row.ratio.as_ref()?.paired?)));
         // Of threads the most.
-        let first = rows.next()?;
-        let row = rows.fold(first, |most, row| if row.case.threads > most.case.threads { row } else { most });
-        Some((row, row.ratio.as_ref()?.paired?))
+        paired.max_by_key(|(row, _)| row.case.threads)
     };
     let rows: Vec<(&Row, [f64; 3])> = STEPS.iter().filter_map(|step| find(step)).collect();
     if rows.is_empty() {
