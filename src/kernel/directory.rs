@@ -69,11 +69,8 @@ impl Directory {
     /// As `open(2)`; EACCES for a symbolic link that is not followed.
     pub fn open(path: &Path, links: Links) -> Result<Self, Errno> {
         if links == Links::All {
-            return Self::new(open(
-                path,
-                OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-                Mode::empty(),
-            )?);
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            return Self::found(open(path, flags, Mode::empty())?);
         }
         let path = std::path::absolute(path).map_err(errno)?;
         let mut left = reversed(&path);
@@ -99,7 +96,7 @@ impl Directory {
                 _ => return Err(Errno::ENOTDIR),
             }
         }
-        Self::new(at)
+        Self::found(at)
     }
 
     /// Opens the directory `name` in this one; a symbolic link is not followed (ENOTDIR).
@@ -107,16 +104,22 @@ impl Directory {
     /// # Errors
     /// As `openat(2)`.
     pub fn enter(&self, name: &OsStr) -> Result<Self, Errno> {
-        Self::new(openat(&self.fd, name, FLAGS | OFlag::O_DIRECTORY, Mode::empty())?)
+        let fd = openat(&self.fd, name, FLAGS | OFlag::O_DIRECTORY, Mode::empty())?;
+        Self::new(fd, self.path.join(name))
     }
 
-    fn new(fd: OwnedFd) -> Result<Self, Errno> {
+    /// The kernel knows its path.
+    fn found(fd: OwnedFd) -> Result<Self, Errno> {
+        let path = std::fs::read_link(proc_path(&fd)).map_err(errno)?;
+        Self::new(fd, path)
+    }
+
+    fn new(fd: OwnedFd, path: PathBuf) -> Result<Self, Errno> {
         let stat = fstat(&fd)?;
         #[allow(clippy::useless_conversion)] // the types differ between architectures
         let device = DeviceNumber::from_dev_t(stat.st_dev.try_into().map_err(|_| Errno::EOVERFLOW)?);
         let (plain, unique) = crate::sys::mount_ids(fd.as_fd());
         let id = plain.map_or_else(|| mount_id_of(&fd), Ok)?;
-        let path = std::fs::read_link(proc_path(&fd)).map_err(errno)?;
         #[allow(clippy::useless_conversion)]
         let inode = stat.st_ino.into();
         Ok(Self { path, inode, mount: MountId { id, unique, device }, fd })
@@ -137,7 +140,7 @@ impl Directory {
         Self { mount, ..self }
     }
 
-    /// Its path when it was opened, without symbolic links.
+    /// Its path when it, or the directory that it was [entered](Self::enter) from, was opened; without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -197,9 +198,11 @@ fn offset_of(offset: u64) -> Result<libc::off_t, Errno> {
 
 /// The text of an attribute in sysfs, without the newline at its end.
 fn read_attribute(path: &str) -> Result<Vec<u8>, Errno> {
-    let mut text = std::fs::read(path).map_err(errno)?;
-    text.pop_if(|last| *last == b'\n');
-    Ok(text)
+    // The kernel gives all of it to one read. None that is asked for is nearly that long.
+    let mut page = [0; 4096];
+    let length = File::open(path).and_then(|mut file| file.read(&mut page)).map_err(errno)?;
+    let text = &page[..length];
+    Ok(text.strip_suffix(b"\n").unwrap_or(text).to_vec())
 }
 
 fn names_in(directory: &str) -> Result<Vec<OsString>, Errno> {
