@@ -81,8 +81,8 @@ use state::store::{Store, SyncThread};
 /// It belongs to the process that opened it: in a child of `fork(2)` its methods answer [`Error::Forked`], though the
 /// child keeps the root locked as long as it has not executed another program or ended.
 ///
-/// Dropping it changes nothing: volumes stay active, mounts stay mounted, and opening the tree again, in
-/// this process or another one, finds them. [`close`](Self::close) takes everything down.
+/// Dropping it ends its threads, after what they are doing, and changes nothing else: volumes stay active, mounts stay
+/// mounted, and opening the tree again, in this process or another one, finds them. [`close`](Self::close) takes everything down.
 #[derive(Debug)]
 pub struct SnapshotTree {
     /// End before the root is unlocked, and the pool no longer claimed.

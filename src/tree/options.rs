@@ -216,7 +216,8 @@ impl Options {
         /// Whether the tree has two threads of its own. One makes the record of a new snapshot durable while the pool makes
         /// its volume. The other writes checkpoints, makes ready snapshots and deletes the volumes of removed
         /// ones, for half of its time as long as few are
-        /// left. Default: true. Without them the calls do all of that themselves.
+        /// left. Default: true. Without them the calls do all of that themselves, and
+        /// [`refill_ready`](crate::tree::SnapshotTree::refill_ready) makes ready snapshots.
         background_threads: bool => background_threads;
         /// Keep one thin volume active, an empty one of one block that the tree makes for that and deletes when it is closed:
         /// removing the last active thin device of a machine takes some three times as long as removing one beside

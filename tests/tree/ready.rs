@@ -71,7 +71,7 @@ fn an_addition_takes_a_ready_snapshot_by_a_rename() {
 }
 
 #[test]
-fn ready_snapshots_do_not_outlive_their_manager_but_the_wish_does() {
+fn ready_snapshots_do_not_outlive_their_manager_but_the_setting_does() {
     let rig = Rig::new();
     let tree = rig.tree();
     sealed(&tree, "image");

@@ -9,7 +9,9 @@ use dm_thin::kernel::{Access, DeviceFile, Kernel};
 use dm_thin::model::Mode;
 use dm_thin::thin;
 use dm_thin::thin::MinFree;
-use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, Removal, RemoveOptions, SendOptions, SnapshotTree};
+use dm_thin::tree::{
+    AddOptions, Finding, Parent, ReceiveOptions, Removal, RemoveOptions, SendOptions, SnapshotTree,
+};
 use dm_thin::tree::{Error, Result};
 use dm_thin::units::Bytes;
 
@@ -115,6 +117,8 @@ fn the_thread_deletes_what_was_removed() {
     assert_eq!(tree.remove_with("c", &RemoveOptions::new().background(false)).unwrap(), Removal::Removed);
     wait_until(|| tree.deferred() == 1);
     assert_eq!(ids(&rig, &tree), 2);
+    // What is open is a finding, what the thread will delete is none.
+    assert!(matches!(&tree.check().unwrap()[..], [Finding::Deferred { id, .. }] if id.as_str() == "a"));
     // It looks again from time to time.
     drop(file);
     wait_until(|| ids(&rig, &tree) == 1);

@@ -35,7 +35,7 @@ pub(in crate::tree) struct Origin {
 
 /// The ready snapshots of one origin.
 #[derive(Debug)]
-pub(in crate::tree) struct Shelf {
+pub(in crate::tree) struct ReadyQueue {
     serial: u64,
     pub(in crate::tree) wanted: usize,
     pub(in crate::tree) ready: VecDeque<ReadySnapshot>,
@@ -50,7 +50,7 @@ pub(in crate::tree) struct ReadySnapshots(Lock<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     /// By the thin ids of the origins.
-    shelves: BTreeMap<ThinId, Shelf>,
+    queues: BTreeMap<ThinId, ReadyQueue>,
     /// To be deleted.
     unwanted: Vec<ReadySnapshot>,
     /// A volume is kept active, whether there are ready snapshots or not.
@@ -73,26 +73,26 @@ impl ReadySnapshots {
         let mut inner = self.lock();
         let inner = &mut *inner;
         if wanted == 0 {
-            let gone = inner.shelves.remove(&origin);
-            inner.unwanted.extend(gone.into_iter().flat_map(|shelf| shelf.ready));
+            let gone = inner.queues.remove(&origin);
+            inner.unwanted.extend(gone.into_iter().flat_map(|queue| queue.ready));
             return;
         }
         let serial = inner.serial + 1;
-        let shelf = inner.shelves.entry(origin).or_insert_with(|| {
+        let queue = inner.queues.entry(origin).or_insert_with(|| {
             inner.serial = serial;
-            Shelf { serial, wanted, ready: VecDeque::new(), hits: 0, misses: 0 }
+            ReadyQueue { serial, wanted, ready: VecDeque::new(), hits: 0, misses: 0 }
         });
-        shelf.wanted = wanted;
-        let excess = shelf.ready.len().min(wanted)..;
-        inner.unwanted.extend(shelf.ready.drain(excess));
+        queue.wanted = wanted;
+        let excess = queue.ready.len().min(wanted)..;
+        inner.unwanted.extend(queue.ready.drain(excess));
     }
 
     /// What is to be made next, but none of `failed`.
     pub(in crate::tree) fn missing(&self, failed: &BTreeSet<Missing>) -> Option<Missing> {
         let inner = self.lock();
         let keeper = (inner.wants_keeper && inner.keeper.is_none()).then_some(Missing::Keeper);
-        let lacking = inner.shelves.iter().filter(|(_, shelf)| shelf.ready.len() < shelf.wanted);
-        let origins = lacking.map(|(&thin_id, shelf)| Missing::Of(Origin { thin_id, serial: shelf.serial }));
+        let lacking = inner.queues.iter().filter(|(_, queue)| queue.ready.len() < queue.wanted);
+        let origins = lacking.map(|(&thin_id, queue)| Missing::Of(Origin { thin_id, serial: queue.serial }));
         keeper.into_iter().chain(origins).find(|missing| !failed.contains(missing))
     }
 
@@ -102,9 +102,9 @@ impl ReadySnapshots {
         let inner = &mut *inner;
         match what {
             Missing::Keeper => inner.unwanted.extend(inner.keeper.replace(made)),
-            Missing::Of(origin) => match inner.shelves.get_mut(&origin.thin_id) {
-                Some(shelf) if shelf.serial == origin.serial && shelf.ready.len() < shelf.wanted => {
-                    shelf.ready.push_back(made);
+            Missing::Of(origin) => match inner.queues.get_mut(&origin.thin_id) {
+                Some(queue) if queue.serial == origin.serial && queue.ready.len() < queue.wanted => {
+                    queue.ready.push_back(made);
                 }
                 // What it was made of has changed meanwhile, or is gone.
                 _ => inner.unwanted.push(made),
@@ -119,21 +119,21 @@ impl ReadySnapshots {
         size: Option<Bytes>,
     ) -> Option<(Origin, ReadySnapshot)> {
         let mut inner = self.lock();
-        let shelf = inner.shelves.get_mut(&origin)?;
-        let serial = shelf.serial;
-        let fits = shelf.ready.front().is_some_and(|it| size.is_none_or(|size| size == it.snapshot.size));
+        let queue = inner.queues.get_mut(&origin)?;
+        let serial = queue.serial;
+        let fits = queue.ready.front().is_some_and(|it| size.is_none_or(|size| size == it.snapshot.size));
         if !fits {
-            shelf.misses += 1;
+            queue.misses += 1;
             return None;
         }
-        shelf.hits += 1;
-        shelf.ready.pop_front().map(|found| (Origin { thin_id: origin, serial }, found))
+        queue.hits += 1;
+        queue.ready.pop_front().map(|found| (Origin { thin_id: origin, serial }, found))
     }
 
     /// Undoes a claim.
     pub(in crate::tree) fn put_back(&self, origin: Origin, unclaimed: ReadySnapshot) {
-        if let Some(shelf) = self.lock().shelves.get_mut(&origin.thin_id) {
-            shelf.hits -= usize::from(shelf.serial == origin.serial);
+        if let Some(queue) = self.lock().queues.get_mut(&origin.thin_id) {
+            queue.hits -= usize::from(queue.serial == origin.serial);
         }
         self.put(Missing::Of(origin), unclaimed);
     }
@@ -147,16 +147,16 @@ impl ReadySnapshots {
     pub(in crate::tree) fn take_all(&self) -> Vec<ReadySnapshot> {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let ready = inner.shelves.values_mut().flat_map(|shelf| shelf.ready.drain(..));
+        let ready = inner.queues.values_mut().flat_map(|queue| queue.ready.drain(..));
         ready.chain(inner.keeper.take()).chain(inner.unwanted.drain(..)).collect()
     }
 
     /// Looks at those of each origin, and at the volume that is kept active.
     pub(in crate::tree) fn look<T>(
         &self,
-        look: impl FnOnce(&BTreeMap<ThinId, Shelf>, Option<&ReadySnapshot>) -> T,
+        look: impl FnOnce(&BTreeMap<ThinId, ReadyQueue>, Option<&ReadySnapshot>) -> T,
     ) -> T {
         let inner = self.lock();
-        look(&inner.shelves, inner.keeper.as_ref())
+        look(&inner.queues, inner.keeper.as_ref())
     }
 }

@@ -15,12 +15,12 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(in crate::tree) struct Work {
     /// Held while one piece of it is done.
     busy: Lock<()>,
-    orders: Lock<Orders>,
+    signals: Lock<Signals>,
     changed: Changed,
 }
 
 #[derive(Debug, Default)]
-struct Orders {
+struct Signals {
     /// There is a thread.
     thread: bool,
     /// There may be something to do.
@@ -33,8 +33,8 @@ pub(in crate::tree) type Exclusive<'a> = Guard<'a, ()>;
 
 impl Default for Work {
     fn default() -> Self {
-        let (busy, orders) = (Lock::new(Rank::Work, ()), Lock::new(Rank::Leaf, Orders::default()));
-        Self { busy, orders, changed: Changed::default() }
+        let (busy, signals) = (Lock::new(Rank::Work, ()), Lock::new(Rank::Leaf, Signals::default()));
+        Self { busy, signals, changed: Changed::default() }
     }
 }
 
@@ -45,40 +45,44 @@ impl Work {
 
     /// Lets the thread look for something to do; `false` if there is no thread.
     pub(in crate::tree) fn wake(&self) -> bool {
-        let mut orders = self.orders.lock();
-        orders.wanted = true;
+        let mut signals = self.signals.lock();
+        signals.wanted = true;
         self.changed.notify_all();
-        orders.thread
+        signals.thread
+    }
+
+    pub(in crate::tree) fn has_thread(&self) -> bool {
+        self.signals.lock().thread
     }
 
     /// Waits until there may be something to do, not longer than [`RETRY`] if something failed; `false` at the end.
     pub(in crate::tree) fn wait(&self, failed: bool) -> bool {
-        let mut orders = self.orders.lock();
-        while !orders.wanted && !orders.stop {
+        let mut signals = self.signals.lock();
+        while !signals.wanted && !signals.stop {
             if !failed {
-                orders = self.changed.wait(orders);
+                signals = self.changed.wait(signals);
                 continue;
             }
-            let (guard, late) = self.changed.wait_within(orders, RETRY);
-            orders = guard;
-            orders.wanted |= late;
+            let (guard, late) = self.changed.wait_within(signals, RETRY);
+            signals = guard;
+            signals.wanted |= late;
         }
-        orders.wanted = false;
-        !orders.stop
+        signals.wanted = false;
+        !signals.stop
     }
 
     /// Waits for so long; `false` at the end.
     pub(in crate::tree) fn pause(&self, duration: Duration) -> bool {
         let until = Instant::now() + duration;
-        let mut orders = self.orders.lock();
-        while !orders.stop && !cfg!(all(test, shuttle)) {
+        let mut signals = self.signals.lock();
+        while !signals.stop && !cfg!(all(test, shuttle)) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
             }
-            (orders, _) = self.changed.wait_within(orders, left);
+            (signals, _) = self.changed.wait_within(signals, left);
         }
-        !orders.stop
+        !signals.stop
     }
 }
 
@@ -94,7 +98,7 @@ impl Worker {
     /// `run` ends when [`Work::wait`] says so.
     pub(in crate::tree) fn start(work: Arc<Work>, run: impl FnOnce() + Send + 'static) -> Self {
         let thread = thread::Builder::new().name("dm-thin-worker".to_owned()).spawn(run);
-        work.orders.lock().thread = thread.is_ok();
+        work.signals.lock().thread = thread.is_ok();
         work.wake();
         Self { work, thread: thread.ok(), owner: Process::current() }
     }
@@ -104,7 +108,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // A child of fork does not have the thread, and its locks are of no use.
         if let Some(thread) = self.thread.take().filter(|_| self.owner.is_current()) {
-            self.work.orders.lock().stop = true;
+            self.work.signals.lock().stop = true;
             self.work.changed.notify_all();
             // A panic of the thread was reported there.
             let _ = thread.join();

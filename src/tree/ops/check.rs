@@ -9,7 +9,7 @@ use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
-use crate::tree::state::graph::Snapshot;
+use crate::tree::state::graph::{Removed, Snapshot};
 use crate::tree::state::identity::{self, Relation};
 use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount_table};
 use crate::tree::{Error, Result};
@@ -75,12 +75,9 @@ impl SnapshotTree {
     }
 
     fn check_volumes(&self, findings: &mut Vec<Finding>) -> Result<()> {
-        self.store.read(|graph| {
-            let deferred = graph.removed.iter();
-            findings.extend(
-                deferred.map(|(&thin_id, removed)| Finding::Deferred { id: removed.id.clone(), thin_id }),
-            );
-        });
+        if !self.work.has_thread() {
+            self.store.read(|graph| findings.extend(graph.removed.iter().map(deferred)));
+        }
         self.store.read(|graph| {
             findings.extend(graph.orphans.iter().map(|&thin_id| Finding::Orphan { thin_id }));
         });
@@ -114,13 +111,14 @@ impl SnapshotTree {
         let mut active = BTreeMap::new();
         for (status, thin_id) in self.pool.active_devices()? {
             match known.get(&thin_id) {
-                // Being written; or reported as unfinished or deferred.
-                None if self.store.read(|graph| {
-                    graph.making(thin_id).is_some() || graph.removed.contains_key(&thin_id)
-                }) => {}
-                None => {
-                    findings.push(Finding::UnknownDevice { device: status.name, thin_id });
-                }
+                None => self.store.read(|graph| match graph.removed.get_key_value(&thin_id) {
+                    // The tree's thread cannot delete it as long as it is open.
+                    Some(removed) if self.work.has_thread() => findings.push(deferred(removed)),
+                    Some(_) => {}
+                    // Being written; or reported as unfinished.
+                    None if graph.making(thin_id).is_some() => {}
+                    None => findings.push(Finding::UnknownDevice { device: status.name, thin_id }),
+                }),
                 Some((id, snapshot)) => match self.check_device(id, snapshot, &status, findings) {
                     // Deactivated since it was listed.
                     Err(error) if error.errno() == Some(Errno::ENXIO) => {}
@@ -218,4 +216,8 @@ impl SnapshotTree {
         }
         Ok(())
     }
+}
+
+fn deferred((&thin_id, removed): (&ThinId, &Removed)) -> Finding {
+    Finding::Deferred { id: removed.id.clone(), thin_id }
 }

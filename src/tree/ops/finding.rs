@@ -52,8 +52,9 @@ pub enum Finding {
         /// Its id in the pool.
         thin_id: ThinId,
     },
-    /// The volume of a removed snapshot is still to be deleted: by the tree's thread, or by the next
-    /// [`reap`](crate::tree::SnapshotTree::reap). The snapshot may be open.
+    /// A removed snapshot is open, so that its volume cannot be deleted. In a tree
+    /// [without threads](crate::tree::Options::background_threads) also each one that waits for
+    /// [`reap`](crate::tree::SnapshotTree::reap).
     Deferred {
         /// The id that it had.
         id: SnapshotId,

@@ -37,7 +37,7 @@ impl SnapshotTree {
     /// and unmounted once, for the next additions from that origin. Such an addition is a rename and one record. 0 ends
     /// that. It is durable, until the origin is removed or unsealed.
     ///
-    /// The tree's thread makes them, for half of its time at most; without it [`refill_ready`](Self::refill_ready) does.
+    /// The tree's thread makes them; without it [`refill_ready`](Self::refill_ready) does.
     /// They take space in the pool, are not listed, and do not outlive this manager: the next one makes its own.
     ///
     /// # Errors
@@ -170,7 +170,8 @@ impl SnapshotTree {
         let claimed = {
             let mut active = cell.lock();
             let record = Record::Add { id: id.clone(), snapshot: snapshot.clone() };
-            match self.store.append(&record) {
+            // It may have been closed meanwhile.
+            match self.check_open().and_then(|()| self.store.append(&record)) {
                 Ok(seq) => {
                     self.store.begin_sync(seq);
                     active.pinned = activated;
@@ -236,17 +237,17 @@ impl SnapshotTree {
     }
 
     pub(in crate::tree) fn ready_status(&self) -> (Vec<ReadyStatus>, Option<ThinId>) {
-        let (shelves, keeper) = self.ready.look(|shelves, keeper| {
-            let shelves = shelves.iter().map(|(&origin, shelf)| {
-                let oldest = shelf.ready.front().map(|ready| ready.made.elapsed());
+        let (queues, keeper) = self.ready.look(|queues, keeper| {
+            let queues = queues.iter().map(|(&origin, queue)| {
+                let oldest = queue.ready.front().map(|ready| ready.made.elapsed());
                 let (wanted, count, hits, misses) =
-                    (shelf.wanted, shelf.ready.len(), shelf.hits, shelf.misses);
+                    (queue.wanted, queue.ready.len(), queue.hits, queue.misses);
                 (origin, ReadyStatus { origin: None, wanted, count, oldest, hits, misses })
             });
-            (shelves.collect::<Vec<_>>(), keeper.map(|keeper| keeper.snapshot.thin_id))
+            (queues.collect::<Vec<_>>(), keeper.map(|keeper| keeper.snapshot.thin_id))
         });
         let named = self.store.read(|graph| {
-            let named = shelves.into_iter();
+            let named = queues.into_iter();
             named.map(|(origin, status)| ReadyStatus { origin: graph.id_of(origin), ..status }).collect()
         });
         (named, keeper)

@@ -13,7 +13,7 @@ use crate::tree::{SnapshotTree, Threads};
 const RETRY_READY: Duration = Duration::from_secs(10);
 
 /// When so many volumes are to be deleted, the thread takes all of its time for that.
-const HURRY: usize = 256;
+const BACKLOG_HIGH: usize = 256;
 
 impl SnapshotTree {
     pub(in crate::tree) fn start_threads(&self) -> Threads {
@@ -82,7 +82,7 @@ impl SnapshotTree {
                     return failed;
                 }
             }
-            let pause = if self.deferred() < HURRY { begun.elapsed() } else { Duration::ZERO };
+            let pause = if self.deferred() < BACKLOG_HIGH { begun.elapsed() } else { Duration::ZERO };
             if !self.work.pause(pause) {
                 return failed;
             }
