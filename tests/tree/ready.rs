@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dm_thin::kernel::{Access, Kernel};
 use dm_thin::tree::{AddOptions, Filesystem, Labels, Lineage, Parent, Removal, RemoveOptions};
 use dm_thin::tree::{Error, ReadyStatus};
 use dm_thin::tree::{SnapshotId, SnapshotTree};
@@ -212,6 +213,32 @@ fn threads_get_different_ready_snapshots() {
     for snapshot in tree.list() {
         tree.deactivate(snapshot.id.as_str()).unwrap();
     }
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn ready_snapshots_that_cannot_be_made_hold_nothing_up() {
+    let rig = Rig::new();
+    let options = rig.options().background_threads(true).filesystem(Filesystem::Ext4);
+    let tree = rig.open(options).unwrap();
+    tree.add("broken", Parent::Base).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("broken").unwrap();
+    let file = rig.kernel.open(&device, Access::READ_WRITE).unwrap();
+    // No file system: it cannot be mounted.
+    rig.kernel.write_at(&file, 0, &[0; 4096]).unwrap();
+    drop(file);
+    tree.deactivate("broken").unwrap();
+    tree.seal("broken").unwrap();
+    tree.keep_ready(Parent::Snapshot("broken"), 1).unwrap();
+    tree.remove("a").unwrap();
+    while tree.deferred() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(counts(&tree), [(Some("broken".into()), 1, 0, 0, 0)]);
+    assert!(tree.refill_ready().is_err());
+    assert_eq!((tree.reap().unwrap(), tree.check().unwrap()), (0, vec![]));
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }

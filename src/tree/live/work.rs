@@ -7,9 +7,6 @@ use crate::kernel::Process;
 use crate::tree::sync::thread::{self, JoinHandle};
 use crate::tree::sync::{Changed, Guard, Lock, Rank};
 
-/// When what failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// Work that no caller waits for. It is done by the tree's thread, and by calls that need what it frees.
 #[derive(Debug)]
 pub(in crate::tree) struct Work {
@@ -55,15 +52,15 @@ impl Work {
         self.signals.lock().thread
     }
 
-    /// Waits until there may be something to do, not longer than [`RETRY`] if something failed; `false` at the end.
-    pub(in crate::tree) fn wait(&self, failed: bool) -> bool {
+    /// Waits until there may be something to do, or for so long if something is left; `false` at the end.
+    pub(in crate::tree) fn wait(&self, left: Option<Duration>) -> bool {
         let mut signals = self.signals.lock();
         while !signals.wanted && !signals.stop {
-            if !failed {
+            let Some(left) = left else {
                 signals = self.changed.wait(signals);
                 continue;
-            }
-            let (guard, late) = self.changed.wait_within(signals, RETRY);
+            };
+            let (guard, late) = self.changed.wait_within(signals, left);
             signals = guard;
             signals.wanted |= late;
         }
@@ -97,10 +94,23 @@ pub(in crate::tree) struct Worker {
 impl Worker {
     /// `run` ends when [`Work::wait`] says so.
     pub(in crate::tree) fn start(work: Arc<Work>, run: impl FnOnce() + Send + 'static) -> Self {
-        let thread = thread::Builder::new().name("dm-thin-worker".to_owned()).spawn(run);
+        let ended = Ended(work.clone());
+        let thread = thread::Builder::new().name("dm-thin-worker".to_owned()).spawn(move || {
+            let _ended = ended;
+            run();
+        });
         work.signals.lock().thread = thread.is_ok();
         work.wake();
         Self { work, thread: thread.ok(), owner: Process::current() }
+    }
+}
+
+/// At the end of the thread, be it a panic, the calls do its work again.
+struct Ended(Arc<Work>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.signals.lock().thread = false;
     }
 }
 

@@ -9,8 +9,10 @@ use crate::tree::live::work::Worker;
 use crate::tree::state::store::SyncThread;
 use crate::tree::{SnapshotTree, Threads};
 
-/// When ready snapshots that could not be made are tried again: each attempt writes to the pool.
-const RETRY_READY: Duration = Duration::from_secs(10);
+/// When a removed snapshot that was open is looked at again.
+const RETRY_BUSY: Duration = Duration::from_secs(1);
+/// When what failed is tried again: it may write to the pool, and to the kernel's log.
+const RETRY_FAILED: Duration = Duration::from_secs(10);
 
 /// When so many volumes are to be deleted, the thread takes all of its time for that.
 const BACKLOG_HIGH: usize = 256;
@@ -41,50 +43,53 @@ impl SnapshotTree {
     }
 
     fn work_on(&self) {
-        let (mut failed, mut unmade, mut since) = (false, BTreeSet::new(), Instant::now());
-        while self.work.wait(failed) {
-            if since.elapsed() >= RETRY_READY {
+        let (mut left, mut unmade, mut since) = (None, BTreeSet::new(), Instant::now());
+        while self.work.wait(left) {
+            if since.elapsed() >= RETRY_FAILED {
                 (unmade, since) = (BTreeSet::new(), Instant::now());
             }
-            failed = self.work_once(&mut unmade);
+            left = self.work_once(&mut unmade);
         }
     }
 
     /// Does what there is to do, one piece after another: for half of the time as long as that is enough, so that callers
-    /// get at the pool.
-    /// `unmade` is what could not be made. Returns whether something failed.
-    fn work_once(&self, unmade: &mut BTreeSet<Missing>) -> bool {
-        let (mut after, mut failed) = (Bound::Unbounded, !unmade.is_empty());
+    /// get at the pool. `unmade` is what could not be made. Returns when to look again at what is left.
+    fn work_once(&self, unmade: &mut BTreeSet<Missing>) -> Option<Duration> {
+        let (mut after, mut busy, mut failed) = (Bound::Unbounded, None, false);
         loop {
             let begun = Instant::now();
             {
                 let exclusive = self.work.exclusive();
                 if self.check_open().is_err() {
-                    return false;
+                    return None;
                 }
-                if self.store.wants_checkpoint(self.options.checkpoint_at) {
-                    // The journal holds everything.
-                    failed |= self.checkpoint().is_err();
-                }
-                failed |= self.delete_unwanted(&exclusive).is_err();
                 let next = self.store.read(|graph| {
                     graph.removed.range((after, Bound::Unbounded)).next().map(|(thin_id, _)| *thin_id)
                 });
-                if let Some(missing) = self.ready.missing(unmade) {
+                if !failed && self.store.wants_checkpoint(self.options.checkpoint_at) {
+                    // The journal holds everything.
+                    failed = self.checkpoint().is_err();
+                } else if let Some(missing) = self.ready.missing(unmade) {
                     if self.make_ready(&exclusive, missing).is_err() {
-                        failed = true;
                         unmade.insert(missing);
                     }
                 } else if let Some(thin_id) = next {
                     after = Bound::Excluded(thin_id);
-                    failed |= self.delete_removed(&exclusive, thin_id).is_err();
+                    match self.delete_removed(&exclusive, thin_id) {
+                        Ok(()) => {}
+                        Err(error) if error.is_busy() => busy = Some(RETRY_BUSY),
+                        // What the pool refuses once, it refuses again.
+                        Err(_) => return Some(RETRY_FAILED),
+                    }
                 } else {
-                    return failed;
+                    let deleted = self.delete_unwanted(&exclusive).and(self.delete_abandoned());
+                    let failed = failed || deleted.is_err() || !unmade.is_empty();
+                    return if failed { busy.or(Some(RETRY_FAILED)) } else { busy };
                 }
             }
             let pause = if self.deferred() < BACKLOG_HIGH { begun.elapsed() } else { Duration::ZERO };
             if !self.work.pause(pause) {
-                return failed;
+                return None;
             }
         }
     }
