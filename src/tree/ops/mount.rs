@@ -1,12 +1,12 @@
 //! Snapshots as mounted file systems.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 
 use crate::abi::mount::MountFlags;
 use crate::thin;
-use crate::thin::{PoolMode, ThinId, ThinVolume};
+use crate::thin::{PoolMode, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::{Mounted, Where};
 use crate::tree::state::graph::Snapshot;
@@ -141,19 +141,26 @@ impl SnapshotTree {
 
     /// Grows the file system of an active volume to the volume's size, through a mount of its own.
     pub(in crate::tree) fn grow(&self, volume: &ThinVolume) -> Result<()> {
-        let target = self.temporary_target(volume.id());
+        self.with_mount(volume, |mounted| {
+            self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &mounted.target)
+        })
+    }
+
+    /// Runs `work` with an active volume mounted where no caller looks. A mount that a killed manager leaves is taken down
+    /// by the next one.
+    pub(in crate::tree) fn with_mount<T>(
+        &self,
+        volume: &ThinVolume,
+        work: impl FnOnce(&Mounted) -> Result<T>,
+    ) -> Result<T> {
+        let target = self.root.current_path().join(format!("grow-{}", volume.id()));
         let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
-        let grown = self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &target);
+        let worked = work(&mounted);
         let unmounted = self.mounts.unmount(volume.id(), &mounted);
-        grown.and(unmounted)
+        worked.and_then(|worked| unmounted.map(|()| worked))
     }
 
-    /// Where a volume is mounted for a while.
-    pub(in crate::tree) fn temporary_target(&self, id: ThinId) -> PathBuf {
-        self.root.current_path().join(format!("grow-{id}"))
-    }
-
-    pub(in crate::tree) fn mount_volume(
+    fn mount_volume(
         &self,
         volume: &ThinVolume,
         target: &Path,

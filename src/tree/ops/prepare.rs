@@ -14,10 +14,10 @@ impl SnapshotTree {
         device: DeviceNumber,
         root: &Directory,
     ) -> Result<()> {
-        match self.prepare_filesystem(snapshot, device, root)? {
-            init if init == snapshot.init => Ok(()),
-            None => Ok(()),
+        let init = self.prepare_filesystem(snapshot, device, root)?;
+        match init.filter(|_| init != snapshot.init) {
             Some(layer) => self.store.commit(&Record::Init { id: SnapshotId::new(id)?, layer }),
+            None => Ok(()),
         }
     }
 

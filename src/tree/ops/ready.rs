@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::abi::mount::MountFlags;
 use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::ready::{Missing, ReadySnapshot};
@@ -131,13 +130,11 @@ impl SnapshotTree {
         if self.store.filesystem() == Filesystem::None || snapshot.fs != FsState::Ready {
             return Ok(());
         }
-        let target = self.temporary_target(volume.id());
-        let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
-        let root = mounted.root(&*self.options.kernel);
-        let prepared = root.and_then(|root| self.prepare_filesystem(snapshot, volume.number(), &root));
-        let unmounted = self.mounts.unmount(volume.id(), &mounted);
-        snapshot.init = prepared?;
-        unmounted
+        snapshot.init = self.with_mount(volume, |mounted| {
+            let root = mounted.root(&*self.options.kernel)?;
+            self.prepare_filesystem(snapshot, volume.number(), &root)
+        })?;
+        Ok(())
     }
 
     /// Makes a ready snapshot of that parent the new snapshot, if there is one. Returns its device, if that is there.

@@ -39,9 +39,9 @@ impl SnapshotTree {
         let block_size = self.store.read_state(|state| state.pool.block_size.sectors());
         let bytes = |blocks: Blocks| blocks.bytes(block_size);
         Ok(self.store.read(|graph| {
-            let visible = graph.snapshots.iter();
+            let snapshots = graph.snapshots.iter();
             let used =
-                visible.filter_map(|(id, snapshot)| Some((id.clone(), devices.get(&snapshot.thin_id)?)));
+                snapshots.filter_map(|(id, snapshot)| Some((id.clone(), devices.get(&snapshot.thin_id)?)));
             used.map(|(id, device)| SnapshotUsage {
                 id,
                 mapped: bytes(device.mapped),

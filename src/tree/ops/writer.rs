@@ -119,25 +119,17 @@ impl SnapshotTree {
     ) -> Result<SnapshotWriter<'_>> {
         self.check_open()?;
         self.free_id(&id)?;
-        self.with_space(|| self.make_now(id.clone(), parent, options, purpose))
-    }
-
-    fn make_now(
-        &self,
-        id: SnapshotId,
-        parent: Option<Parent<'_>>,
-        options: &AddOptions,
-        purpose: Purpose,
-    ) -> Result<SnapshotWriter<'_>> {
-        let mut reservation = self.reserve(Some(id.clone()))?;
         let check = |parent: Option<&Snapshot>| match purpose {
             Purpose::Receive { base: Some(uuid), .. } if parent.and_then(|it| it.sealed) != Some(uuid) => {
                 Err(Error::NoBase { uuid })
             }
             _ => Ok(()),
         };
-        let made = self.make_volume(&mut reservation, parent, options, purpose.receiving(&id), check)?;
-        self.write_making(id, made, purpose, reservation)
+        self.with_space(|| {
+            let mut reservation = self.reserve(Some(id.clone()))?;
+            let made = self.make_volume(&mut reservation, parent, options, purpose.receiving(&id), check)?;
+            self.write_making(id.clone(), made, purpose, reservation)
+        })
     }
 
     /// Makes a volume that is not published, and records that, durably. `check` judges what its parent has become. The

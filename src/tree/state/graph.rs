@@ -323,6 +323,7 @@ pub(in crate::tree) struct Graph {
 }
 
 impl Graph {
+    /// A snapshot.
     pub(in crate::tree) fn get(&self, id: &str) -> Option<&Snapshot> {
         self.snapshots.get(id)
     }
