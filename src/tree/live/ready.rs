@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use crate::thin::{ThinId, ThinVolume};
-use crate::tree::state::graph::Snapshot;
+use crate::tree::state::record::Snapshot;
 use crate::tree::sync::{Guard, Lock, Rank};
 use crate::units::Bytes;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::dm::Removal;
 use crate::thin::ActivateOptions;
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::state::graph::{FsState, Record, Snapshot};
+use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree, error::unknown};
 

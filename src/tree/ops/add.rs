@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use crate::dm::DmFlags;
 use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::tree::names::BASE;
-use crate::tree::state::graph::{FsState, Record, Snapshot};
+use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::state::store::{First, Reservation};
 use crate::tree::{Error, Result};

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::base_check;
 use crate::tree::names::BASE;
-use crate::tree::state::graph::{Base, FsState, Record};
+use crate::tree::state::record::{Base, FsState, Record};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;

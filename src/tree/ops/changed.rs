@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::thin::ThinId;
 use crate::thin::metadata::{Change, ChangeKind};
-use crate::tree::state::graph::Record;
+use crate::tree::state::record::Record;
 use crate::tree::{Error, Result};
 use crate::tree::{Lineage, SnapshotId, SnapshotTree, error::unknown};
 use crate::units::Bytes;

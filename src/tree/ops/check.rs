@@ -9,8 +9,8 @@ use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
-use crate::tree::state::graph::{Removed, Snapshot};
 use crate::tree::state::identity::{self, Relation};
+use crate::tree::state::record::{Removed, Snapshot};
 use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount_table};
 use crate::tree::{Error, Result};
 

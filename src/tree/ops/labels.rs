@@ -2,7 +2,7 @@
 
 use crate::tree::Labels;
 use crate::tree::Result;
-use crate::tree::state::graph::Record;
+use crate::tree::state::record::Record;
 use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {

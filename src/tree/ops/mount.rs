@@ -9,7 +9,7 @@ use crate::thin;
 use crate::thin::{PoolMode, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::{Mounted, Where};
-use crate::tree::state::graph::Snapshot;
+use crate::tree::state::record::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotTree, holders, live::base_check};
 

@@ -1,7 +1,7 @@
 //! What is done to a file system that was mounted, before a caller gets it.
 
 use crate::kernel::{DeviceNumber, Directory, Kernel};
-use crate::tree::state::graph::{Record, Snapshot};
+use crate::tree::state::record::{Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotId, SnapshotTree};
 

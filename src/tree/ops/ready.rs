@@ -9,7 +9,7 @@ use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::ready::{Missing, ReadySnapshot};
 use crate::tree::live::work::Exclusive;
-use crate::tree::state::graph::{FsState, Record, Snapshot};
+use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::{AddOptions, Filesystem, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::tree::ops::writer::Purpose;
-use crate::tree::state::graph::{FsState, Making, Receiving, Snapshot};
+use crate::tree::state::record::{FsState, Making, Receiving, Snapshot};
 use crate::tree::stream::{Decoder, Event, StreamError, StreamSummary, VolumeHeader};
 use crate::tree::{
     AddOptions, Labels, Parent, Progress, ReceiveOptions, SnapshotId, SnapshotTree, SnapshotWriter,

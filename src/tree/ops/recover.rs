@@ -9,8 +9,8 @@ use crate::thin;
 use crate::thin::{PoolMode, ThinId};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::Mounted;
-use crate::tree::state::graph::{FsState, Record};
 use crate::tree::state::identity::{self, Volumes};
+use crate::tree::state::record::{FsState, Record};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
 

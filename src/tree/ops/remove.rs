@@ -13,7 +13,7 @@ use crate::thin;
 use crate::thin::{ActivateOptions, ThinId};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::work::Exclusive;
-use crate::tree::state::graph::{Record, Removed};
+use crate::tree::state::record::{Record, Removed};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
 

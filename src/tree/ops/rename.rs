@@ -2,7 +2,7 @@
 
 use crate::tree::Result;
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::state::graph::Record;
+use crate::tree::state::record::Record;
 use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {

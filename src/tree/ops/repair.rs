@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::tree::Result;
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::state::graph::Record;
+use crate::tree::state::record::Record;
 use crate::tree::{DeviceProblem, Finding, SnapshotTree};
 
 /// What a repair did.

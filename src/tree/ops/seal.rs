@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use crate::kernel::Access;
 use crate::tree::live::volume_file::VolumeFile;
-use crate::tree::state::graph::Record;
+use crate::tree::state::record::Record;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
 

@@ -13,7 +13,7 @@ use crate::thin;
 use crate::thin::tools::node;
 use crate::thin::{METADATA_BLOCK_SIZE, MinFree, PoolMode, PoolStatus, ThinId, ThinStatus};
 use crate::tree::ops::ready::ReadyStatus;
-use crate::tree::state::graph::Snapshot;
+use crate::tree::state::record::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, Lineage, PoolSource, SnapshotId, SnapshotTree};
 use crate::units::{Blocks, Bytes, SECTOR_SIZE, Sectors};

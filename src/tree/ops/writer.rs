@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::kernel::Access;
 use crate::thin::{ActivateOptions, ThinId, ThinStatus, ThinVolume};
 use crate::tree::live::volume_file::VolumeFile;
-use crate::tree::state::graph::{FsState, Making, Receiving, Record, Snapshot};
+use crate::tree::state::record::{FsState, Making, Receiving, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::state::store::{First, Reservation};
 use crate::tree::{AddOptions, Parent, SnapshotId, SnapshotTree};

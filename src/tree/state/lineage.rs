@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::tree::SnapshotId;
-use crate::tree::state::graph::{Graph, Snapshot};
+use crate::tree::state::graph::Graph;
+use crate::tree::state::record::Snapshot;
 
 /// What a snapshot was made from.
 ///
@@ -86,7 +87,7 @@ mod tests {
 
     use super::*;
     use crate::thin::ThinId;
-    use crate::tree::state::graph::{FsState, Record};
+    use crate::tree::state::record::{FsState, Record};
     use crate::units::Bytes;
 
     fn id(id: &str) -> SnapshotId {

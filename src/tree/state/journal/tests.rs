@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::thin::ThinId;
 use crate::tree::SnapshotId;
-use crate::tree::state::graph::{FsState, IdWindow, Snapshot};
+use crate::tree::state::record::{FsState, IdWindow, Snapshot};
 
 const PATH: &str = "/root/journal.0";
 const OTHER: &str = "/root/journal.1";

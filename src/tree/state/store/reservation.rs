@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{Inner, SnapshotId, Store};
 use crate::thin::ThinId;
-use crate::tree::state::graph::{IdWindow, Making, Receiving, Record, Snapshot};
+use crate::tree::state::record::{IdWindow, Making, Receiving, Record, Snapshot};
 use crate::tree::{Error, Result};
 
 /// Thin ids reserved at a time. Fewer where threads are run in many orders: each window is then met in few calls.
