@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -104,7 +105,7 @@ impl SnapshotTree {
 
     fn check_devices(&self, findings: &mut Vec<Finding>) -> Result<()> {
         let mounts = mount_table::mounts(&*self.options.kernel)?;
-        let known: BTreeMap<ThinId, (SnapshotId, Snapshot)> = self.store.read(|graph| {
+        let known: BTreeMap<ThinId, (SnapshotId, Arc<Snapshot>)> = self.store.read(|graph| {
             let all = graph.snapshots.iter();
             all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
         });

@@ -124,7 +124,7 @@ impl SnapshotTree {
         let known =
             self.store.read(|graph| graph.snapshots.get_key_value(id).map(|(id, s)| (id.clone(), s.clone())));
         let (id, snapshot) = known.ok_or_else(|| crate::tree::error::unknown(id))?;
-        Ok(self.info(id, snapshot))
+        Ok(self.info(id, &snapshot))
     }
 
     /// All snapshots, by their ids.
@@ -132,7 +132,7 @@ impl SnapshotTree {
         let snapshots: Vec<_> = self.store.read(|graph| {
             graph.snapshots.iter().map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
         });
-        snapshots.into_iter().map(|(id, snapshot)| self.info(id, snapshot)).collect()
+        snapshots.into_iter().map(|(id, snapshot)| self.info(id, &snapshot)).collect()
     }
 
     /// The base's id in the pool.
@@ -140,12 +140,13 @@ impl SnapshotTree {
         self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id))
     }
 
-    fn info(&self, id: SnapshotId, snapshot: Snapshot) -> SnapshotInfo {
+    fn info(&self, id: SnapshotId, snapshot: &Snapshot) -> SnapshotInfo {
         let view = self.live.view(&id);
         let device = view.device.filter(|_| !view.removal_deferred).map(|(path, _)| path);
         let mounted = view.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
-        let Snapshot { thin_id, labels, size, sealed, .. } = snapshot;
+        let Snapshot { thin_id, size, sealed, .. } = *snapshot;
+        let labels = snapshot.labels.clone();
         SnapshotInfo { id, parent, labels, size, sealed, thin_id, device, mounted }
     }
 

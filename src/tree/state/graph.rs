@@ -1,6 +1,7 @@
 //! The tree itself: which snapshot is which thin device. Pure; knows no kernel and no file.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -25,27 +26,40 @@ pub(in crate::tree) struct Graph {
     pub(in crate::tree) orphans: BTreeSet<ThinId>,
     /// Snapshots that are being added.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(in crate::tree) adding: BTreeMap<SnapshotId, Snapshot>,
+    pub(in crate::tree) adding: BTreeMap<SnapshotId, Arc<Snapshot>>,
     /// All snapshots.
-    pub(in crate::tree) snapshots: BTreeMap<SnapshotId, Snapshot>,
+    pub(in crate::tree) snapshots: BTreeMap<SnapshotId, Arc<Snapshot>>,
     /// Removed snapshots whose volumes are still to be deleted, by their thin devices.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in crate::tree) removed: BTreeMap<ThinId, Removed>,
     /// How many snapshots are kept ready, by the thin devices of their origins: of the base, and of sealed snapshots.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in crate::tree) ready: BTreeMap<ThinId, u16>,
-    /// The thin ids of the above.
+    /// What is found from the rest.
     #[serde(skip)]
+    index: Index,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Index {
+    /// The thin ids in use.
     used: HashSet<ThinId>,
     /// Parents that are there, each with each of its children.
-    #[serde(skip)]
     edges: BTreeSet<(SnapshotId, SnapshotId)>,
 }
 
 impl Graph {
+    /// What a checkpoint holds of it. The copy shares the snapshots.
+    pub(in crate::tree) fn stored(&mut self) -> Self {
+        let index = std::mem::take(&mut self.index);
+        let copy = self.clone();
+        self.index = index;
+        copy
+    }
+
     /// A snapshot.
     pub(in crate::tree) fn get(&self, id: &str) -> Option<&Snapshot> {
-        self.snapshots.get(id)
+        self.snapshots.get(id).map(Arc::as_ref)
     }
 
     /// A volume that is not published yet.
@@ -74,12 +88,12 @@ impl Graph {
 
     /// Whether a thin id is in use.
     pub(in crate::tree) fn uses(&self, id: ThinId) -> bool {
-        self.used.contains(&id)
+        self.index.used.contains(&id)
     }
 
     /// The number of thin ids in use.
     pub(in crate::tree) fn used_ids(&self) -> usize {
-        self.used.len()
+        self.index.used.len()
     }
 
     /// Applies a change, or says why it cannot be applied.
@@ -105,7 +119,7 @@ impl Graph {
                 let old = old.map(|old| old.thin_id);
                 if old != Some(base.thin_id) {
                     self.claim(base.thin_id)?;
-                    old.map(|old| self.used.remove(&old));
+                    old.map(|old| self.index.used.remove(&old));
                 }
                 self.base = Some(base.clone());
             }
@@ -135,7 +149,7 @@ impl Graph {
                 self.adding.retain(|_, snapshot| snapshot.thin_id != *thin_id);
                 self.making.retain(|making| making.thin_id != *thin_id);
                 self.orphans.remove(thin_id);
-                self.used.remove(thin_id);
+                self.index.used.remove(thin_id);
             }
             Record::Add { id, snapshot } => {
                 self.check_new(id, snapshot)?;
@@ -143,14 +157,14 @@ impl Graph {
                     Some(_) => self.making.retain(|making| making.thin_id != snapshot.thin_id),
                     None => self.claim(snapshot.thin_id)?,
                 }
-                self.insert(id.clone(), snapshot.clone());
+                self.insert(id.clone(), Arc::new(snapshot.clone()));
             }
             Record::Adding { id, snapshot } => {
                 self.check_new(id, snapshot)?;
                 self.claim(snapshot.thin_id)?;
                 let mut snapshot = snapshot.clone();
                 self.look_for_parent(&mut snapshot);
-                self.adding.insert(id.clone(), snapshot);
+                self.adding.insert(id.clone(), Arc::new(snapshot));
             }
             Record::Added { thin_id } => {
                 let id = self.adding.iter().find(|(_, snapshot)| snapshot.thin_id == *thin_id);
@@ -162,7 +176,7 @@ impl Graph {
             Record::Deleting { id } => {
                 self.remove(id)?;
                 for child in self.children(id) {
-                    self.edges.remove(&(id.clone(), child.clone()));
+                    self.index.edges.remove(&(id.clone(), child.clone()));
                     self.find(&child)?.parent_gone = true;
                 }
                 self.children_being_added(id).for_each(|child| child.parent_gone = true);
@@ -171,7 +185,7 @@ impl Graph {
                 let removed = self.removed.iter().find(|(_, removed)| removed.id == *id);
                 let thin_id = removed.map(|(thin_id, _)| *thin_id).ok_or("deleted without warning")?;
                 self.removed.remove(&thin_id);
-                self.used.remove(&thin_id);
+                self.index.used.remove(&thin_id);
             }
             Record::Init { id, layer } => self.find(id)?.init = Some(*layer),
             Record::Sealed { id, sealed, time } => {
@@ -202,8 +216,8 @@ impl Graph {
                 self.link(to, &snapshot);
                 self.snapshots.insert(to.clone(), snapshot);
                 for child in self.children(id) {
-                    self.edges.remove(&(id.clone(), child.clone()));
-                    self.edges.insert((to.clone(), child.clone()));
+                    self.index.edges.remove(&(id.clone(), child.clone()));
+                    self.index.edges.insert((to.clone(), child.clone()));
                     self.find(&child)?.parent = Some(to.clone());
                 }
                 self.children_being_added(id).for_each(|child| child.parent = Some(to.clone()));
@@ -228,21 +242,24 @@ impl Graph {
         Ok(())
     }
 
-    fn insert(&mut self, id: SnapshotId, mut snapshot: Snapshot) {
-        self.look_for_parent(&mut snapshot);
+    fn insert(&mut self, id: SnapshotId, mut snapshot: Arc<Snapshot>) {
+        self.look_for_parent(Arc::make_mut(&mut snapshot));
         self.link(&id, &snapshot);
         self.snapshots.insert(id, snapshot);
     }
 
-    /// The parent may be removed before its child is recorded.
+    /// The parent may be removed before its child is recorded. One that is there shares its id.
     fn look_for_parent(&self, snapshot: &mut Snapshot) {
-        let gone = snapshot.parent.as_ref().is_some_and(|parent| self.get(parent.as_str()).is_none());
-        snapshot.parent_gone |= gone;
+        let Some(parent) = &mut snapshot.parent else { return };
+        match self.snapshots.get_key_value(parent) {
+            Some((known, _)) => *parent = known.clone(),
+            None => snapshot.parent_gone = true,
+        }
     }
 
     fn children_being_added<'a>(&'a mut self, id: &'a SnapshotId) -> impl Iterator<Item = &'a mut Snapshot> {
         let adding = self.adding.values_mut();
-        adding.filter(move |child| !child.parent_gone && child.parent.as_ref() == Some(id))
+        adding.filter(move |child| !child.parent_gone && child.parent.as_ref() == Some(id)).map(Arc::make_mut)
     }
 
     /// Whether a thin device is the base's or a sealed snapshot's.
@@ -261,29 +278,29 @@ impl Graph {
     }
 
     fn find(&mut self, id: &SnapshotId) -> Result<&mut Snapshot, &'static str> {
-        self.snapshots.get_mut(id).ok_or("no such snapshot")
+        self.snapshots.get_mut(id).map(Arc::make_mut).ok_or("no such snapshot")
     }
 
     /// The children of a snapshot, in order.
     pub(in crate::tree) fn children(&self, id: &SnapshotId) -> Vec<SnapshotId> {
-        let from = self.edges.range((id.clone(), SnapshotId::first())..);
+        let from = self.index.edges.range((id.clone(), SnapshotId::first())..);
         from.take_while(|(parent, _)| parent == id).map(|(_, child)| child.clone()).collect()
     }
 
     fn link(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
         if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {
-            self.edges.insert((parent, id.clone()));
+            self.index.edges.insert((parent, id.clone()));
         }
     }
 
     fn unlink(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
         if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {
-            self.edges.remove(&(parent, id.clone()));
+            self.index.edges.remove(&(parent, id.clone()));
         }
     }
 
     fn claim(&mut self, id: ThinId) -> Result<(), &'static str> {
-        if self.used.insert(id) { Ok(()) } else { Err("a thin id used twice") }
+        if self.index.used.insert(id) { Ok(()) } else { Err("a thin id used twice") }
     }
 
     /// Rebuild what is not stored, and check what [`apply`](Self::apply) sees to: each thin id is used once, parents
@@ -294,22 +311,23 @@ impl Graph {
         for id in deleting.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             self.remove(&id)?;
         }
-        self.used.clear();
+        self.index.used.clear();
         let base = self.base.as_ref().map(|base| base.thin_id);
         let making = self.making.iter().map(|making| making.thin_id);
         let snapshots = self.snapshots.values().chain(self.adding.values()).map(|snapshot| snapshot.thin_id);
         let orphans = self.orphans.iter().chain(self.removed.keys()).copied();
         let ids: Vec<_> = snapshots.chain(making).chain(orphans).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
-        let linked = self.snapshots.iter().filter(|(_, snapshot)| !snapshot.parent_gone);
-        self.edges =
-            linked.filter_map(|(id, snapshot)| Some((snapshot.parent.clone()?, id.clone()))).collect();
-        let adding = self.adding.values().filter(|snapshot| !snapshot.parent_gone);
-        let parents = adding.filter_map(|snapshot| snapshot.parent.as_ref());
-        let mut parents = self.edges.iter().map(|(parent, _)| parent).chain(parents);
-        if parents.any(|parent| self.get(parent.as_str()).is_none()) {
-            return Err("a parent that is not there");
+        let known: Vec<_> = self.snapshots.keys().cloned().collect();
+        let mut edges = Vec::new();
+        for (id, snapshot) in self.snapshots.iter_mut().chain(&mut self.adding) {
+            let Some(parent) = snapshot.parent.as_ref().filter(|_| !snapshot.parent_gone) else { continue };
+            let found = known.binary_search(parent).map_err(|_| "a parent that is not there")?;
+            // One text for all of its children.
+            Arc::make_mut(snapshot).parent = Some(known[found].clone());
+            edges.push((known[found].clone(), id.clone()));
         }
+        self.index.edges = edges.into_iter().filter(|(_, id)| self.snapshots.contains_key(id)).collect();
         if self.adding.keys().any(|id| self.snapshots.contains_key(id)) {
             return Err("a second snapshot of that id");
         }

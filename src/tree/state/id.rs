@@ -4,14 +4,13 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::tree::{Error, Result};
 
 /// A snapshot's id: 1 to 72 letters, digits and `#+-.:=@_`, the characters that neither device mapper
 /// nor udev has to escape. `base`, `pool`, `pool-lock`, `pool-tmeta` and `pool-tdata` are taken.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotId(Arc<str>);
 
 impl SnapshotId {
@@ -71,6 +70,32 @@ impl TryFrom<String> for SnapshotId {
 impl From<SnapshotId> for String {
     fn from(id: SnapshotId) -> Self {
         id.0.as_ref().to_owned()
+    }
+}
+
+impl Serialize for SnapshotId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for SnapshotId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text)
+    }
+}
+
+struct Text;
+
+impl de::Visitor<'_> for Text {
+    type Value = SnapshotId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a snapshot id")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<SnapshotId, E> {
+        SnapshotId::new(text).map_err(E::custom)
     }
 }
 

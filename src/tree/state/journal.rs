@@ -105,6 +105,11 @@ pub(in crate::tree) struct State {
 }
 
 impl State {
+    /// What a checkpoint holds of it.
+    pub(in crate::tree) fn stored(&mut self) -> Self {
+        Self { graph: self.graph.stored(), pool: self.pool.clone(), ..*self }
+    }
+
     /// Takes a change in, or says why it cannot be.
     pub(in crate::tree) fn apply(&mut self, record: &Record) -> Result<(), &'static str> {
         match record {

@@ -488,7 +488,7 @@ impl Store {
         if other_is_free {
             self.change_journals()?;
         }
-        let state = self.lock().state.clone();
+        let state = self.lock().state.stored();
         self.encode(&state).and_then(|bytes| {
             self.write_checkpoint(&bytes)?;
             let (mut end, mut inner) = (self.journal_end(), self.lock());
