@@ -272,6 +272,28 @@ fn remove_discards_after_the_record_is_durable() {
 }
 
 #[test]
+fn a_large_volume_is_discarded_in_slices() {
+    let rig = Rig::new();
+    let options = rig.options().base_size(Bytes::gib(4)).data_size(Bytes::gib(8)).blkdiscard(true);
+    let tree = rig.open(options.clone().background_threads(true)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    rig.kernel.clear_log();
+    tree.remove("a").unwrap();
+    wait_until(|| tree.deferred() == 0);
+    let discards = rig.kernel.log().iter().filter(|call| call.name == "BLKDISCARD").count();
+    assert_eq!(discards, 4);
+
+    // A manager that goes meanwhile leaves the rest to the next one.
+    (0..20).for_each(|n| tree.add(n.to_string(), Parent::Base).unwrap());
+    (0..20).for_each(|n| tree.remove(n.to_string()).unwrap());
+    drop(tree);
+    let tree = rig.open(options).unwrap();
+    assert!(tree.check().unwrap().iter().all(|finding| matches!(finding, Finding::Deferred { .. })));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
 fn deferred_removal_needs_interface_4_27() {
     let mut rig = Rig::new();
     let options = dm_thin::model::ModelOptions { interface_minor: 26, ..Default::default() };

@@ -26,7 +26,20 @@ struct Signals {
 }
 
 /// As long as this is held nobody else does such work.
-pub(in crate::tree) type Exclusive<'a> = Guard<'a, ()>;
+#[derive(Debug)]
+pub(in crate::tree) struct Exclusive<'a> {
+    _busy: Guard<'a, ()>,
+    work: &'a Work,
+    in_background: bool,
+}
+
+impl Exclusive<'_> {
+    /// Between two parts of a piece that takes long, the first of which began then: the thread leaves the pool to callers
+    /// for as long. `false` at its end.
+    pub(in crate::tree) fn pause(&self, begun: Instant) -> bool {
+        !self.in_background || self.work.pause(begun.elapsed())
+    }
+}
 
 impl Default for Work {
     fn default() -> Self {
@@ -36,8 +49,14 @@ impl Default for Work {
 }
 
 impl Work {
+    /// For a call.
     pub(in crate::tree) fn exclusive(&self) -> Exclusive<'_> {
-        self.busy.lock()
+        Exclusive { _busy: self.busy.lock(), work: self, in_background: false }
+    }
+
+    /// For the thread.
+    pub(in crate::tree) fn in_background(&self) -> Exclusive<'_> {
+        Exclusive { in_background: true, ..self.exclusive() }
     }
 
     /// Lets the thread look for something to do; `false` if there is no thread.

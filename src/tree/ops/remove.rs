@@ -4,21 +4,27 @@
 //! snapshot, and its id is free. The volume is deleted later; whatever interrupts that, the next
 //! [`reap`](SnapshotTree::reap), and every open of the tree, goes on with it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use crate::dm::Removal;
+use crate::kernel::Access;
 use crate::thin;
-use crate::thin::{ActivateOptions, ThinId};
+use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
+use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::live::work::Exclusive;
-use crate::tree::state::record::{Record, Removed};
+use crate::tree::state::record::Record;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
+use crate::units::Bytes;
 
 /// When more volumes than that are to be deleted, each removal deletes one itself.
 const BACKLOG_MAX: usize = 1024;
+
+/// So much is discarded at once. Nobody can interrupt the kernel there.
+const DISCARD: Bytes = Bytes::gib(1);
 
 /// How a snapshot is removed.
 #[derive(Debug, Clone, Default)]
@@ -198,13 +204,13 @@ impl SnapshotTree {
         self.delete_inactive(exclusive, thin_id)
     }
 
-    fn delete_inactive(&self, _: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
+    fn delete_inactive(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
         let Some(removed) = self.store.read(|graph| graph.removed.get(&thin_id).cloned()) else {
             return Ok(());
         };
         if self.discards() {
             // Only now: what is discarded must not be found in the state again.
-            self.discard(thin_id, &removed)?;
+            self.discard(exclusive, thin_id, removed.size)?;
         }
         self.unmake(thin_id)
     }
@@ -237,17 +243,41 @@ impl SnapshotTree {
         self.options.blkdiscard.unwrap_or_else(|| self.store.read_state(default))
     }
 
-    /// Gives the blocks back. Failing to is no error.
-    fn discard(&self, thin_id: ThinId, removed: &Removed) -> Result<()> {
+    /// Gives the blocks back. Failing to is no error: the pool has them again all the same, though not what is below it.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the thread ends before it is done. [`Error::Busy`] if the device cannot be removed.
+    fn discard(&self, exclusive: &Exclusive<'_>, thin_id: ThinId, size: Bytes) -> Result<()> {
         let name = self.pool.names.unpublished(thin_id)?;
-        let activated = self.pool.activate_as(&name, thin_id, removed.size, &ActivateOptions::new());
+        let activated = self.pool.activate_as(&name, thin_id, size, &ActivateOptions::new());
         let discarded = activated.and_then(|volume| {
-            // The pool has the blocks again all the same: they are not given back to what is below it.
-            let _ = volume.discard_all();
-            self.pool.deactivate(&volume)
+            let discarded = self.discard_slices(exclusive, &volume, size);
+            self.pool.deactivate(&volume).map(|()| discarded)
         });
-        // Nothing of the device may be left.
-        discarded.or_else(|_| self.pool.remove_left(thin_id))
+        match discarded {
+            Ok(Err(Error::Closed)) => Err(Error::Closed),
+            Ok(_) => Ok(()),
+            // Nothing of the device may be left.
+            Err(_) => self.pool.remove_left(thin_id),
+        }
+    }
+
+    fn discard_slices(&self, exclusive: &Exclusive<'_>, volume: &ThinVolume, size: Bytes) -> Result<()> {
+        let file = VolumeFile::open(self.options.kernel.clone(), volume, Access::READ_WRITE)?;
+        let block = self.store.read_state(|state| state.pool.block_size.0);
+        let slice = (DISCARD.0 / block).max(1) * block;
+        let mut at = 0;
+        while at < size.0 {
+            let (begun, length) = (Instant::now(), slice.min(size.0 - at));
+            if !file.discard(at, length)? {
+                break;
+            }
+            at += length;
+            if !exclusive.pause(begun) {
+                return Err(Error::Closed);
+            }
+        }
+        Ok(())
     }
 }
 

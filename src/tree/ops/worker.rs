@@ -59,7 +59,7 @@ impl SnapshotTree {
         loop {
             let begun = Instant::now();
             {
-                let exclusive = self.work.exclusive();
+                let exclusive = self.work.in_background();
                 if self.check_open().is_err() {
                     return None;
                 }
