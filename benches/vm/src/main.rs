@@ -135,9 +135,11 @@ fn scenarios(
     if quick {
         return Ok(());
     }
-    scenario("steps beside 1,000 snapshots", &mut |results| {
-        with(40).steps(Storage::LoopFiles, 1000, results)
-    })?;
+    for (count, name) in [(1000, "1,000"), (10_000, "10,000")] {
+        scenario(&format!("steps beside {name} snapshots"), &mut |results| {
+            with(40).steps(Storage::LoopFiles, count, results)
+        })?;
+    }
     for &storage in &storages {
         // On disks the extremes.
         let bases: &[&Base] = match storage {
