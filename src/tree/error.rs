@@ -267,8 +267,15 @@ pub enum Error {
         id: String,
     },
 
+    /// The snapshot is sealed: its content is final.
+    #[error("snapshot {id:?} is sealed; SnapshotTree::unseal makes it writable")]
+    Sealed {
+        /// The id.
+        id: String,
+    },
+
     /// Snapshots that were made from it rely on its content.
-    #[error("snapshot {id:?} has children ({child:?} is one); it stays sealed")]
+    #[error("snapshot {id:?} has children ({child:?} is one)")]
     HasChildren {
         /// The id.
         id: String,

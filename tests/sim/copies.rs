@@ -188,6 +188,11 @@ impl Simulation {
         let Some(backup) = &self.backups[index] else { return "no backup to restore" };
         let older = backup.disk.copy();
         let (closes, accepts) = (self.rng.one_in(2), self.rng.one_in(2));
+        if closes {
+            // Which deletes ready snapshots.
+            self.close_well(index);
+            self.open_well(index);
+        }
         let before = self.owner(index).volumes();
         if closes {
             self.close_well(index);

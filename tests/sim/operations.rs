@@ -3,7 +3,7 @@
 use dm_thin::Errno;
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::tree::Error;
-use dm_thin::tree::{AddOptions, Parent, ReceiveOptions, RemoveOptions, SendOptions, SnapshotTree};
+use dm_thin::tree::{AddOptions, Labels, Parent, ReceiveOptions, RemoveOptions, SendOptions, SnapshotTree};
 use dm_thin::units::Bytes;
 use uuid::Uuid;
 
@@ -45,7 +45,7 @@ impl Owner {
 
     /// One call. Only what the simulation does to it excuses an error in what must work.
     pub fn step(&mut self) {
-        match self.rng.below(43) {
+        match self.rng.below(46) {
             0..=6 => self.add(),
             7..=9 => self.remove(),
             10 | 11 => self.rename(),
@@ -78,6 +78,8 @@ impl Owner {
             38 => self.keep_ready(),
             39 => drop(self.call("refill", true, SnapshotTree::refill_ready)),
             40 => self.add_activated(),
+            41 | 42 => self.commit(),
+            43 => self.resize(),
             _ => self.close(),
         }
     }
@@ -128,6 +130,10 @@ impl Owner {
             self.call("remove open", Expected::Refused, remove);
         } else {
             self.change("remove", vec![Change::Remove(id.clone())], remove);
+            if held && !self.known.contains_key(&id) {
+                // Another snapshot that gets its id is not the one that is open.
+                self.held = self.held.take().map(|(_, file)| (String::new(), file));
+            }
         }
     }
 
@@ -209,6 +215,29 @@ impl Owner {
             let snapshot = self.known.get_mut(&id).unwrap();
             assert!([Sealed::Somehow, Sealed::As(uuid)].contains(&snapshot.sealed));
             snapshot.sealed = Sealed::As(uuid);
+        }
+    }
+
+    fn commit(&mut self) {
+        let (id, to) = (self.known_name(), self.name());
+        let unsealed = self.known.get(&id).is_some_and(|snapshot| snapshot.sealed == Sealed::No);
+        let commit = |tree: &SnapshotTree| tree.commit(&id, &to, Labels::new());
+        if self.holds(&id) && unsealed {
+            self.call("commit open", Expected::Refused, commit);
+        } else if let Some(uuid) = self.change("commit", vec![Change::Commit(id.clone(), to.clone())], commit)
+        {
+            self.known.get_mut(&to).unwrap().sealed = Sealed::As(uuid);
+        }
+    }
+
+    fn resize(&mut self) {
+        let id = self.known_name();
+        let size = Bytes(BASE_SIZE.0 * self.rng.below(3).max(1) as u64);
+        let now = self.tree.as_ref().and_then(|tree| tree.get(&id).ok()).map(|info| info.size);
+        let unsealed = self.known.get(&id).is_some_and(|snapshot| snapshot.sealed == Sealed::No);
+        let possible = unsealed && now.is_some_and(|now| now <= size);
+        if self.call("resize", possible, |tree| tree.resize(&id, size)).is_some() {
+            assert_eq!(self.tree.as_ref().unwrap().get(&id).unwrap().size, size);
         }
     }
 

@@ -345,7 +345,7 @@ impl Owner {
             Change::Add(id, _) | Change::Remove(id) | Change::Seal(id) | Change::Unseal(id) => {
                 [id.clone(), id.clone()]
             }
-            Change::Rename(id, to) => [id.clone(), to.clone()],
+            Change::Rename(id, to) | Change::Commit(id, to) => [id.clone(), to.clone()],
         };
         let names: Vec<_> = changes.iter().flat_map(names).collect();
         // A device that goes when it is closed is removed before anything is done to it.
@@ -475,7 +475,11 @@ impl Owner {
         let in_pool: BTreeSet<u32> = in_pool.into_iter().map(|(id, _)| id).collect();
         let mut own: BTreeSet<u32> = tree.list().iter().map(|info| info.thin_id.get()).collect();
         own.extend(tree.base_id().map(|id| id.get()));
-        assert!(own.is_subset(&in_pool), "volumes lost: {own:?}, in the pool: {in_pool:?}");
+        assert!(
+            own.is_subset(&in_pool),
+            "volumes lost: {own:?}, in the pool: {in_pool:?}; {:?}",
+            tree.list()
+        );
         let findings = tree.check().unwrap();
         let ready: usize = tree.status().unwrap().ready.iter().map(|ready| ready.count).sum();
         let unpublished = tree.partial_receives().len() + ready;
@@ -540,6 +544,8 @@ impl Owner {
             self.count(Group::Findings, &kind);
         }
         tree.repair().unwrap();
+        // Ready snapshots that nobody wants any more are no finding.
+        tree.reap().unwrap();
         self.disturbed.store(false, Ordering::Relaxed);
         true
     }
@@ -586,7 +592,10 @@ pub fn check_content(kernel: &ModelKernel, pool: &str, id: u32, content: &mut Co
 fn is_refusal(error: &Error) -> bool {
     match error {
         Error::Receive { source, .. } => is_refusal(source),
-        Error::NotSealed { .. } | Error::HasChildren { .. } | Error::NoBase { .. } => true,
+        Error::NotSealed { .. } | Error::Sealed { .. } | Error::HasChildren { .. } | Error::NoBase { .. } => {
+            true
+        }
+        Error::OptionConflict { option: "snapshot size", .. } => true,
         Error::InvalidOption { option: "base", .. } => true,
         error => error.is_not_found() || error.is_exists() || error.is_busy(),
     }

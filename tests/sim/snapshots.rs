@@ -136,6 +136,7 @@ pub enum Change {
     Rename(String, String),
     Seal(String),
     Unseal(String),
+    Commit(String, String),
 }
 
 impl Change {
@@ -155,6 +156,9 @@ impl Change {
             }
             Self::Remove(id) | Self::Seal(id) => known.contains_key(id),
             Self::Rename(id, to) => known.contains_key(id) && (id == to || !known.contains_key(to)),
+            Self::Commit(id, to) => {
+                known.get(id).is_some_and(|it| it.sealed == Sealed::No) && !known.contains_key(to)
+            }
             Self::Unseal(id) => known.get(id).is_some_and(|snapshot| {
                 let is_child = |other: &Snapshot| other.origin == Origin::Snapshot(id.clone());
                 snapshot.sealed == Sealed::No || !known.values().any(is_child)
@@ -184,6 +188,10 @@ impl Change {
                 }
             }
             Self::Unseal(id) => known.get_mut(id).unwrap().sealed = Sealed::No,
+            Self::Commit(id, to) => {
+                Self::Seal(id.clone()).apply(known);
+                Self::Rename(id.clone(), to.clone()).apply(known);
+            }
         }
     }
 }

@@ -238,3 +238,16 @@ fn a_crash_beside_a_new_window_leaves_no_id_unknown() {
         });
     }
 }
+
+/// What holds the pool's metadata snapshot keeps this tree from reading which volumes there are.
+#[test]
+fn an_addition_that_never_came_to_the_pool_is_dropped_while_the_metadata_is_held() {
+    crash_everywhere(
+        |tree| tree.pool().reserve_metadata_snap().unwrap(),
+        |tree| tree.add("a", Parent::Base),
+        |_, tree| {
+            tree.pool().release_metadata_snap().unwrap();
+            assert_eq!(tree.check().unwrap(), []);
+        },
+    );
+}

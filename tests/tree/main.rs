@@ -7,6 +7,7 @@ mod adding;
 mod check;
 mod devices;
 mod disk;
+mod engine;
 mod family;
 mod first_open;
 mod growth;

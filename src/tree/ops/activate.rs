@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::dm::Removal;
 use crate::thin::ActivateOptions;
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::state::record::{FsState, Record, Snapshot};
+use crate::tree::state::record::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree, error::unknown};
 
@@ -82,25 +82,23 @@ impl SnapshotTree {
         {
             active.forget_device(&self.pool)?;
         }
-        let volume = match active.volume.take() {
-            Some(volume) => volume,
+        let was_active = active.volume.is_some();
+        let path = match &active.volume {
+            Some(volume) => volume.path(),
             None => {
                 let options = ActivateOptions::new().read_only(snapshot.sealed.is_some());
-                self.pool.activate(id, snapshot.thin_id, snapshot.size, &options)?
+                let volume = self.pool.activate(id, snapshot.thin_id, snapshot.size, &options)?;
+                active.volume.insert(volume).path()
             }
         };
         // Active or not: a manager that was killed while it was grown left it active.
-        if snapshot.fs == FsState::Growing
-            && let Err(error) = self.grow(&volume).and_then(|()| {
-                let id = SnapshotId::new(id)?;
-                self.store.commit(&Record::Fs { id, fs: FsState::Ready })
-            })
-        {
-            // Best effort: return the original error. The next activation finds the device by its uuid.
-            let _ = self.pool.deactivate(&volume);
-            return Err(error);
-        }
-        Ok(active.volume.insert(volume).path())
+        self.grow_active(active, id, snapshot).inspect_err(|_| {
+            if !was_active && let Some(volume) = active.volume.take() {
+                // Best effort: return the original error. The next activation finds the device by its uuid.
+                let _ = self.pool.deactivate(&volume);
+            }
+        })?;
+        Ok(path)
     }
 
     /// Deactivates for a caller who has the lock.

@@ -1,6 +1,7 @@
 //! Adding snapshots.
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 
@@ -259,7 +260,7 @@ impl SnapshotTree {
         let grows = size > parent_size && self.store.filesystem() != Filesystem::None;
         let fs = if grows { FsState::Growing } else { parent_fs };
         let labels = options.labels.clone();
-        Ok(Snapshot { labels, ..Snapshot::new(thin_id, parent, size, fs) })
+        Ok(Snapshot { labels, created: now(), ..Snapshot::new(thin_id, parent, size, fs) })
     }
 
     /// Creates a volume in the pool. An id that is taken already is skipped.
@@ -313,4 +314,9 @@ impl SnapshotTree {
         }
         grown
     }
+}
+
+/// Seconds since 1970.
+pub(in crate::tree) fn now() -> Option<u64> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
 }

@@ -1,7 +1,7 @@
 //! Parents, children, and walks over the tree.
 
-use crate::tree::Result;
 use crate::tree::state::graph::Graph;
+use crate::tree::{Error, Result};
 use crate::tree::{Lineage, Node};
 use crate::tree::{SnapshotId, SnapshotTree};
 
@@ -9,7 +9,7 @@ impl SnapshotTree {
     /// What a snapshot was made from.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot); so for all of these.
+    /// [`Error::UnknownSnapshot`]; so for all of these.
     pub fn parent(&self, id: impl AsRef<str>) -> Result<Lineage> {
         let id = id.as_ref();
         self.lineage(id, |graph, id| graph.parent(id.as_str()))
@@ -24,6 +24,15 @@ impl SnapshotTree {
             children.retain(|child| graph.get(child.as_str()).is_some());
             children
         })
+    }
+
+    /// # Errors
+    /// [`Error::HasChildren`].
+    pub(in crate::tree) fn check_childless(&self, id: &str) -> Result<()> {
+        match self.children(id)?.into_iter().next() {
+            Some(child) => Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() }),
+            None => Ok(()),
+        }
     }
 
     /// The snapshot's parent, the parent's parent, and so on, up to the base or to one that was removed.

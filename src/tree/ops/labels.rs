@@ -24,19 +24,29 @@ impl SnapshotTree {
         self.change_labels(id, |labels| Ok(labels.remove(key)))
     }
 
-    /// The labels of a snapshot.
+    /// Changes the labels of a snapshot together, durably, while no other call changes them. Nothing is changed if
+    /// `change` fails; what it returns is returned.
+    ///
+    /// ```no_run
+    /// # fn main() -> dm_thin::tree::Result<()> {
+    /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
+    /// let first = tree.change_labels("layer", |labels| {
+    ///     let users: u32 = labels.get("users").and_then(|users| users.parse().ok()).unwrap_or(0);
+    ///     labels.set("users", &(users + 1).to_string())?;
+    ///     Ok(users == 0)
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).
-    pub fn labels(&self, id: impl AsRef<str>) -> Result<Labels> {
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot), and those of `change`.
+    pub fn change_labels<T>(
+        &self,
+        id: impl AsRef<str>,
+        change: impl FnOnce(&mut Labels) -> Result<T>,
+    ) -> Result<T> {
         let id = id.as_ref();
-        self.check_open()?;
-        self.store
-            .read(|graph| graph.get(id).map(|snapshot| snapshot.labels.clone()))
-            .ok_or_else(|| crate::tree::error::unknown(id))
-    }
-
-    fn change_labels<T>(&self, id: &str, change: impl FnOnce(&mut Labels) -> Result<T>) -> Result<T> {
         let changed = self.with_snapshot(id, |_, snapshot| {
             let mut labels = snapshot.labels.clone();
             let result = change(&mut labels)?;
@@ -47,5 +57,17 @@ impl SnapshotTree {
         })?;
         self.compact();
         Ok(changed)
+    }
+
+    /// The labels of a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot).
+    pub fn labels(&self, id: impl AsRef<str>) -> Result<Labels> {
+        let id = id.as_ref();
+        self.check_open()?;
+        self.store
+            .read(|graph| graph.get(id).map(|snapshot| snapshot.labels.clone()))
+            .ok_or_else(|| crate::tree::error::unknown(id))
     }
 }

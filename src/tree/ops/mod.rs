@@ -7,6 +7,7 @@ pub(in crate::tree) mod changed;
 pub(in crate::tree) mod check;
 pub(in crate::tree) mod family;
 pub(in crate::tree) mod finding;
+pub(in crate::tree) mod grow_pool;
 pub(in crate::tree) mod holders;
 pub(in crate::tree) mod labels;
 pub(in crate::tree) mod mount;

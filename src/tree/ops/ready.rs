@@ -9,6 +9,7 @@ use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::ready::{Missing, ReadySnapshot};
 use crate::tree::live::work::Exclusive;
+use crate::tree::ops::add::now;
 use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::{AddOptions, Filesystem, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
@@ -162,7 +163,8 @@ impl SnapshotTree {
                 return Err(error);
             }
         };
-        let snapshot = Snapshot { parent, labels: options.labels.clone(), ..ready.snapshot.clone() };
+        let labels = options.labels.clone();
+        let snapshot = Snapshot { parent, labels, created: now(), ..ready.snapshot.clone() };
         let cell = self.live.cell(id);
         let claimed = {
             let mut active = cell.lock();

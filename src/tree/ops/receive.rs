@@ -5,6 +5,7 @@ use std::io::Read;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::tree::ops::add::now;
 use crate::tree::ops::writer::Purpose;
 use crate::tree::state::record::{FsState, Making, Receiving, Snapshot};
 use crate::tree::stream::{Decoder, Event, StreamError, StreamSummary, VolumeHeader};
@@ -182,7 +183,7 @@ impl SnapshotTree {
                     self.store.reserve_making(Some(id.clone()), making.thin_id, header.volume)?;
                 let parent = base.as_ref().and_then(|base| self.get(base.as_str()).ok());
                 let snapshot = Snapshot::new(making.thin_id, base, header.size, FsState::Ready);
-                let snapshot = Snapshot { labels, ..snapshot };
+                let snapshot = Snapshot { labels, created: now(), ..snapshot };
                 self.write_making(id, (snapshot, parent.map(|parent| parent.thin_id)), purpose, reservation)?
             }
             None => {

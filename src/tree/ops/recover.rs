@@ -1,6 +1,7 @@
 //! State, pool, and what is active in the kernel, brought to agree after whatever happened.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -10,7 +11,7 @@ use crate::thin::{PoolMode, ThinId};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::Mounted;
 use crate::tree::state::identity::{self, Volumes};
-use crate::tree::state::record::{FsState, Record};
+use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree};
 
@@ -105,17 +106,17 @@ impl SnapshotTree {
         mode: PoolMode,
     ) -> Result<()> {
         let dm = self.pool.dm();
-        let names: HashMap<ThinId, (SnapshotId, bool)> = self.store.read(|graph| {
-            let snapshots = graph.snapshots.iter();
-            snapshots.map(|(id, s)| (s.thin_id, (id.clone(), s.sealed.is_some()))).collect()
+        let snapshots: HashMap<ThinId, (SnapshotId, Arc<Snapshot>)> = self.store.read(|graph| {
+            let all = graph.snapshots.iter();
+            all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
         });
         // To be deleted or kept; it may be open.
         let may_be_open: HashSet<ThinId> =
             self.store.read(|graph| graph.removed.keys().chain(&graph.orphans).copied().collect());
         for (status, thin_id) in active {
             let uuid = self.pool.names.volume_uuid(*thin_id)?;
-            let known = names.get(thin_id).filter(|_| status.has_live_table());
-            let Some((id, sealed)) = known else {
+            let known = snapshots.get(thin_id).filter(|_| status.has_live_table());
+            let Some((id, snapshot)) = known else {
                 // Not recorded, or never finished: the same as never made.
                 match dm.remove(&uuid) {
                     Err(error) if error.is_busy() && may_be_open.contains(thin_id) => {}
@@ -130,7 +131,7 @@ impl SnapshotTree {
             // A sealed snapshot's device is read-only, any other writable. One that is open or mounted stays as it is,
             // and check() reports it.
             let read_only = status.flags.contains(DmFlags::READONLY);
-            if read_only != *sealed && dm.remove(&uuid).is_ok() {
+            if read_only != snapshot.sealed.is_some() && dm.remove(&uuid).is_ok() {
                 continue;
             }
             if status.is_suspended() {
@@ -149,6 +150,10 @@ impl SnapshotTree {
                 // A rename was interrupted, or the root has moved. Under a foreign name it works as well.
                 let _ = volume.rename(&name);
             }
+            if snapshot.fs == FsState::Growing && mode != PoolMode::Fail {
+                // A resize was interrupted. If this fails the next activation does it, and check() reports it.
+                let _ = volume.grow(snapshot.size.sectors());
+            }
             let mounted = mounts.remove(thin_id);
             let active = ActiveSnapshot {
                 volume: Some(volume),
@@ -163,12 +168,15 @@ impl SnapshotTree {
     }
 
     /// Publishes the snapshots that were being added and have a volume, and drops the others: they were not acknowledged.
-    /// Where it is not known what the pool has, they are published.
+    /// In a failed pool, which does not tell, they are published.
     fn complete_additions(&self, volumes: Option<&Volumes>) -> Result<()> {
-        let adding: Vec<_> =
-            self.store.read(|graph| graph.adding.values().map(|snapshot| snapshot.thin_id).collect());
-        adding.into_iter().try_for_each(|thin_id| {
-            let is_there = volumes.is_none_or(|volumes| volumes.present.contains(&thin_id));
+        let adding: Vec<_> = self.store.read(|graph| graph.adding.values().cloned().collect());
+        adding.into_iter().try_for_each(|snapshot| {
+            let thin_id = snapshot.thin_id;
+            let is_there = match volumes {
+                Some(volumes) => volumes.present.contains(&thin_id),
+                None => self.pool.may_have(thin_id, snapshot.size)?,
+            };
             let record = if is_there { Record::Added { thin_id } } else { Record::Unmade { thin_id } };
             self.store.append(&record).map(drop)
         })

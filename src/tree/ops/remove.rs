@@ -33,6 +33,7 @@ pub struct RemoveOptions {
     deferred: Option<bool>,
     busy_timeout: Option<Duration>,
     background: Option<bool>,
+    refuse_children: bool,
 }
 
 impl RemoveOptions {
@@ -54,6 +55,14 @@ impl RemoveOptions {
     #[must_use]
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = Some(timeout);
+        self
+    }
+
+    /// Refuse to remove it if snapshots that are there were made from it: [`Error::HasChildren`]. Default: they stay,
+    /// and are whole without it.
+    #[must_use]
+    pub fn refuse_children(mut self, refuse: bool) -> Self {
+        self.refuse_children = refuse;
         self
     }
 
@@ -89,6 +98,9 @@ impl SnapshotTree {
         let timeout = options.busy_timeout.unwrap_or(self.options.busy_timeout);
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
         let (thin_id, busy) = self.with_snapshot(id, |active, snapshot| {
+            if options.refuse_children {
+                self.check_childless(id)?;
+            }
             let deactivated = active.deactivate(&self.pool, id, timeout);
             let busy = deferred && matches!(deactivated, Err(Error::Busy { .. }));
             if busy {

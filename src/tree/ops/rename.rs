@@ -1,8 +1,9 @@
 //! Another id for a snapshot.
 
 use crate::tree::Result;
+use crate::tree::error::unknown;
 use crate::tree::live::active::ActiveSnapshot;
-use crate::tree::state::record::Record;
+use crate::tree::state::record::{Record, Snapshot};
 use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
@@ -17,17 +18,28 @@ impl SnapshotTree {
     /// [`Error::InvalidName`](crate::tree::Error::InvalidName),
     /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists). After an error it has the id that it had.
     pub fn rename(&self, id: impl AsRef<str>, to: impl AsRef<str>) -> Result<()> {
-        let id = id.as_ref();
-        let to = to.as_ref();
-        self.check_open()?;
-        let (from, to) = (SnapshotId::new(id)?, SnapshotId::new(to)?);
+        let (from, to) = (SnapshotId::new(id.as_ref())?, SnapshotId::new(to.as_ref())?);
         if from == to {
-            return self.get(id).map(drop);
+            return self.get(from.as_str()).map(drop);
         }
-        self.free_id(&to)?;
+        self.with_new_id(&from, &to, |active, _| {
+            let record = Record::Renamed { id: from.clone(), to: to.clone() };
+            self.rename_locked(active, &record, &from, &to)
+        })
+    }
+
+    /// Runs `work` on a snapshot that gets another id by it, with the locks of both.
+    pub(in crate::tree) fn with_new_id<T>(
+        &self,
+        from: &SnapshotId,
+        to: &SnapshotId,
+        work: impl FnOnce(&mut ActiveSnapshot, &Snapshot) -> Result<T>,
+    ) -> Result<T> {
+        self.check_open()?;
+        self.free_id(to)?;
         // Reserves the name.
         let reservation = self.store.reserve(Some(to.clone()))?;
-        let (source, target) = (self.live.cell(&from), self.live.cell(&to));
+        let (source, target) = (self.live.cell(from), self.live.cell(to));
         let renamed = {
             let (mut active, mut renamed) = if from < to {
                 let active = source.lock();
@@ -36,21 +48,31 @@ impl SnapshotTree {
                 let renamed = target.lock();
                 (source.lock(), renamed)
             };
-            self.check_open().and_then(|()| self.get(id)).and_then(|_| {
-                self.rename_locked(&mut active, &from, &to)?;
+            let snapshot = self.store.read(|graph| graph.get(from.as_str()).cloned());
+            let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(from.as_str())));
+            snapshot.and_then(|snapshot| {
+                let result = work(&mut active, &snapshot)?;
                 *renamed = std::mem::take(&mut *active);
-                Ok(())
+                Ok(result)
             })
         };
-        self.live.release(&from, source);
-        self.live.release(&to, target);
-        renamed?;
+        self.live.release(from, source);
+        self.live.release(to, target);
+        let result =
+            renamed.map_err(|error| self.pool.with_holders(Some(from.as_str()), self.closed_or(error)))?;
         drop(reservation);
         self.compact();
-        Ok(())
+        Ok(result)
     }
 
-    fn rename_locked(&self, active: &mut ActiveSnapshot, from: &SnapshotId, to: &SnapshotId) -> Result<()> {
+    /// Renames the device, and records that.
+    pub(in crate::tree) fn rename_locked(
+        &self,
+        active: &mut ActiveSnapshot,
+        record: &Record,
+        from: &SnapshotId,
+        to: &SnapshotId,
+    ) -> Result<()> {
         if active.removal_deferred {
             // It may go at any moment, together with the name that it has.
             self.deactivate_locked(active, from.as_str())?;
@@ -58,8 +80,7 @@ impl SnapshotTree {
         if let Some(volume) = &mut active.volume {
             volume.rename(&self.pool.names.name(to.as_str())?)?;
         }
-        let record = Record::Renamed { id: from.clone(), to: to.clone() };
-        self.store.commit(&record).inspect_err(|_| {
+        self.store.commit(record).inspect_err(|_| {
             if let (Some(volume), Ok(old)) = (&mut active.volume, self.pool.names.name(from.as_str())) {
                 // The next open does it if this fails.
                 let _ = volume.rename(&old);

@@ -1,83 +1,66 @@
-//! A larger pool, while it is in use.
+//! Larger snapshots.
 
-use crate::loopdev::LoopControl;
-use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX};
+use crate::tree::live::active::ActiveSnapshot;
+use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::{Error, Result};
-use crate::tree::{PoolSource, SnapshotTree, pool::source};
+use crate::tree::{Filesystem, SnapshotId, SnapshotTree};
 use crate::units::Bytes;
 
 impl SnapshotTree {
-    /// Makes the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
-    /// Opening the tree with a larger [`Options::data_size`](crate::tree::Options::data_size) does the same.
+    /// Makes a snapshot `size` large, while it is in use: its device if it is active, and its file system if it is
+    /// mounted. The size is durable before the device has it.
     ///
-    /// A pool on devices grows with them: [`ThinPool::grow_data`](crate::thin::ThinPool::grow_data), through
-    /// [`pool`](Self::pool).
-    ///
-    /// # Errors
-    /// [`Error::InvalidOption`] for not a possible device size, and for a pool that is not on loop files;
-    /// [`Error::OptionConflict`] for a size below what the pool has. Whatever fails, what has grown stays grown.
-    pub fn grow_pool(&self, size: Bytes) -> Result<()> {
-        check_size("data size", size)?;
-        let _resizing = self.pool.resizing();
-        self.check_open()?;
-        let (on, recorded, block_size) = self
-            .store
-            .read_state(|state| (state.pool.source.clone(), state.pool.data_size, state.pool.block_size));
-        if on != PoolSource::LoopFiles {
-            let reason = "the pool is not on loop files, it grows with its devices";
-            return Err(Error::InvalidOption { option: "data size", value: size.to_string(), reason });
-        }
-        if size < recorded {
-            let (recorded, asked) = (recorded.to_string(), size.to_string());
-            return Err(Error::OptionConflict { option: "data size", recorded, asked });
-        }
-        let file = self.pool_file("data")?;
-        file.extend(size.sectors())?;
-        self.pool.thin.grow_data(source::whole_blocks(size, block_size))?;
-        self.record_data_size(size)?;
-        // The low water mark of a rule is a part of the size.
-        self.extend().map(drop)
-    }
-
-    /// Reads the pool's status once, and extends its files if
-    /// [`Options::auto_extend`](crate::tree::Options::auto_extend) says so. Without such an option, neither needs it.
-    ///
-    /// [`open`](Self::open) does this, and [`watch`](Self::watch) at every event. A rule that is exhausted is worth
-    /// another try when the file system below has got more room.
+    /// A file system that is not mounted grows at once if the device is active and not open; else at the next activation,
+    /// since whoever has the device open, a virtual machine for one, may use the file system.
     ///
     /// # Errors
-    /// As [`AutoExtend::apply`].
-    pub fn extend_pool(&self) -> Result<Extended> {
-        let _resizing = self.pool.resizing();
-        self.check_open()?;
-        self.extend()
+    /// [`Error::UnknownSnapshot`]; [`Error::InvalidOption`] for not a possible size; [`Error::OptionConflict`] for a size
+    /// below what it has; [`Error::Sealed`]. What fails after the size is recorded is done by the next activation.
+    pub fn resize(&self, id: impl AsRef<str>, size: Bytes) -> Result<()> {
+        let id = id.as_ref();
+        check_size("snapshot size", size)?;
+        self.with_snapshot(id, |active, snapshot| {
+            if snapshot.sealed.is_some() {
+                return Err(Error::Sealed { id: id.to_owned() });
+            }
+            if size < snapshot.size {
+                let (recorded, asked) = (snapshot.size.to_string(), size.to_string());
+                return Err(Error::OptionConflict { option: "snapshot size", recorded, asked });
+            }
+            if size > snapshot.size {
+                self.store.commit(&Record::Resized { id: SnapshotId::new(id)?, size })?;
+            }
+            let resized = Snapshot { size, fs: FsState::Growing, ..snapshot.clone() };
+            if active.removal_deferred { Ok(()) } else { self.grow_active(active, id, &resized) }
+        })?;
+        self.compact();
+        Ok(())
     }
 
-    /// For a caller that excludes other growth.
-    fn extend(&self) -> Result<Extended> {
-        let Some(rule) = self.options.auto_extend else {
-            return Ok(Extended::default());
+    /// Grows the device of an active snapshot to its size, and its file system where nobody else can be using it.
+    pub(in crate::tree) fn grow_active(
+        &self,
+        active: &ActiveSnapshot,
+        id: &str,
+        snapshot: &Snapshot,
+    ) -> Result<()> {
+        let Some(volume) = active.volume.as_ref().filter(|_| snapshot.fs == FsState::Growing) else {
+            return Ok(());
         };
-        let metadata = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
-        let policy = AutoExtend::new()
-            .data(rule, self.pool_file("data")?)?
-            .metadata(metadata, self.pool_file("metadata")?.allocate())?;
-        let done = policy.apply(&self.pool.thin)?;
-        if let Extension::To(size) = done.data {
-            self.record_data_size(size.bytes())?;
+        let size = snapshot.size.sectors();
+        if volume.table()?.1 < size {
+            volume.grow(size)?;
         }
-        Ok(done)
-    }
-
-    fn pool_file(&self, name: &str) -> Result<LoopFile> {
-        let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-        Ok(LoopFile::find(control, self.root.pool_path().join(name))?)
-    }
-
-    /// Opening takes the file as large as it is; what is recorded is the least that it may be.
-    fn record_data_size(&self, size: Bytes) -> Result<()> {
-        self.store.set_data_size(size);
-        self.checkpoint()
+        match &active.mounted {
+            Some(mounted) => {
+                self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &mounted.path())?
+            }
+            None if self.store.filesystem() == Filesystem::None => {}
+            None if volume.device_status()?.open_count > 0 => return Ok(()),
+            None => self.grow(volume)?,
+        }
+        // Durable with the next change: what has grown can be grown again.
+        self.store.append(&Record::Fs { id: SnapshotId::new(id)?, fs: FsState::Ready }).map(drop)
     }
 }

@@ -3,10 +3,11 @@
 use uuid::Uuid;
 
 use crate::kernel::Access;
+use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::volume_file::VolumeFile;
-use crate::tree::state::record::Record;
+use crate::tree::state::record::{Record, Snapshot};
 use crate::tree::{Error, Result};
-use crate::tree::{SnapshotId, SnapshotTree};
+use crate::tree::{Labels, SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
     /// Seals a snapshot: its content is final, and the returned UUID identifies it, in this tree and in each tree that
@@ -33,24 +34,71 @@ impl SnapshotTree {
             if let Some(uuid) = snapshot.sealed {
                 return Ok(uuid);
             }
-            active.check_unmounted(id)?;
-            let was_active = active.volume.is_some();
-            self.activate_locked(active, id, snapshot)?;
-            let flushed = active.volume.as_ref().map_or(Ok(()), |volume| {
-                // The pool may not have committed what was written last, through a descriptor that is closed now.
-                VolumeFile::open(self.options.kernel.clone(), volume, Access::READ_WRITE)?.sync()
-            });
-            if flushed.is_ok() || !was_active {
-                self.deactivate_locked(active, id)?;
-            }
-            flushed?;
+            let time = Some(self.finish_content(active, id, snapshot)?);
             let uuid = Uuid::new_v4();
-            let time = Some(self.pool.thin.time()?);
             self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: Some(uuid), time })?;
             Ok(uuid)
         })?;
         self.compact();
         Ok(sealed)
+    }
+
+    /// Seals a snapshot under another id and with these labels, in one step: a crash leaves all of it or nothing. The UUID
+    /// that identifies its content is returned. What was made from it, and what is mounted, is as after
+    /// [`rename`](Self::rename) and [`seal`](Self::seal).
+    ///
+    /// ```no_run
+    /// # fn main() -> dm_thin::tree::Result<()> {
+    /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
+    /// use dm_thin::tree::{Labels, Parent};
+    ///
+    /// tree.add("extract-7", Parent::Base)?;
+    /// tree.mount("extract-7", "/mnt")?;
+    /// // … unpack a layer …
+    /// tree.unmount("extract-7")?;
+    /// let mut labels = Labels::new();
+    /// labels.set("example.com/layer", "sha256:2c26b46b")?;
+    /// tree.commit("extract-7", "layer-1", labels)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::InvalidName`], [`Error::SnapshotExists`] for `to`, [`Error::Sealed`];
+    /// [`Error::Mounted`]; [`Error::Busy`] if its device is open. Nothing has changed then.
+    pub fn commit(&self, from: impl AsRef<str>, to: impl AsRef<str>, labels: Labels) -> Result<Uuid> {
+        let (from, to) = (SnapshotId::new(from.as_ref())?, SnapshotId::new(to.as_ref())?);
+        if from == to {
+            self.get(from.as_str())?;
+            return Err(Error::SnapshotExists { id: to.to_string() });
+        }
+        self.with_new_id(&from, &to, |active, snapshot| {
+            if snapshot.sealed.is_some() {
+                return Err(Error::Sealed { id: from.to_string() });
+            }
+            let time = self.finish_content(active, from.as_str(), snapshot)?;
+            let sealed = Uuid::new_v4();
+            let record = Record::Committed { id: from.clone(), to: to.clone(), labels, sealed, time };
+            self.rename_locked(active, &record, &from, &to)?;
+            Ok(sealed)
+        })
+    }
+
+    /// Makes durable what was written to a snapshot, and deactivates it, so that nobody writes to it. Returns the pool's
+    /// time.
+    fn finish_content(&self, active: &mut ActiveSnapshot, id: &str, snapshot: &Snapshot) -> Result<u32> {
+        active.check_unmounted(id)?;
+        let was_active = active.volume.is_some();
+        self.activate_locked(active, id, snapshot)?;
+        let flushed = active.volume.as_ref().map_or(Ok(()), |volume| {
+            // The pool may not have committed what was written last, through a descriptor that is closed now.
+            VolumeFile::open(self.options.kernel.clone(), volume, Access::READ_WRITE)?.sync()
+        });
+        if flushed.is_ok() || !was_active {
+            self.deactivate_locked(active, id)?;
+        }
+        flushed?;
+        Ok(self.pool.thin.time()?)
     }
 
     /// Makes a sealed snapshot writable again. It is deactivated, and forgets the identity of its content, so that it
@@ -64,9 +112,7 @@ impl SnapshotTree {
             if snapshot.sealed.is_none() {
                 return Ok(());
             }
-            if let Some(child) = self.children(id)?.into_iter().next() {
-                return Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() });
-            }
+            self.check_childless(id)?;
             self.deactivate_locked(active, id)?;
             self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None })?;
             self.forget_ready(snapshot.thin_id);

@@ -144,7 +144,8 @@ impl SnapshotTree {
     }
 
     /// Writes a sealed snapshot and all of its sealed descendants, in one stream: `root` as a whole, each other one as
-    /// its difference to the nearest sealed ancestor, which comes before it.
+    /// its difference to the nearest sealed ancestor, which comes before it. One whose ancestor is larger, because that was
+    /// [resized](Self::resize) since, is written as a whole, too.
     ///
     /// # Errors
     /// As [`send`](Self::send); [`Error::InvalidOption`] with [`SendOptions::resume_from`].
@@ -171,8 +172,12 @@ impl SnapshotTree {
                 Lineage::Snapshot(parent) => nearest.get(parent).cloned(),
                 _ => None,
             };
-            if self.get(id.as_str())?.sealed.is_some() {
-                volumes.push((id.clone(), base));
+            let snapshot = self.get(id.as_str())?;
+            if snapshot.sealed.is_some() {
+                let larger =
+                    |base: &SnapshotId| Ok::<_, Error>(self.get(base.as_str())?.size > snapshot.size);
+                let is_larger = base.as_ref().map(larger).transpose()?.unwrap_or(false);
+                volumes.push((id.clone(), base.filter(|_| !is_larger)));
                 nearest.insert(id.clone(), id);
             } else if let Some(base) = base {
                 nearest.insert(id, base);

@@ -2,9 +2,10 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::dm::DmName;
@@ -32,10 +33,16 @@ pub struct SnapshotInfo {
     pub size: Bytes,
     /// The identity of its content if it is sealed: the same in every tree that received it.
     pub sealed: Option<Uuid>,
+    /// When it was made, to the second; `None` if a version made it that did not record that. Serialized as seconds since
+    /// 1970-01-01 UTC.
+    #[serde(serialize_with = "seconds")]
+    pub created: Option<SystemTime>,
     /// Its id in the pool.
     pub thin_id: ThinId,
     /// Its device, if it is active.
     pub device: Option<PathBuf>,
+    /// That device's number.
+    pub number: Option<DeviceNumber>,
     /// Where it is mounted, if it is.
     pub mounted: Option<PathBuf>,
 }
@@ -116,6 +123,11 @@ pub struct TreeStatus {
     pub version: String,
 }
 
+fn seconds<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map(|since| since.as_secs()).serialize(serializer)
+}
+
 impl SnapshotTree {
     /// One snapshot.
     pub fn get(&self, id: impl AsRef<str>) -> Result<SnapshotInfo> {
@@ -135,6 +147,16 @@ impl SnapshotTree {
         snapshots.into_iter().map(|(id, snapshot)| self.info(id, &snapshot)).collect()
     }
 
+    /// The snapshots with that label, by their ids.
+    pub fn labelled(&self, key: &str, value: &str) -> Vec<SnapshotInfo> {
+        let snapshots: Vec<_> = self.store.read(|graph| {
+            let labelled =
+                graph.snapshots.iter().filter(|(_, snapshot)| snapshot.labels.get(key) == Some(value));
+            labelled.map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
+        });
+        snapshots.into_iter().map(|(id, snapshot)| self.info(id, &snapshot)).collect()
+    }
+
     /// The base's id in the pool.
     pub fn base_id(&self) -> Option<ThinId> {
         self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id))
@@ -142,12 +164,13 @@ impl SnapshotTree {
 
     fn info(&self, id: SnapshotId, snapshot: &Snapshot) -> SnapshotInfo {
         let view = self.live.view(&id);
-        let device = view.device.filter(|_| !view.removal_deferred).map(|(path, _)| path);
+        let (device, number) = view.device.filter(|_| !view.removal_deferred).unzip();
         let mounted = view.mounted.map(|(target, _)| target);
         let parent = snapshot.lineage();
-        let Snapshot { thin_id, size, sealed, .. } = *snapshot;
+        let Snapshot { thin_id, size, sealed, created, .. } = *snapshot;
+        let created = created.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
         let labels = snapshot.labels.clone();
-        SnapshotInfo { id, parent, labels, size, sealed, thin_id, device, mounted }
+        SnapshotInfo { id, parent, labels, size, sealed, created, thin_id, device, number, mounted }
     }
 
     /// How much of a snapshot is mapped. A snapshot that is not active is activated for this.

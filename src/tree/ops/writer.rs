@@ -5,6 +5,7 @@ use uuid::Uuid;
 use crate::kernel::Access;
 use crate::thin::{ActivateOptions, ThinId, ThinStatus, ThinVolume};
 use crate::tree::live::volume_file::VolumeFile;
+use crate::tree::ops::add::now;
 use crate::tree::state::record::{FsState, Making, Receiving, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::state::store::{First, Reservation};
@@ -169,7 +170,7 @@ impl SnapshotTree {
                 let size = options.size.ok_or(missing)?;
                 check_size("snapshot size", size)?;
                 let empty = Snapshot::new(reservation.thin_id, None, size, FsState::Ready);
-                let empty = Snapshot { labels: options.labels.clone(), ..empty };
+                let empty = Snapshot { labels: options.labels.clone(), created: now(), ..empty };
                 let create = |thin_id| Ok(self.pool.thin.create_thin(thin_id)?);
                 let empty = self.create_volume(reservation, empty, create)?;
                 record(reservation, empty, None)?

@@ -145,6 +145,17 @@ impl TreePool {
         Error::VolumeGone { id, thin_id, pool: self.thin.name().to_string() }
     }
 
+    /// Whether the pool may have a volume, where its metadata cannot be read: one that is not there cannot be activated.
+    pub(in crate::tree) fn may_have(&self, thin_id: ThinId, size: Bytes) -> Result<bool> {
+        if self.dm().find(&self.names.volume_uuid(thin_id)?)?.is_some() {
+            return Ok(true);
+        }
+        match self.activate_as(&self.names.unpublished(thin_id)?, thin_id, size, &ActivateOptions::new()) {
+            Ok(volume) => self.deactivate(&volume).map(|()| true),
+            Err(error) => Ok(error.errno() != Some(Errno::ENODATA)),
+        }
+    }
+
     /// An active volume of this tree, found by its uuid.
     pub(in crate::tree) fn find(&self, id: ThinId) -> Result<Option<ThinVolume>> {
         let found = self.dm().find(&self.names.volume_uuid(id)?)?;

@@ -173,6 +173,13 @@ impl Graph {
                 added.into_iter().for_each(|snapshot| self.insert(id.clone(), snapshot));
             }
             Record::Fs { id, fs } => self.find(id)?.fs = *fs,
+            Record::Resized { id, size } => {
+                let snapshot = self.find(id)?;
+                if *size <= snapshot.size || snapshot.sealed.is_some() {
+                    return Err("a snapshot that cannot be resized");
+                }
+                (snapshot.size, snapshot.fs) = (*size, FsState::Growing);
+            }
             Record::Deleting { id } => {
                 self.remove(id)?;
                 for child in self.children(id) {
@@ -188,18 +195,7 @@ impl Graph {
                 self.index.used.remove(&thin_id);
             }
             Record::Init { id, layer } => self.find(id)?.init = Some(*layer),
-            Record::Sealed { id, sealed, time } => {
-                let snapshot = self.find(id)?;
-                if sealed.is_some() && snapshot.fs != FsState::Ready {
-                    return Err("sealed before its file system is ready");
-                }
-                (snapshot.sealed, snapshot.seal_time) = (*sealed, time.filter(|_| sealed.is_some()));
-                snapshot.own = None;
-                let thin_id = snapshot.thin_id;
-                if sealed.is_none() {
-                    self.ready.remove(&thin_id);
-                }
-            }
+            Record::Sealed { id, sealed, time } => self.seal(id, *sealed, *time)?,
             Record::Own { id, own } => self.find(id)?.own = Some(*own),
             Record::Ready { origin, count: 0 } => drop(self.ready.remove(origin)),
             Record::Ready { origin, count } => {
@@ -209,20 +205,43 @@ impl Graph {
                 self.ready.insert(*origin, *count);
             }
             Record::Labels { id, labels } => self.find(id)?.labels = labels.clone(),
-            Record::Renamed { id, to } => {
+            Record::Committed { id, to, labels, sealed, time } => {
                 self.check_name(to)?;
-                let snapshot = self.snapshots.remove(id).ok_or("no such snapshot")?;
-                self.unlink(id, &snapshot);
-                self.link(to, &snapshot);
-                self.snapshots.insert(to.clone(), snapshot);
-                for child in self.children(id) {
-                    self.index.edges.remove(&(id.clone(), child.clone()));
-                    self.index.edges.insert((to.clone(), child.clone()));
-                    self.find(&child)?.parent = Some(to.clone());
-                }
-                self.children_being_added(id).for_each(|child| child.parent = Some(to.clone()));
+                self.seal(id, Some(*sealed), Some(*time))?;
+                self.find(id)?.labels = labels.clone();
+                self.rename(id, to)?;
             }
+            Record::Renamed { id, to } => self.rename(id, to)?,
         }
+        Ok(())
+    }
+
+    fn seal(&mut self, id: &SnapshotId, sealed: Option<Uuid>, time: Option<u32>) -> Result<(), &'static str> {
+        let snapshot = self.find(id)?;
+        if sealed.is_some() && snapshot.fs != FsState::Ready {
+            return Err("sealed before its file system is ready");
+        }
+        (snapshot.sealed, snapshot.seal_time) = (sealed, time.filter(|_| sealed.is_some()));
+        snapshot.own = None;
+        let thin_id = snapshot.thin_id;
+        if sealed.is_none() {
+            self.ready.remove(&thin_id);
+        }
+        Ok(())
+    }
+
+    fn rename(&mut self, id: &SnapshotId, to: &SnapshotId) -> Result<(), &'static str> {
+        self.check_name(to)?;
+        let snapshot = self.snapshots.remove(id).ok_or("no such snapshot")?;
+        self.unlink(id, &snapshot);
+        self.link(to, &snapshot);
+        self.snapshots.insert(to.clone(), snapshot);
+        for child in self.children(id) {
+            self.index.edges.remove(&(id.clone(), child.clone()));
+            self.index.edges.insert((to.clone(), child.clone()));
+            self.find(&child)?.parent = Some(to.clone());
+        }
+        self.children_being_added(id).for_each(|child| child.parent = Some(to.clone()));
         Ok(())
     }
 

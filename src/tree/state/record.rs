@@ -13,7 +13,7 @@ use crate::units::Bytes;
 pub(in crate::tree) enum FsState {
     /// Being made. Found at an open, the volume is worth nothing and is made again.
     Making,
-    /// There, but smaller than the volume: to be grown before use.
+    /// There, but smaller than the volume, whose device may be smaller, too: to be grown before use.
     Growing,
     /// As large as the volume.
     Ready,
@@ -66,6 +66,9 @@ pub(in crate::tree) struct Snapshot {
     /// Data that it has and what it was made from has not; known once both are sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::tree) own: Option<Bytes>,
+    /// When it was made, in seconds since 1970; older versions did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::tree) created: Option<u64>,
     /// How an older version recorded [`Graph::removed`].
     #[serde(default, skip_serializing)]
     pub(in crate::tree) deleting: bool,
@@ -101,6 +104,7 @@ impl Snapshot {
             sealed: None,
             seal_time: None,
             own: None,
+            created: None,
             deleting: false,
         }
     }
@@ -230,6 +234,13 @@ pub(in crate::tree) enum Record {
         /// The state.
         fs: FsState,
     },
+    /// A snapshot is larger.
+    Resized {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// Its size.
+        size: Bytes,
+    },
     /// A snapshot is removed, and its id is free. Its volume is still to be deleted.
     Deleting {
         /// Which.
@@ -277,6 +288,19 @@ pub(in crate::tree) enum Record {
         id: SnapshotId,
         /// All of them.
         labels: Labels,
+    },
+    /// A snapshot has another id and these labels, and is sealed.
+    Committed {
+        /// The id it had.
+        id: SnapshotId,
+        /// The one it has.
+        to: SnapshotId,
+        /// All of its labels.
+        labels: Labels,
+        /// The identity of its content.
+        sealed: Uuid,
+        /// The pool's time when it was sealed.
+        time: u32,
     },
     /// A snapshot has another id.
     Renamed {

@@ -1,0 +1,209 @@
+//! What an engine does with its snapshots: commits them, resizes them, and finds them again.
+
+use std::time::{Duration, SystemTime};
+
+use dm_thin::dm::{DmName, DmUuid};
+use dm_thin::kernel::{Access, Kernel};
+use dm_thin::tree::{
+    AddOptions, Error, Filesystem, Labels, Parent, ReceiveOptions, RemoveOptions, SendOptions, SnapshotTree,
+};
+use dm_thin::units::{Bytes, Sectors};
+
+use crate::rig::{Rig, crash_everywhere};
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    let mut labels = Labels::new();
+    pairs.iter().for_each(|(key, value)| labels.set(key, value).unwrap());
+    labels
+}
+
+#[test]
+fn a_commit_names_labels_and_seals() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("extract", Parent::Base).unwrap();
+    tree.add("child", Parent::Snapshot("extract")).unwrap();
+    let device = tree.activate("extract").unwrap();
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 0..1).unwrap();
+    let uuid = tree.commit("extract", "layer", labels(&[("digest", "sha256:1")])).unwrap();
+
+    let layer = tree.get("layer").unwrap();
+    assert_eq!(
+        (layer.sealed, layer.labels.get("digest"), layer.device),
+        (Some(uuid), Some("sha256:1"), None)
+    );
+    assert!(!tree.contains("extract") && tree.children("layer").unwrap()[0].as_str() == "child");
+    let refused = |from: &str, to: &str| tree.commit(from, to, Labels::new()).unwrap_err();
+    assert!(matches!(refused("layer", "other"), Error::Sealed { id } if id == "layer"));
+    assert!(matches!(refused("child", "layer"), Error::SnapshotExists { id } if id == "layer"));
+    assert!(matches!(refused("child", "child"), Error::SnapshotExists { id } if id == "child"));
+    assert!(matches!(refused("extract", "other"), Error::UnknownSnapshot { id } if id == "extract"));
+    let path = tree.activate("child").unwrap();
+    let open = rig.kernel.open(&path, Access::READ).unwrap();
+    assert!(matches!(refused("child", "other"), Error::Busy { .. }));
+    drop(open);
+    assert!(tree.contains("child") && !tree.contains("other"));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_crash_leaves_all_of_a_commit_or_nothing() {
+    let prepare = |tree: &SnapshotTree| {
+        tree.add_with("a", Parent::Base, &AddOptions::new().labels(labels(&[("old", "1")]))).unwrap();
+        tree.activate("a").unwrap();
+    };
+    crash_everywhere(
+        prepare,
+        |tree| tree.commit("a", "b", labels(&[("new", "2")])).map(drop),
+        |_, tree| {
+            assert_eq!(tree.check().unwrap(), []);
+            let found = tree.list().remove(0);
+            let is = (found.id.as_str(), found.sealed.is_some(), found.labels);
+            assert!(
+                is == ("a", false, labels(&[("old", "1")])) || is == ("b", true, labels(&[("new", "2")])),
+                "{is:?}"
+            );
+        },
+    );
+}
+
+fn device_size(tree: &SnapshotTree, id: &str) -> Bytes {
+    let uuid = format!("DMTHIN-{}-{}", tree.uuid().simple(), tree.get(id).unwrap().thin_id);
+    let dm = tree.pool().device_mapper();
+    let found = dm.find(&DmUuid::new(&uuid).unwrap()).unwrap().unwrap();
+    let lines = dm.table(&found.name, dm_thin::dm::TableKind::Live).unwrap();
+    lines.iter().map(|line| line.length).fold(Sectors(0), |sum, length| sum + length).bytes()
+}
+
+#[test]
+fn a_snapshot_is_resized_while_it_is_in_use() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.activate("a").unwrap();
+    tree.resize("a", Bytes::mib(24)).unwrap();
+    assert_eq!((tree.get("a").unwrap().size, device_size(&tree, "a")), (Bytes::mib(24), Bytes::mib(24)));
+    tree.deactivate("a").unwrap();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    drop(tree);
+    let tree = rig.tree();
+    tree.activate("a").unwrap();
+    assert_eq!(device_size(&tree, "a"), Bytes::mib(32));
+    let error = tree.resize("a", Bytes::mib(24)).unwrap_err();
+    assert!(matches!(error, Error::OptionConflict { option: "snapshot size", .. }), "{error}");
+    assert!(matches!(tree.resize("a", Bytes(1)).unwrap_err(), Error::InvalidOption { .. }));
+    assert!(matches!(tree.resize("b", Bytes::mib(64)).unwrap_err(), Error::UnknownSnapshot { .. }));
+    // What another program did to its device is seen, and resizing it mends it.
+    let device = tree.get("a").unwrap().device.unwrap();
+    let name: DmName = device.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    tree.pool().active_volume(&name).unwrap().grow(Bytes::mib(40).sectors()).unwrap();
+    assert_eq!(tree.check().unwrap().len(), 1);
+    tree.resize("a", Bytes::mib(40)).unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    tree.seal("a").unwrap();
+    assert!(matches!(tree.resize("a", Bytes::mib(64)).unwrap_err(), Error::Sealed { .. }));
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_crash_while_a_snapshot_is_resized_loses_nothing() {
+    let prepare = |tree: &SnapshotTree| {
+        tree.add("a", Parent::Base).unwrap();
+        tree.activate("a").unwrap();
+    };
+    crash_everywhere(
+        prepare,
+        |tree| tree.resize("a", Bytes::mib(32)),
+        |_, tree| {
+            // The size that is recorded is the device's, at the latest when it is asked for.
+            tree.activate("a").unwrap();
+            assert_eq!(tree.get("a").unwrap().size, device_size(tree, "a"));
+            assert_eq!(tree.check().unwrap(), []);
+        },
+    );
+}
+
+#[test]
+fn the_file_system_of_an_open_device_is_left_alone() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().filesystem(Filesystem::Ext4)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let path = tree.activate("a").unwrap();
+    // A virtual machine may have mounted it.
+    let open = rig.kernel.open(&path, Access::READ_WRITE).unwrap();
+    rig.kernel.clear_log();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    tree.activate("a").unwrap();
+    assert!(rig.kernel.log().iter().all(|call| !call.name.contains("mount")), "{:?}", rig.kernel.log());
+    assert_eq!(device_size(&tree, "a"), Bytes::mib(32));
+    drop(open);
+    tree.activate("a").unwrap();
+    assert!(rig.kernel.log().iter().any(|call| call.name.contains("mount")), "{:?}", rig.kernel.log());
+    tree.close().unwrap();
+}
+
+#[test]
+fn snapshots_are_found_by_their_labels_and_know_their_age() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let begun = SystemTime::now() - Duration::from_secs(1);
+    for (id, kind) in [("a", "layer"), ("b", "container"), ("c", "layer")] {
+        tree.add_with(id, Parent::Base, &AddOptions::new().labels(labels(&[("kind", kind)]))).unwrap();
+    }
+    let ids = |kind: &str| -> Vec<String> {
+        tree.labelled("kind", kind).into_iter().map(|info| info.id.to_string()).collect()
+    };
+    assert_eq!((ids("layer"), ids("other")), (vec!["a".to_owned(), "c".to_owned()], vec![]));
+    let moved = tree.change_labels("a", |labels| {
+        labels.set("kind", "container")?;
+        labels.set("bad key\n", "").map(|()| true)
+    });
+    assert!(matches!(moved.unwrap_err(), Error::InvalidName { .. }));
+    assert_eq!(ids("layer").len(), 2, "nothing has changed");
+    assert!(tree.change_labels("a", |labels| labels.set("kind", "container").map(|()| true)).unwrap());
+    assert_eq!(ids("container"), ["a", "b"]);
+    let created = tree.get("a").unwrap().created.unwrap();
+    assert!((begun..=SystemTime::now()).contains(&created));
+    drop(tree);
+    assert_eq!(rig.tree().get("a").unwrap().created, Some(created));
+}
+
+#[test]
+fn a_parent_is_not_removed_where_that_is_refused() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    let options = RemoveOptions::new().refuse_children(true);
+    let error = tree.remove_with("a", &options).unwrap_err();
+    assert!(matches!(&error, Error::HasChildren { id, child } if id == "a" && child == "b"), "{error}");
+    let _ = tree.remove_with("b", &options).unwrap();
+    let _ = tree.remove_with("a", &options).unwrap();
+    assert_eq!(tree.list(), []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_child_of_a_resized_parent_is_sent_as_a_whole() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.add("b", Parent::Snapshot("a")).unwrap();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    for id in ["a", "b"] {
+        tree.seal(id).unwrap();
+    }
+    let mut stream = Vec::new();
+    tree.send_tree("a", &mut stream, SendOptions::new()).unwrap();
+    let other = Rig::new();
+    let copy = other.tree();
+    copy.receive(&stream[..], ReceiveOptions::new()).unwrap();
+    for id in ["a", "b"] {
+        let [there, here] = [&tree, &copy].map(|tree| tree.get(id).unwrap());
+        assert_eq!((there.sealed, there.size), (here.sealed, here.size));
+    }
+    copy.close().unwrap();
+    tree.close().unwrap();
+}
