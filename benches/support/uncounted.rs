@@ -76,6 +76,7 @@ forward! {
     open_file(above: &Directory, name: &OsStr, create: bool) -> Result<File, Errno>;
     sync_directory(directory: &Directory) -> Result<(), Errno>;
     sync_filesystem(directory: &Directory) -> Result<(), Errno>;
+    trim_filesystem(directory: &Directory) -> Result<Bytes, Errno>;
     lock_directory(directory: &Directory) -> Result<FileLock, Errno>;
     file_status(file: BorrowedFd<'_>) -> Result<FileStatus, Errno>;
     free_space(file: BorrowedFd<'_>) -> Result<Bytes, Errno>;

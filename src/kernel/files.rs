@@ -54,6 +54,9 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// `syncfs(2)`: the whole file system of a directory is durable.
     fn sync_filesystem(&self, directory: &Directory) -> Result<(), Errno>;
 
+    /// `FITRIM`: discards what the directory's file system does not use. EOPNOTSUPP if its device does not discard.
+    fn trim_filesystem(&self, directory: &Directory) -> Result<Bytes, Errno>;
+
     /// Locks a directory. EWOULDBLOCK if it is locked.
     fn lock_directory(&self, directory: &Directory) -> Result<FileLock, Errno>;
 

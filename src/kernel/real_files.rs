@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -15,6 +15,7 @@ use nix::unistd::{UnlinkatFlags, fsync, symlinkat, syncfs, unlinkat};
 
 use super::error::errno;
 use super::{DeviceNumber, Directory, Entry, FileLock, FileStatus, Files, Links, RealKernel};
+use crate::sys;
 use crate::units::{Bytes, Sectors};
 
 impl Files for RealKernel {
@@ -70,6 +71,10 @@ impl Files for RealKernel {
 
     fn sync_filesystem(&self, directory: &Directory) -> Result<(), Errno> {
         syncfs(readable(directory)?)
+    }
+
+    fn trim_filesystem(&self, directory: &Directory) -> Result<Bytes, Errno> {
+        sys::trim(readable(directory)?.as_fd()).map(Bytes)
     }
 
     fn lock_directory(&self, directory: &Directory) -> Result<FileLock, Errno> {

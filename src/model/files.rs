@@ -148,6 +148,14 @@ impl Files for ModelKernel {
         })
     }
 
+    /// File systems on volumes have no blocks here.
+    fn trim_filesystem(&self, directory: &Directory) -> Result<Bytes, Errno> {
+        self.call("FITRIM", directory.path().display(), |world| match world.inside(directory, None) {
+            Some(_) => Ok(Bytes(0)),
+            None => Err(Errno::EOPNOTSUPP),
+        })
+    }
+
     fn lock_directory(&self, directory: &Directory) -> Result<FileLock, Errno> {
         self.call("flock", directory.path().display(), |_| RealKernel.lock_directory(directory))
     }

@@ -11,6 +11,7 @@ mod crash;
 mod differential;
 mod dm;
 mod dying;
+mod engine;
 mod filesystems;
 mod fork;
 mod full_disk;

@@ -28,6 +28,7 @@ pub(in crate::tree) mod resize;
 pub(in crate::tree) mod seal;
 pub(in crate::tree) mod send;
 pub(in crate::tree) mod status;
+pub(in crate::tree) mod trim;
 pub(in crate::tree) mod usage;
 pub(in crate::tree) mod watch;
 pub(in crate::tree) mod worker;

@@ -54,7 +54,9 @@ impl SnapshotTree {
         }
         match &active.mounted {
             Some(mounted) => {
-                self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &mounted.path())?
+                // Nothing else is mounted there.
+                mounted.root(&*self.options.kernel)?;
+                self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &mounted.target)?;
             }
             None if self.store.filesystem() == Filesystem::None => {}
             None if volume.device_status()?.open_count > 0 => return Ok(()),

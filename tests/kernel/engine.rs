@@ -1,0 +1,136 @@
+//! What engines do with snapshots, with file systems in them.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+
+use dm_thin::tree::{AddOptions, Error, Filesystem, Labels, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
+use nix::sys::statvfs::fstatvfs;
+
+use crate::bench::{Bench, small};
+
+fn file_system_size(directory: &std::path::Path) -> Bytes {
+    let file = File::open(directory).unwrap();
+    let status = fstatvfs(file.as_fd()).unwrap();
+    Bytes(status.blocks() * status.fragment_size())
+}
+
+#[test]
+fn a_snapshot_and_its_file_system_grow() {
+    for (filesystem, base) in [(Filesystem::Ext4, Bytes::mib(64)), (Filesystem::Xfs, Bytes::mib(320))] {
+        let bench = Bench::new();
+        let options = || small().filesystem(filesystem).base_size(base).data_size(Bytes::gib(2));
+        let tree = SnapshotTree::open(bench.root(), options()).unwrap();
+        let target = bench.path().join("mounted");
+        let sizes = [1, 2, 3, 4].map(|n| Bytes(base.0 + n * Bytes::mib(64).0));
+        tree.add("a", Parent::Base).unwrap();
+        // Without what the file system keeps for itself.
+        let step = Bytes::mib(48);
+        let mut size = Bytes(0);
+        let mut has_grown = || {
+            let before = std::mem::replace(&mut size, file_system_size(&target));
+            assert!(size >= before + step, "{filesystem:?}: {before}, now {size}");
+        };
+        // Mounted and in use.
+        tree.mount("a", &target).unwrap();
+        has_grown();
+        fs::write(target.join("kept"), "text").unwrap();
+        tree.resize("a", sizes[0]).unwrap();
+        has_grown();
+        tree.unmount("a").unwrap();
+        // Inactive: at the next mount.
+        tree.resize("a", sizes[1]).unwrap();
+        tree.mount("a", &target).unwrap();
+        has_grown();
+        tree.unmount("a").unwrap();
+        // Open, as by a virtual machine: the device only.
+        let device = tree.activate("a").unwrap();
+        let open = File::open(&device).unwrap();
+        tree.resize("a", sizes[2]).unwrap();
+        let length = std::io::Seek::seek(&mut &open, std::io::SeekFrom::End(0)).unwrap();
+        assert_eq!(Bytes(length), sizes[2]);
+        drop(open);
+        // After a manager that died, at the next mount.
+        let tree = {
+            drop(tree);
+            SnapshotTree::open(bench.root(), options()).unwrap()
+        };
+        tree.resize("a", sizes[3]).unwrap();
+        tree.mount("a", &target).unwrap();
+        has_grown();
+        assert_eq!(fs::read_to_string(target.join("kept")).unwrap(), "text");
+        assert_eq!(tree.check().unwrap(), []);
+        tree.unmount("a").unwrap();
+        tree.deactivate("a").unwrap();
+        tree.close().unwrap();
+        bench.audit();
+    }
+}
+
+#[test]
+fn a_layer_is_committed_and_mounted() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let target = bench.path().join("mounted");
+    let mut labels = Labels::new();
+    labels.set("digest", "sha256:1").unwrap();
+    tree.add_with("extract", Parent::Base, &AddOptions::new()).unwrap();
+    tree.mount("extract", &target).unwrap();
+    fs::write(target.join("file"), "of the layer").unwrap();
+    let error = tree.commit("extract", "layer", labels.clone()).unwrap_err();
+    assert!(matches!(error, Error::Mounted { .. }), "{error}");
+    tree.unmount("extract").unwrap();
+    let uuid = tree.commit("extract", "layer", labels).unwrap();
+    let tree = bench.reopen(tree);
+    assert_eq!(tree.labelled("digest", "sha256:1")[0].sealed, Some(uuid));
+    tree.mount("layer", &target).unwrap();
+    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "of the layer");
+    assert!(fs::write(target.join("file"), "").is_err());
+    let number = tree.get("layer").unwrap().number.unwrap();
+    assert_eq!(fs::metadata(&target).map(|it| std::os::unix::fs::MetadataExt::dev(&it)).unwrap(), {
+        nix::sys::stat::makedev(u64::from(number.major), u64::from(number.minor))
+    });
+    tree.unmount("layer").unwrap();
+    tree.close().unwrap();
+    bench.audit();
+}
+
+#[test]
+fn what_is_deleted_comes_back_with_trim() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let target = bench.path().join("mounted");
+    tree.add("a", Parent::Base).unwrap();
+    let mapped = || match tree.pool().status().unwrap() {
+        dm_thin::thin::PoolStatus::Usage(usage) => usage.used_data.0,
+        status => panic!("{status:?}"),
+    };
+    for mounted in [true, false] {
+        tree.mount("a", &target).unwrap();
+        let before = mapped();
+        fs::write(target.join("large"), vec![7; 8 << 20]).unwrap();
+        nix::unistd::syncfs(File::open(&target).unwrap()).unwrap();
+        assert!(mapped() >= before + 100);
+        fs::remove_file(target.join("large")).unwrap();
+        nix::unistd::syncfs(File::open(&target).unwrap()).unwrap();
+        if !mounted {
+            tree.unmount("a").unwrap();
+        }
+        assert!(tree.trim("a").unwrap() >= Bytes::mib(8));
+        assert!(mapped() <= before + 20, "{before} blocks, now {}", mapped());
+        if mounted {
+            tree.unmount("a").unwrap();
+        }
+    }
+    let device = tree.activate("a").unwrap();
+    let open = File::open(&device).unwrap();
+    assert!(matches!(tree.trim("a").unwrap_err(), Error::Busy { .. }));
+    drop(open);
+    tree.deactivate("a").unwrap();
+    tree.seal("a").unwrap();
+    assert!(matches!(tree.trim("a").unwrap_err(), Error::Sealed { .. }));
+    let status = tree.snapshot_status("a").unwrap();
+    assert!(status.mapped < Bytes::mib(32), "{status:?}");
+    tree.close().unwrap();
+    bench.audit();
+}
