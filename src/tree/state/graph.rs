@@ -338,27 +338,52 @@ impl Graph {
         let ids: Vec<_> = snapshots.chain(making).chain(orphans).chain(base).collect();
         ids.into_iter().try_for_each(|id| self.claim(id))?;
         let known: Vec<_> = self.snapshots.keys().cloned().collect();
-        let mut edges = Vec::new();
-        for (id, snapshot) in self.snapshots.iter_mut().chain(&mut self.adding) {
-            let Some(parent) = snapshot.parent.as_ref().filter(|_| !snapshot.parent_gone) else { continue };
-            let found = known.binary_search(parent).map_err(|_| "a parent that is not there")?;
-            // One text for all of its children.
-            Arc::make_mut(snapshot).parent = Some(known[found].clone());
-            edges.push((known[found].clone(), id.clone()));
+        let mut parents = Vec::with_capacity(known.len());
+        for snapshot in self.snapshots.values_mut().chain(self.adding.values_mut()) {
+            let parent = snapshot.parent.as_ref().filter(|_| !snapshot.parent_gone);
+            let found = parent.map(|parent| known.binary_search(parent)).transpose();
+            let found = found.map_err(|_| "a parent that is not there")?;
+            if let Some(found) = found {
+                // One text for all of its children.
+                Arc::make_mut(snapshot).parent = Some(known[found].clone());
+            }
+            parents.push(found);
         }
-        self.index.edges = edges.into_iter().filter(|(_, id)| self.snapshots.contains_key(id)).collect();
+        parents.truncate(known.len());
+        if has_circle(&parents) {
+            return Err("a snapshot that descends from itself");
+        }
+        let mut edges: Vec<_> =
+            parents.iter().zip(0..).filter_map(|(parent, child)| Some(((*parent)?, child))).collect();
+        edges.sort_unstable();
+        let edges = edges
+            .into_iter()
+            .map(|(parent, child): (usize, usize)| (known[parent].clone(), known[child].clone()));
+        self.index.edges = edges.collect();
         if self.adding.keys().any(|id| self.snapshots.contains_key(id)) {
             return Err("a second snapshot of that id");
         }
         if !self.ready.keys().all(|origin| self.is_final(*origin)) {
             return Err("ready snapshots of what changes");
         }
-        // From the roots a walk does not come by a circle, nor by what is below one.
-        if self.walk(None).len() != self.snapshots.len() {
-            return Err("a snapshot that descends from itself");
-        }
         Ok(())
     }
+}
+
+/// Whether somebody is an own ancestor, by the parent of each.
+fn has_circle(parents: &[Option<usize>]) -> bool {
+    // Which walk came by: none, or the one that began there.
+    let mut seen = vec![None; parents.len()];
+    (0..parents.len()).any(|first| {
+        let mut next = Some(first);
+        while let Some(at) = next {
+            if seen[at].is_some() {
+                return seen[at] == Some(first);
+            }
+            (seen[at], next) = (Some(first), parents[at]);
+        }
+        false
+    })
 }
 
 #[cfg(test)]

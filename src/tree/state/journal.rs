@@ -18,6 +18,7 @@
 //! the number of the last one that was acknowledged to a caller. A bad line that neither vouches for, and what
 //! follows it, was never acknowledged and is cut off. Any other bad line is corruption.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::Path;
 
@@ -157,7 +158,7 @@ fn is_zero(number: &u32) -> bool {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
-    checksum: Box<str>,
+    checksum: Cow<'a, str>,
     #[serde(borrow)]
     state: &'a RawValue,
 }
@@ -172,22 +173,30 @@ struct Line<'a> {
     record: &'a RawValue,
 }
 
+/// What is around the state.
+const HEAD: &str = "{\n  \"checksum\": \"00000000\",\n  \"state\": ";
+const TAIL: &str = "\n}\n";
 /// Where the digits of the checksum are.
 const CHECKSUM: std::ops::Range<usize> = 17..25;
 
 /// The bytes of `state.json`.
 pub(in crate::tree) fn encode_state(state: &State) -> serde_json::Result<Vec<u8>> {
     // As serde writes an `Envelope`, without a copy of the text.
-    let mut bytes = br#"{
-  "checksum": "00000000",
-  "state": "#
-        .to_vec();
+    let mut bytes = HEAD.as_bytes().to_vec();
     let begin = bytes.len();
     serde_json::to_writer_pretty(&mut bytes, state)?;
     let checksum = hex(crc32fast::hash(&bytes[begin..]));
     bytes[CHECKSUM].copy_from_slice(checksum.as_bytes());
-    bytes.extend_from_slice(b"\n}\n");
+    bytes.extend_from_slice(TAIL.as_bytes());
     Ok(bytes)
+}
+
+/// Checksum and state in what [`encode_state`] wrote, without parsing all of it for that.
+fn split_state(bytes: &[u8]) -> Option<(Cow<'_, str>, &str)> {
+    let rest = bytes.strip_prefix(&HEAD.as_bytes()[..CHECKSUM.start])?;
+    let (checksum, rest) = rest.split_at_checked(CHECKSUM.len())?;
+    let text = rest.strip_prefix(&HEAD.as_bytes()[CHECKSUM.end..])?.strip_suffix(TAIL.as_bytes())?;
+    Some((str::from_utf8(checksum).ok()?.into(), str::from_utf8(text).ok()?))
 }
 
 /// Reads `state.json`.
@@ -198,9 +207,14 @@ pub(in crate::tree) fn decode_state(bytes: &[u8], path: &Path) -> Result<State> 
         line: Some(error.line()),
         reason: error.to_string(),
     };
-    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(in_json)?;
-    let text = envelope.state.get();
-    if *envelope.checksum != *hex(crc32fast::hash(text.as_bytes())) {
+    let (checksum, text) = match split_state(bytes) {
+        Some(parts) => parts,
+        None => {
+            let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(in_json)?;
+            (envelope.checksum, envelope.state.get())
+        }
+    };
+    if *checksum != *hex(crc32fast::hash(text.as_bytes())) {
         return Err(corrupt("the checksum does not match".into()));
     }
     // Another format may have other fields: its number comes first.
