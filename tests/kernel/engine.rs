@@ -8,6 +8,7 @@ use dm_thin::units::Bytes;
 use nix::sys::statvfs::fstatvfs;
 
 use crate::bench::{Bench, small};
+use crate::layers;
 
 fn file_system_size(directory: &std::path::Path) -> Bytes {
     let file = File::open(directory).unwrap();
@@ -132,5 +133,12 @@ fn what_is_deleted_comes_back_with_trim() {
     let status = tree.snapshot_status("a").unwrap();
     assert!(status.mapped < Bytes::mib(32), "{status:?}");
     tree.close().unwrap();
+    bench.audit();
+}
+
+#[test]
+fn a_container_engine_commits_and_collects() {
+    let bench = Bench::new();
+    layers::run(&bench.root(), small()).unwrap();
     bench.audit();
 }

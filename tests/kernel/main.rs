@@ -17,6 +17,8 @@ mod fork;
 mod full_disk;
 mod identity;
 mod large;
+#[path = "../../examples/layers.rs"]
+mod layers;
 mod loopdev;
 mod messages;
 mod metadata;

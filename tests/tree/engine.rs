@@ -207,3 +207,31 @@ fn a_child_of_a_resized_parent_is_sent_as_a_whole() {
     copy.close().unwrap();
     tree.close().unwrap();
 }
+
+#[test]
+fn many_are_added_activated_and_removed_at_once() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let ids: Vec<String> = (0..50).map(|n| format!("vm-{n}")).collect();
+    tree.add("vm-7", Parent::Base).unwrap();
+    let added = tree.add_many(&ids, Parent::Base, &AddOptions::new());
+    for (n, added) in added.into_iter().enumerate() {
+        match added {
+            Ok(()) => assert_ne!(n, 7),
+            Err(error) => assert!(n == 7 && matches!(&error, Error::SnapshotExists { id } if id == "vm-7")),
+        }
+    }
+    for (id, path) in ids.iter().zip(tree.activate_many(&ids)) {
+        assert!(path.unwrap().to_str().unwrap().ends_with(id));
+    }
+    assert_eq!(tree.check().unwrap(), []);
+    let open = rig.kernel.open(&tree.get("vm-3").unwrap().device.unwrap(), Access::READ).unwrap();
+    let failed: Vec<_> = tree.deactivate_many(&ids).into_iter().map(|it| it.is_err()).collect();
+    assert_eq!(failed.iter().position(|failed| *failed), Some(3));
+    drop(open);
+    let removed = tree.remove_many(&ids, &RemoveOptions::new());
+    assert!(removed.len() == 50 && removed.iter().all(Result::is_ok));
+    assert_eq!((tree.list(), tree.activate_many::<&str>(&[]).len()), (vec![], 0));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}

@@ -10,6 +10,7 @@ pub(in crate::tree) mod finding;
 pub(in crate::tree) mod grow_pool;
 pub(in crate::tree) mod holders;
 pub(in crate::tree) mod labels;
+pub(in crate::tree) mod many;
 pub(in crate::tree) mod mount;
 pub(in crate::tree) mod open;
 pub(in crate::tree) mod prepare;
