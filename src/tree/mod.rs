@@ -48,6 +48,7 @@ pub use live::init_layer::InitLayer;
 pub use ops::add::{AddOptions, Consistency, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
 pub use ops::finding::{DeviceProblem, Finding};
+pub use ops::read_only::ReadOnlyTree;
 pub use ops::reader::SnapshotReader;
 pub use ops::ready::ReadyStatus;
 pub use ops::receive::{PartialReceive, ReceiveReport};

@@ -8,7 +8,6 @@ use crate::dm::{DmName, DmUuid};
 use crate::kernel::DeviceNumber;
 use crate::thin::ThinId;
 use crate::tree::Result;
-use crate::tree::state::root::Root;
 
 /// The base's name among the volumes; no snapshot can have it.
 pub(in crate::tree) const BASE: &str = "base";
@@ -27,8 +26,8 @@ pub(in crate::tree) struct Names {
 }
 
 impl Names {
-    pub(in crate::tree) fn new(prefix: &str, root: &Root, tree: Uuid) -> Self {
-        Self { prefix: prefix.to_owned(), root: (root.device, root.inode), tree }
+    pub(in crate::tree) fn new(prefix: &str, root: (DeviceNumber, u64), tree: Uuid) -> Self {
+        Self { prefix: prefix.to_owned(), root, tree }
     }
 
     /// `<prefix>-<major>:<minor>-<inode of the root>-<what>`.

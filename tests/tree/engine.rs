@@ -1,5 +1,7 @@
 //! What an engine does with its snapshots: commits them, resizes them, and finds them again.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dm_thin::dm::{DmName, DmUuid};
@@ -234,4 +236,63 @@ fn many_are_added_activated_and_removed_at_once() {
     assert_eq!((tree.list(), tree.activate_many::<&str>(&[]).len()), (vec![], 0));
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_tree_in_use_is_looked_at_without_its_lock() {
+    let rig = Rig::new();
+    let options = rig.options().checkpoint_at(Bytes::kib(4)).background_threads(true);
+    let tree = rig.open(options.clone()).unwrap();
+    let acknowledged = AtomicUsize::new(0);
+    let id = |n: usize| format!("s-{n:03}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..200 {
+                tree.add(id(n), Parent::Base).unwrap();
+                acknowledged.store(n + 1, Ordering::SeqCst);
+            }
+        });
+        let mut looks = 0;
+        while acknowledged.load(Ordering::SeqCst) < 200 || looks < 10 {
+            let before = acknowledged.load(Ordering::SeqCst);
+            let seen = SnapshotTree::open_read_only(rig.root(), &options).unwrap();
+            let after = acknowledged.load(Ordering::SeqCst);
+            // No gap, nothing missing, nothing that is not there yet.
+            assert!(
+                (before..=after + 1).contains(&seen.list().len()),
+                "{before}, {after}: {}",
+                seen.list().len()
+            );
+            assert!((0..before).all(|n| seen.get(id(n)).is_some()));
+            looks += 1;
+        }
+    });
+
+    let device = tree.activate(id(7)).unwrap();
+    let files =
+        || std::fs::read_dir(rig.root()).unwrap().map(|it| it.unwrap().file_name()).collect::<BTreeSet<_>>();
+    let before = (files(), std::fs::read(rig.root().join("journal.0")).unwrap());
+    rig.kernel.clear_log();
+    let seen = SnapshotTree::open_read_only(rig.root(), &options).unwrap();
+    let changes = [
+        "DM_DEV_CREATE",
+        "DM_TABLE_LOAD",
+        "DM_DEV_SUSPEND",
+        "DM_TARGET_MSG",
+        "DM_DEV_REMOVE",
+        "mknod",
+        "flock",
+    ];
+    assert!(rig.kernel.log().iter().all(|call| !changes.contains(&call.name)), "{:?}", rig.kernel.log());
+    assert_eq!((files(), std::fs::read(rig.root().join("journal.0")).unwrap()), before);
+    let found = seen.get(id(7)).unwrap();
+    assert_eq!((found.device, found.number), (Some(device), tree.get(id(7)).unwrap().number));
+    assert_eq!((seen.uuid(), seen.to_text()), (tree.uuid(), tree.to_text()));
+    let (name, status) = seen.pool().unwrap();
+    assert_eq!((name, status), (tree.pool().name(), &tree.pool().status().unwrap()));
+    tree.close().unwrap();
+    drop(tree);
+    let seen = SnapshotTree::open_read_only(rig.root(), &options).unwrap();
+    assert!(seen.pool().is_none() && seen.manager().is_none() && seen.list().len() == 200);
+    assert!(SnapshotTree::open_read_only(rig.directory.path(), &options).is_err());
 }

@@ -14,6 +14,7 @@ pub(in crate::tree) mod many;
 pub(in crate::tree) mod mount;
 pub(in crate::tree) mod open;
 pub(in crate::tree) mod prepare;
+pub(in crate::tree) mod read_only;
 pub(in crate::tree) mod reader;
 pub(in crate::tree) mod ready;
 pub(in crate::tree) mod receive;

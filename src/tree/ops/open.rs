@@ -104,7 +104,7 @@ impl SnapshotTree {
         dm: Arc<DeviceMapper>,
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let filesystem = store.filesystem();
-        let names = Names::new(&options.name_prefix, &root, store.tree());
+        let names = Names::new(&options.name_prefix, (root.device, root.inode), store.tree());
         let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
         let claimed = if ready { Ok(()) } else { filesystem.check_maker(&*options.kernel) }
             .and_then(|()| Claim::take(&dm, &names, &root.path));

@@ -17,7 +17,7 @@ impl SnapshotTree {
     }
 }
 
-fn text(places: &[Node]) -> String {
+pub(in crate::tree) fn text(places: &[Node]) -> String {
     let mut text = String::from("base\n");
     // Whether a place has a sibling below it, for each depth: looked up from the end.
     let mut last = vec![true; places.len()];

@@ -123,6 +123,22 @@ pub struct TreeStatus {
     pub version: String,
 }
 
+impl SnapshotInfo {
+    pub(in crate::tree) fn new(
+        id: SnapshotId,
+        snapshot: &Snapshot,
+        device: Option<(PathBuf, DeviceNumber)>,
+        mounted: Option<PathBuf>,
+    ) -> Self {
+        let (device, number) = device.unzip();
+        let parent = snapshot.lineage();
+        let Snapshot { thin_id, size, sealed, created, .. } = *snapshot;
+        let created = created.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+        let labels = snapshot.labels.clone();
+        SnapshotInfo { id, parent, labels, size, sealed, created, thin_id, device, number, mounted }
+    }
+}
+
 fn seconds<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
     let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     since.map(|since| since.as_secs()).serialize(serializer)
@@ -164,13 +180,8 @@ impl SnapshotTree {
 
     fn info(&self, id: SnapshotId, snapshot: &Snapshot) -> SnapshotInfo {
         let view = self.live.view(&id);
-        let (device, number) = view.device.filter(|_| !view.removal_deferred).unzip();
-        let mounted = view.mounted.map(|(target, _)| target);
-        let parent = snapshot.lineage();
-        let Snapshot { thin_id, size, sealed, created, .. } = *snapshot;
-        let created = created.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-        let labels = snapshot.labels.clone();
-        SnapshotInfo { id, parent, labels, size, sealed, created, thin_id, device, number, mounted }
+        let device = view.device.filter(|_| !view.removal_deferred);
+        SnapshotInfo::new(id, snapshot, device, view.mounted.map(|(target, _)| target))
     }
 
     /// How much of a snapshot is mapped. A snapshot that is not active is activated for this.

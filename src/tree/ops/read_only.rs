@@ -1,0 +1,120 @@
+//! A tree that another process has open, looked at without its lock.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::dm::{DeviceMapper, DmName};
+use crate::kernel::{DeviceNumber, Links, ProcessName};
+use crate::thin::{PoolStatus, ThinId, ThinPool};
+use crate::tree::names::Names;
+use crate::tree::ops::render;
+use crate::tree::ops::status::SnapshotInfo;
+use crate::tree::pool::tree_pool::active_devices;
+use crate::tree::state::files::{RealDir, StateDir};
+use crate::tree::state::journal::State;
+use crate::tree::state::store::peek;
+use crate::tree::{Error, Result};
+use crate::tree::{Node, Options, PoolSource, SnapshotTree, holders, mount_table};
+
+/// A tree as it was at one moment: [`SnapshotTree::open_read_only`].
+#[derive(Debug, Clone)]
+pub struct ReadOnlyTree {
+    state: State,
+    devices: BTreeMap<ThinId, (PathBuf, DeviceNumber)>,
+    mounts: BTreeMap<DeviceNumber, PathBuf>,
+    pool: Option<(DmName, PoolStatus)>,
+    manager: Option<ProcessName>,
+}
+
+impl SnapshotTree {
+    /// Looks at the tree at `root`, whether a manager has it open or not: at its state, and at what is active and mounted.
+    /// Nothing is locked, written, activated or put right. What it shows was so at one moment of this call; what the
+    /// manager does later is seen by the next one.
+    ///
+    /// Of `options` only [`Options::kernel`] matters, and [`Options::udev`] does not.
+    ///
+    /// ```no_run
+    /// # fn main() -> dm_thin::tree::Result<()> {
+    /// use dm_thin::tree::{Options, SnapshotTree};
+    ///
+    /// let tree = SnapshotTree::open_read_only("/var/lib/example", &Options::new())?;
+    /// print!("{}", tree.to_text());
+    /// for snapshot in tree.list() {
+    ///     println!("{} {:?}", snapshot.id, snapshot.mounted);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no tree, [`Error::Corrupt`]; [`dm::Error`](crate::dm::Error) without device mapper.
+    pub fn open_read_only(root: impl AsRef<Path>, options: &Options) -> Result<ReadOnlyTree> {
+        let (root, kernel) = (root.as_ref(), &options.kernel);
+        let directory = kernel.files().open_directory(root, Links::All).map_err(Error::io("open", root))?;
+        let dir: Arc<dyn StateDir> = match &options.state_dir {
+            Some(dir) => dir.clone(),
+            None => Arc::new(RealDir::open(directory.proc_path()).map_err(Error::io("open", root))?),
+        };
+        let state = peek(root, &*dir)?;
+        let status = kernel.files().file_status(directory.as_fd()).map_err(Error::io("stat", root))?;
+        let names = Names::new(&options.name_prefix, (status.device, status.inode), state.tree);
+        let dm = Arc::new(DeviceMapper::with_kernel(kernel.clone(), options.udev)?);
+        let active = active_devices(&dm, &names)?.into_iter();
+        let active = active.filter(|(status, _)| status.has_live_table());
+        let devices = active.map(|(status, id)| (id, (dm.node_path(&status.name), status.number)));
+        let devices = devices.collect();
+        let mounts = mount_table::mounts(&**kernel)?.into_iter().map(|line| (line.device, line.target));
+        let pool = match &state.pool.source {
+            PoolSource::Pool { name } => Some(name.parse()?),
+            _ => dm.find(&names.pool_uuid()?)?.filter(|pool| pool.has_live_table()).map(|pool| pool.name),
+        };
+        let status = |name: DmName| -> Result<_> { Ok((name, ThinPool::open(dm.clone(), &name)?.status()?)) };
+        let pool = pool.map(status).transpose()?;
+        let manager = holders::of_lock(&**kernel, &directory);
+        Ok(ReadOnlyTree { devices, mounts: mounts.collect(), pool, manager, state })
+    }
+}
+
+impl ReadOnlyTree {
+    /// The tree's identity.
+    pub fn uuid(&self) -> Uuid {
+        self.state.tree
+    }
+
+    /// The process that has it open, if one has and `/proc` shows it.
+    pub fn manager(&self) -> Option<&ProcessName> {
+        self.manager.as_ref()
+    }
+
+    /// The name and status of its pool, if that is active.
+    pub fn pool(&self) -> Option<(&DmName, &PoolStatus)> {
+        self.pool.as_ref().map(|(name, status)| (name, status))
+    }
+
+    /// All snapshots, by their ids.
+    pub fn list(&self) -> Vec<SnapshotInfo> {
+        self.state.graph.snapshots.keys().filter_map(|id| self.get(id.as_str())).collect()
+    }
+
+    /// One snapshot.
+    pub fn get(&self, id: impl AsRef<str>) -> Option<SnapshotInfo> {
+        let (id, snapshot) = self.state.graph.snapshots.get_key_value(id.as_ref())?;
+        let device = self.devices.get(&snapshot.thin_id).cloned();
+        let mounted = device.as_ref().and_then(|(_, number)| self.mounts.get(number).cloned());
+        Some(SnapshotInfo::new(id.clone(), snapshot, device, mounted))
+    }
+
+    /// All snapshots, each after its parent and before its next sibling.
+    pub fn walk(&self) -> Vec<Node> {
+        self.state.graph.walk(None)
+    }
+
+    /// As [`SnapshotTree::to_text`].
+    pub fn to_text(&self) -> String {
+        render::text(&self.walk())
+    }
+}
