@@ -1,7 +1,7 @@
 //! `/dev/mapper/control`: the driver's handle, and how a request gets its answer. The commands are in
 //! `devices.rs` and `tables.rs`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
@@ -193,6 +193,13 @@ impl AsFd for DeviceMapper {
     /// The control file, to poll for events after [`arm_poll`](Self::arm_poll).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
+    }
+}
+
+impl AsRawFd for DeviceMapper {
+    /// For event loops that register a number.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

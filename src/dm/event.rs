@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::iter::FusedIterator;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,13 @@ impl AsFd for DeviceEvents {
     /// Readable when there may be something new.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dm.as_fd()
+    }
+}
+
+impl AsRawFd for DeviceEvents {
+    /// For event loops that register a number.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

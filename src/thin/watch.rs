@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::mem::discriminant;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -278,6 +278,13 @@ impl<P> AsFd for PoolWatcher<P> {
     /// Readable when there may be something new.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.state.as_fd()
+    }
+}
+
+impl<P> AsRawFd for PoolWatcher<P> {
+    /// For event loops that register a number.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -8,7 +8,7 @@ use dm_thin::units::Bytes;
 use nix::sys::statvfs::fstatvfs;
 
 use crate::bench::{Bench, small};
-use crate::layers;
+use crate::{layers, look, watch};
 
 fn file_system_size(directory: &std::path::Path) -> Bytes {
     let file = File::open(directory).unwrap();
@@ -140,5 +140,41 @@ fn what_is_deleted_comes_back_with_trim() {
 fn a_container_engine_commits_and_collects() {
     let bench = Bench::new();
     layers::run(&bench.root(), small()).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn a_tool_on_tokio_extends_the_pool() {
+    let bench = Bench::new();
+    watch::run(&bench.root(), small()).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn another_process_looks_at_a_tree_in_use() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let target = bench.path().join("mounted");
+    tree.add("image", Parent::Base).unwrap();
+    tree.mount("image", &target).unwrap();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            for n in 0..40 {
+                tree.add(n.to_string(), Parent::Snapshot("image")).unwrap();
+            }
+        });
+        let mut seen = 0;
+        while !worker.is_finished() {
+            let now = look::run(&bench.root()).unwrap();
+            assert!(now >= seen);
+            seen = now;
+        }
+    });
+    let seen = SnapshotTree::open_read_only(bench.root(), &small()).unwrap();
+    assert_eq!(seen.manager().unwrap().pid, std::process::id());
+    assert_eq!(seen.get("image").unwrap().mounted.as_deref(), Some(&*target));
+    assert_eq!(look::run(&bench.root()).unwrap(), 41);
+    tree.unmount("image").unwrap();
+    tree.close().unwrap();
     bench.audit();
 }

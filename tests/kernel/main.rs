@@ -19,6 +19,8 @@ mod identity;
 mod large;
 #[path = "../../examples/layers.rs"]
 mod layers;
+#[path = "../../examples/look.rs"]
+mod look;
 mod loopdev;
 mod messages;
 mod metadata;
@@ -45,3 +47,5 @@ mod threads;
 mod tree;
 mod tree_space;
 mod trouble;
+#[path = "../../examples/watch.rs"]
+mod watch;

@@ -1,7 +1,7 @@
 //! What happens to the pool, and what is done about it.
 
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -122,5 +122,12 @@ impl<T> AsFd for PoolWatcher<T> {
     /// Readable when there may be something new.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.state.as_fd()
+    }
+}
+
+impl<T> AsRawFd for PoolWatcher<T> {
+    /// For event loops that register a number.
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
