@@ -26,7 +26,7 @@ use std::time::Duration;
 type Known = BTreeMap<String, String>;
 
 /// What the guest does until the power is cut, the line after which that happens, and within how many milliseconds.
-const KINDS: [(Work, &str, u64); 8] = [
+const KINDS: [(Work, &str, u64); 9] = [
     (Work::Threads, "begin add", 20_000),
     (Work::Threads, "begin grow", 4_000),
     (Work::Open, "begin first open", 2_500),
@@ -36,6 +36,7 @@ const KINDS: [(Work, &str, u64); 8] = [
     (Work::Threads, "begin add", 20_000),
     (Work::Open, "begin close", 1_500),
     (Work::Threads, "begin grow", 20_000),
+    (Work::Threads, "begin commit", 300),
 ];
 
 /// What the guest does after its check.
@@ -212,6 +213,9 @@ impl Story {
                 // The tree was opened and checked: what was in doubt is settled.
                 ["have", ref ids @ ..] => {
                     known.append(doubt);
+                    for text in known.values_mut().filter(|text| text.starts_with("from:")) {
+                        *text = text.split(':').next_back().unwrap_or_default().to_owned();
+                    }
                     known.retain(|id, _| ids.contains(&id.as_str()));
                     resolved = true;
                 }
@@ -220,7 +224,20 @@ impl Story {
                     counts.pool_size = size.parse().unwrap();
                     counts.end("grow_pool");
                 }
-                ["begin", call @ ("open" | "close" | "first"), ..] => counts.begin(call),
+                ["begin", "commit", from, to] => {
+                    let text = known.remove(from).expect("known before it is committed");
+                    doubt.insert(to.to_owned(), format!("from:{from}:{text}"));
+                    doubt.insert(from.to_owned(), text);
+                    counts.begin("commit");
+                }
+                ["committed", from, to] => {
+                    doubt.remove(to);
+                    let text = doubt.remove(from).expect("in doubt until it is committed");
+                    known.insert(to.to_owned(), text);
+                    counts.operations += 1;
+                    counts.end("commit");
+                }
+                ["begin", call @ ("open" | "close" | "first" | "resize"), ..] => counts.begin(call),
                 ["end", call] => counts.end(call),
                 ["begin", "add", id] => {
                     doubt.insert(id.to_owned(), "?".to_owned());

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use dm_thin::tree::{AddOptions, Options, Parent, SnapshotTree};
+use dm_thin::tree::{AddOptions, Labels, Options, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 
 use crate::{Work, receiver};
@@ -89,6 +89,14 @@ fn check(known: &BTreeMap<String, String>, doubt: &BTreeMap<String, String>) -> 
     let found: BTreeSet<String> = tree.list().iter().map(|info| info.id.to_string()).collect();
     for id in known.keys() {
         assert!(found.contains(id), "{id} was acknowledged and is lost");
+    }
+    for (to, text) in doubt {
+        if let Some((from, _)) = text.strip_prefix("from:").and_then(|rest| rest.split_once(':')) {
+            assert!(
+                found.contains(from) != found.contains(to),
+                "a half of a commit: {from}, {to}: {found:?}"
+            );
+        }
     }
     for id in &found {
         assert!(known.contains_key(id) || doubt.contains_key(id), "{id} came from nowhere");
@@ -174,7 +182,12 @@ fn grow(tree: &SnapshotTree) {
     }
 }
 
-/// Add, mount, write, snapshot, remove: until the power goes.
+/// What the copy of that round is called in the end: every third one is committed.
+fn copy_of(one: &str, round: u64) -> String {
+    if round % 3 == 1 { format!("{one}-layer") } else { format!("{one}-copy") }
+}
+
+/// Add, mount, write, snapshot, commit, resize, remove: until the power goes.
 fn work_in_threads() {
     let tree = open(ROOT);
     let life = life();
@@ -210,6 +223,20 @@ fn work_in_threads() {
                     tree.add_with(&two, Parent::Snapshot(&one), &AddOptions::new().size(size)).unwrap();
                     say(&format!("added {two} {one}"));
                     tree.unmount(&one).unwrap();
+                    match round % 3 {
+                        1 => {
+                            let layer = copy_of(&one, round);
+                            say(&format!("begin commit {two} {layer}"));
+                            tree.commit(&two, &layer, Labels::new()).unwrap();
+                            say(&format!("committed {two} {layer}"));
+                        }
+                        2 => {
+                            say("begin resize");
+                            tree.resize(&two, Bytes::mib(64)).unwrap();
+                            say("end resize");
+                        }
+                        _ => {}
+                    }
                     if round % 2 == 0 {
                         say(&format!("begin remove {one}"));
                         tree.remove(&one).unwrap();
@@ -217,7 +244,7 @@ fn work_in_threads() {
                     }
                     if round >= 2 {
                         // Enough is enough: the next look has to get through all of them.
-                        let old = format!("{life}-{thread}-{}-copy", round - 2);
+                        let old = copy_of(&format!("{life}-{thread}-{}", round - 2), round - 2);
                         say(&format!("begin remove {old}"));
                         tree.remove(&old).unwrap();
                         say(&format!("removed {old}"));
