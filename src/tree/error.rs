@@ -274,6 +274,15 @@ pub enum Error {
         id: String,
     },
 
+    /// The log of a snapshot's file system is not clean, and cannot be replayed.
+    #[error("snapshot {id:?} cannot be sealed, the log of its file system cannot be replayed: {source}")]
+    DirtyLog {
+        /// The id.
+        id: String,
+        /// What keeps it from being mounted.
+        source: Box<Error>,
+    },
+
     /// Snapshots that were made from it rely on its content.
     #[error("snapshot {id:?} has children ({child:?} is one)")]
     HasChildren {

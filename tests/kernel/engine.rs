@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 
-use dm_thin::tree::{AddOptions, Error, Filesystem, Labels, Parent, SnapshotTree};
+use dm_thin::tree::{AddOptions, Consistency, Error, Filesystem, Labels, Parent, SnapshotTree};
 use dm_thin::units::Bytes;
 use nix::sys::statvfs::fstatvfs;
 
@@ -177,4 +177,31 @@ fn another_process_looks_at_a_tree_in_use() {
     tree.unmount("image").unwrap();
     tree.close().unwrap();
     bench.audit();
+}
+
+#[test]
+fn a_snapshot_of_a_mounted_one_is_sealed_with_a_clean_log() {
+    for (filesystem, base) in [(Filesystem::Ext4, Bytes::mib(64)), (Filesystem::Xfs, Bytes::mib(320))] {
+        let bench = Bench::new();
+        let options = small().filesystem(filesystem).base_size(base).data_size(Bytes::gib(1));
+        let tree = SnapshotTree::open(bench.root(), options).unwrap();
+        let [target, copy] = ["mounted", "copy"].map(|name| bench.path().join(name));
+        tree.add("a", Parent::Base).unwrap();
+        tree.mount("a", &target).unwrap();
+        fs::write(target.join("text"), "of a").unwrap();
+        nix::unistd::syncfs(File::open(&target).unwrap()).unwrap();
+        let crash = AddOptions::new().consistency(Consistency::Crash);
+        tree.add_with("b", Parent::Snapshot("a"), &crash).unwrap();
+        // Whoever has it open may have mounted it.
+        let open = File::open(tree.activate("b").unwrap()).unwrap();
+        assert!(matches!(tree.seal("b").unwrap_err(), Error::Busy { .. }));
+        drop(open);
+        tree.seal("b").unwrap();
+        tree.mount("b", &copy).unwrap();
+        assert_eq!(fs::read_to_string(copy.join("text")).unwrap(), "of a");
+        tree.unmount("b").unwrap();
+        tree.unmount("a").unwrap();
+        tree.close().unwrap();
+        bench.audit();
+    }
 }

@@ -1,4 +1,4 @@
-//! Whether the base is the one that was made: its file system carries the recorded UUID.
+//! What the superblock of a volume says: the UUID that the file system was made with, and whether its log is clean.
 
 use std::path::Path;
 
@@ -15,11 +15,28 @@ pub(in crate::tree) fn read(
     filesystem: Filesystem,
     device: &Path,
 ) -> Result<Option<Uuid>> {
+    Ok(parse(filesystem, &superblock(kernel, device)?))
+}
+
+/// Whether the file system on `device` may have to be mounted to replay its log. What XFS has in its log is not in its
+/// superblock.
+pub(in crate::tree) fn may_need_replay(
+    kernel: &dyn Kernel,
+    filesystem: Filesystem,
+    device: &Path,
+) -> Result<bool> {
+    let bytes = superblock(kernel, device)?;
+    // s_feature_incompat 96: EXT4_FEATURE_INCOMPAT_RECOVER.
+    let is_clean = filesystem == Filesystem::Ext4 && bytes[1024 + 96] & 0x4 == 0;
+    Ok(parse(filesystem, &bytes).is_some() && !is_clean)
+}
+
+fn superblock(kernel: &dyn Kernel, device: &Path) -> Result<[u8; 2048]> {
     let mut bytes = [0; 2048];
     let file = kernel.open(device, Access::READ);
     let file = file.map_err(|errno| Error::Open { path: device.into(), errno })?;
     blank::read_exact(kernel, &file, 0, &mut bytes).map_err(Error::io("read", device))?;
-    Ok(parse(filesystem, &bytes))
+    Ok(bytes)
 }
 
 fn parse(filesystem: Filesystem, bytes: &[u8; 2048]) -> Option<Uuid> {

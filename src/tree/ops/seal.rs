@@ -3,19 +3,22 @@
 use uuid::Uuid;
 
 use crate::kernel::Access;
+use crate::thin::ThinVolume;
+use crate::tree::error::busy;
 use crate::tree::live::active::ActiveSnapshot;
+use crate::tree::live::base_check;
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::state::record::{Record, Snapshot};
 use crate::tree::{Error, Result};
-use crate::tree::{Labels, SnapshotId, SnapshotTree};
+use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
     /// Seals a snapshot: its content is final, and the returned UUID identifies it, in this tree and in each tree that
     /// receives it. Durable when this returns. A snapshot that is sealed already keeps its UUID.
     ///
     /// What was written to it is flushed, and it is deactivated. From then on its device is read-only and it is mounted
-    /// read-only. A file system whose log was not replayed, because the snapshot was made of a mounted one, cannot be
-    /// mounted on a read-only device: mount and unmount the snapshot before.
+    /// read-only. If the log of its file system may not be clean, because the snapshot was made of a mounted one, the file
+    /// system is mounted and unmounted once before: on a read-only device its log could not be replayed.
     ///
     /// ```no_run
     /// # fn main() -> dm_thin::tree::Result<()> {
@@ -27,7 +30,8 @@ impl SnapshotTree {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
+    /// [`Error::UnknownSnapshot`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open; [`Error::DirtyLog`] if the
+    /// log of its file system cannot be replayed.
     pub fn seal(&self, id: impl AsRef<str>) -> Result<Uuid> {
         let id = id.as_ref();
         let sealed = self.with_snapshot(id, |active, snapshot| {
@@ -65,7 +69,7 @@ impl SnapshotTree {
     ///
     /// # Errors
     /// [`Error::UnknownSnapshot`], [`Error::InvalidName`], [`Error::SnapshotExists`] for `to`, [`Error::Sealed`];
-    /// [`Error::Mounted`]; [`Error::Busy`] if its device is open. Nothing has changed then.
+    /// [`Error::Mounted`]; [`Error::Busy`] if its device is open; [`Error::DirtyLog`]. Nothing has changed then.
     pub fn commit(&self, from: impl AsRef<str>, to: impl AsRef<str>, labels: Labels) -> Result<Uuid> {
         let (from, to) = (SnapshotId::new(from.as_ref())?, SnapshotId::new(to.as_ref())?);
         if from == to {
@@ -91,6 +95,7 @@ impl SnapshotTree {
         let was_active = active.volume.is_some();
         self.activate_locked(active, id, snapshot)?;
         let flushed = active.volume.as_ref().map_or(Ok(()), |volume| {
+            self.clean_log(volume, id)?;
             // The pool may not have committed what was written last, through a descriptor that is closed now.
             VolumeFile::open(self.options.kernel.clone(), volume, Access::READ_WRITE)?.sync()
         });
@@ -120,5 +125,21 @@ impl SnapshotTree {
         })?;
         self.compact();
         Ok(())
+    }
+
+    /// Replays the log of a file system that may need it.
+    fn clean_log(&self, volume: &ThinVolume, id: &str) -> Result<()> {
+        let (kernel, filesystem) = (&*self.options.kernel, self.store.filesystem());
+        if filesystem == Filesystem::None || !base_check::may_need_replay(kernel, filesystem, &volume.path())?
+        {
+            return Ok(());
+        }
+        let status = volume.device_status()?;
+        if status.open_count > 0 {
+            // Whoever has it open may use the file system.
+            return Err(busy(&status.name, status.open_count));
+        }
+        let replayed = self.with_mount(volume, |_| Ok(()));
+        replayed.map_err(|source| Error::DirtyLog { id: id.to_owned(), source: Box::new(source) })
     }
 }
