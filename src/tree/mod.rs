@@ -45,6 +45,7 @@ pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
 pub use holders::holder::Holder;
 pub use live::init_layer::InitLayer;
+pub use live::mount_options::{MountCall, MountOptions};
 pub use ops::add::{AddOptions, Consistency, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
 pub use ops::finding::{DeviceProblem, Finding};

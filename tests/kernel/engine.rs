@@ -3,7 +3,10 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 
-use dm_thin::tree::{AddOptions, Consistency, Error, Filesystem, Labels, Parent, SnapshotTree};
+use dm_thin::abi::mount::MountFlags;
+use dm_thin::tree::{
+    AddOptions, Consistency, Error, Filesystem, InitLayer, Labels, MountOptions, Parent, SnapshotTree,
+};
 use dm_thin::units::Bytes;
 use nix::sys::statvfs::fstatvfs;
 
@@ -204,4 +207,50 @@ fn a_snapshot_of_a_mounted_one_is_sealed_with_a_clean_log() {
         tree.close().unwrap();
         bench.audit();
     }
+}
+
+#[test]
+fn a_snapshot_is_mounted_read_only_and_described() {
+    let bench = Bench::new();
+    let options =
+        small().init_layer(InitLayer::new().file("etc/hostname")).mount_options("noquota".to_owned());
+    let tree = SnapshotTree::open(bench.root(), options).unwrap();
+    let target = bench.path().join("mounted");
+    tree.add("a", Parent::Base).unwrap();
+    let read_only = MountOptions::new().read_only(true).flags(MountFlags::NOATIME).options("errors=panic");
+    tree.mount_with("a", &target, &read_only).unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.contains("/mounted ")).unwrap();
+    assert!(line.contains(" ext4 ro,noatime,errors=panic"), "{line}");
+    assert!(fs::write(target.join("file"), "").is_err() && !target.join("etc").exists());
+    // Counted: it stays as it is.
+    tree.mount("a", &target).unwrap();
+    tree.unmount("a").unwrap();
+    tree.unmount("a").unwrap();
+    tree.mount("a", &target).unwrap();
+    fs::write(target.join("file"), "").unwrap();
+    assert!(target.join("etc/hostname").exists());
+    tree.unmount("a").unwrap();
+
+    // Mounted by a program that does it itself.
+    let call = tree.mount_call("a", &MountOptions::new().options("discard")).unwrap();
+    assert_eq!(
+        (call.filesystem, call.options.as_str(), call.flags),
+        ("ext4", "noquota,discard", MountFlags::empty())
+    );
+    fs::create_dir(&target).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", call.filesystem, "-o", &call.options])
+        .args([&call.source, &target])
+        .status();
+    assert!(mounted.unwrap().success() && target.join("file").exists());
+    assert!(matches!(tree.deactivate("a").unwrap_err(), Error::Busy { .. }));
+    assert!(std::process::Command::new("umount").arg(&target).status().unwrap().success());
+    fs::remove_dir(&target).unwrap();
+    tree.deactivate("a").unwrap();
+    tree.seal("a").unwrap();
+    assert_eq!(tree.mount_call("a", &MountOptions::new()).unwrap().flags, MountFlags::RDONLY);
+    tree.deactivate("a").unwrap();
+    tree.close().unwrap();
+    bench.audit();
 }

@@ -5,6 +5,7 @@ pub(in crate::tree) mod base_check;
 pub(in crate::tree) mod fs;
 pub(in crate::tree) mod init_layer;
 pub(in crate::tree) mod mount;
+pub(in crate::tree) mod mount_options;
 mod mounting;
 pub(in crate::tree) mod mounts;
 pub(in crate::tree) mod own_data;

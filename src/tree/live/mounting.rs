@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::abi::mount::{MountFlags, UnmountFlags};
+use crate::abi::mount::UnmountFlags;
 use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Kernel, MountId};
 use crate::retry::Retry;
 use crate::thin::{ThinId, ThinVolume};
 use crate::tree::live::mount::{Covered, MountPoint, Mounted, Where};
-use crate::tree::live::mounts::{MountOptions, Mounts, Note};
+use crate::tree::live::mount_options::{MountCall, MountOptions};
+use crate::tree::live::mounts::{MountDefaults, Mounts, Note};
 use crate::tree::mount_table::{MountLine, is_listed, mounts};
 use crate::tree::{Error, Result};
 
 impl Mounts {
-    /// Mounts an active volume on `target`, which is made if it is not there, with `flags` beside those of the options.
+    /// Mounts an active volume on `target`, which is made if it is not there.
     /// `name_of` a volume is for errors.
     ///
     /// # Errors
@@ -27,7 +28,7 @@ impl Mounts {
         volume: &ThinVolume,
         target: &Path,
         temporary: bool,
-        flags: MountFlags,
+        options: &MountOptions,
         name_of: impl FnOnce(ThinId) -> String,
     ) -> Result<Mounted> {
         let kernel = &*self.kernel;
@@ -62,7 +63,9 @@ impl Mounts {
             });
         }
         let node = volume.path();
-        let mounted = self.call_mount(&node, (&top.proc_path(), &target), flags);
+        let mounted = self
+            .describe(&node, options)
+            .and_then(|call| self.call_mount(&call, (&top.proc_path(), &target)));
         drop(top);
         let found = mounted.map_err(|error| (error, false));
         let found = found.and_then(|()| find_mount(kernel, &place, device).map_err(|error| (error, true)));
@@ -163,9 +166,9 @@ impl Mounts {
         }
     }
 
-    /// Mounts `device` on the directory at `at`, which an error calls `target`.
-    fn call_mount(&self, device: &Path, (at, target): (&Path, &Path), extra: MountFlags) -> Result<()> {
-        let MountOptions { filesystem, flags, data } = &self.how;
+    /// How `device` is mounted.
+    pub(in crate::tree) fn describe(&self, device: &Path, options: &MountOptions) -> Result<MountCall> {
+        let MountDefaults { filesystem, options: defaults } = &self.how;
         let Some(name) = filesystem.kernel_name() else {
             return Err(Error::InvalidOption {
                 option: "mount",
@@ -173,13 +176,19 @@ impl Mounts {
                 reason: "the tree was made without a file system",
             });
         };
-        let flags = *flags | extra;
-        let parts = [filesystem.mount_options(), data];
-        let data = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
-        self.kernel.mount(Some(device), at, Some(name), flags, &data).map_err(|errno| {
-            let (device, target) = (device.display(), target.display());
-            let data = if data.is_empty() { data } else { format!(", options {data}") };
-            let call = format!("mount {device} on {target} ({name}, flags {:#x}{data})", flags.bits());
+        let flags = defaults.flags | options.flags;
+        let parts = [filesystem.mount_options(), &defaults.data, &options.data];
+        let options = parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(",");
+        Ok(MountCall { source: device.into(), filesystem: name, flags, options })
+    }
+
+    /// Mounts on the directory at `at`, which an error calls `target`.
+    fn call_mount(&self, call: &MountCall, (at, target): (&Path, &Path)) -> Result<()> {
+        let MountCall { source, filesystem, flags, options } = call;
+        self.kernel.mount(Some(source), at, Some(filesystem), *flags, options).map_err(|errno| {
+            let (source, target, flags) = (source.display(), target.display(), flags.bits());
+            let options = if options.is_empty() { String::new() } else { format!(", options {options}") };
+            let call = format!("mount {source} on {target} ({filesystem}, flags {flags:#x}{options})");
             Error::Mount(Box::new(MountError { call, errno }))
         })
     }

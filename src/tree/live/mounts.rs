@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::abi::mount::MountFlags;
 use crate::kernel::{DeviceNumber, Directory, Kernel, MountId};
 use crate::thin::ThinId;
 use crate::tree::live::mount::{Covered, MountPoint};
+use crate::tree::live::mount_options::MountOptions;
 use crate::tree::mount_table::is_listed;
 use crate::tree::state::files::{StateDir, read_at_most};
 use crate::tree::sync::{Lock, Rank};
@@ -51,22 +51,20 @@ struct Notes {
 #[derive(Debug)]
 pub(in crate::tree) struct Mounts {
     pub(super) kernel: Arc<dyn Kernel>,
-    pub(super) how: MountOptions,
+    pub(super) how: MountDefaults,
     dir: Arc<dyn StateDir>,
     notes: Lock<Notes>,
 }
 
 /// How the file systems of a tree are mounted.
 #[derive(Debug)]
-pub(in crate::tree) struct MountOptions {
+pub(in crate::tree) struct MountDefaults {
     pub(in crate::tree) filesystem: Filesystem,
-    pub(in crate::tree) flags: MountFlags,
-    /// For the file system.
-    pub(in crate::tree) data: String,
+    pub(in crate::tree) options: MountOptions,
 }
 
 impl Mounts {
-    pub(in crate::tree) fn load(kernel: Arc<dyn Kernel>, how: MountOptions, dir: Arc<dyn StateDir>) -> Self {
+    pub(in crate::tree) fn load(kernel: Arc<dyn Kernel>, how: MountDefaults, dir: Arc<dyn StateDir>) -> Self {
         let read = |name| dir.open(name, false).and_then(|file| read_at_most(&*file, NOTES_MAX)).ok();
         let found = NOTES.iter().filter_map(|name| decode(&read(name)?));
         // Unreadable: then every mount counts as another program's.

@@ -9,6 +9,7 @@ use crate::thin;
 use crate::thin::{PoolMode, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::{Mounted, Where};
+use crate::tree::live::mount_options::{MountCall, MountOptions};
 use crate::tree::state::record::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotTree, holders, live::base_check};
@@ -26,8 +27,20 @@ impl SnapshotTree {
     /// [`Error::InvalidOption`] if `target` is no directory; [`Error::Mount`] with the whole call. What was not active
     /// before is not active after an error.
     pub fn mount(&self, id: impl AsRef<str>, target: impl AsRef<Path>) -> Result<()> {
-        let id = id.as_ref();
-        let target = target.as_ref();
+        self.mount_with(id, target, &MountOptions::new())
+    }
+
+    /// The same with options. Mounted already, it stays mounted as it is.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub fn mount_with(
+        &self,
+        id: impl AsRef<str>,
+        target: impl AsRef<Path>,
+        options: &MountOptions,
+    ) -> Result<()> {
+        let (id, target) = (id.as_ref(), target.as_ref());
         self.with_snapshot(id, |active, snapshot| {
             self.drop_unmounted(active, snapshot)?;
             if let Some(mounted) = &mut active.mounted {
@@ -39,19 +52,27 @@ impl SnapshotTree {
                     && self.mounts.where_is(mounted)? == Where::OnTop
                 {
                     let root = mounted.root(&*self.options.kernel)?;
-                    self.prepare(id, snapshot, volume.number(), &root)?;
+                    match self.prepare(id, snapshot, volume.number(), &root) {
+                        // Mounted read-only.
+                        Err(error) if error.errno() == Some(Errno::EROFS) => {}
+                        result => result?,
+                    }
                 }
                 mounted.count += 1;
                 return Ok(());
             }
             self.activate_locked(active, id, snapshot)?;
             let Some(volume) = &active.volume else { return Err(Error::Closed) };
-            let flags = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
-            let mounted = self.mount_volume(volume, target, false, flags);
+            let options = view(snapshot, options);
+            let mounted = self.mount_volume(volume, target, false, &options);
             let mounted = mounted.map_err(|error| self.why_not_mounted(id, volume, error));
             let mounted = mounted.and_then(|mounted| {
                 let root = mounted.root(&*self.options.kernel);
-                match root.and_then(|root| self.prepare(id, snapshot, volume.number(), &root)) {
+                let prepare = |root| match options.flags.contains(MountFlags::RDONLY) {
+                    true => Ok(()),
+                    false => self.prepare(id, snapshot, volume.number(), &root),
+                };
+                match root.and_then(prepare) {
                     Ok(()) => Ok(mounted),
                     Err(error) => {
                         // The error of the preparation is returned; a mount that stays is taken over by the next open.
@@ -73,6 +94,22 @@ impl SnapshotTree {
                     Err(error)
                 }
             }
+        })
+    }
+
+    /// Activates a snapshot, and returns how it is to be mounted: for a program that mounts it in a mount namespace of its
+    /// own. The tree does not know of that mount; [`deactivate`](Self::deactivate) fails as long as it is there. An init
+    /// layer is not applied.
+    ///
+    /// # Errors
+    /// As [`activate`](Self::activate); [`Error::InvalidOption`] in a tree without file systems.
+    pub fn mount_call(&self, id: impl AsRef<str>, options: &MountOptions) -> Result<MountCall> {
+        let id = id.as_ref();
+        self.with_snapshot(id, |active, snapshot| {
+            let path = self.activate_locked(active, id, snapshot)?;
+            let call = self.mounts.describe(&path, &view(snapshot, options))?;
+            active.pinned = true;
+            Ok(call)
         })
     }
 
@@ -154,7 +191,7 @@ impl SnapshotTree {
         work: impl FnOnce(&Mounted) -> Result<T>,
     ) -> Result<T> {
         let target = self.root.current_path().join(format!("grow-{}", volume.id()));
-        let mounted = self.mount_volume(volume, &target, true, MountFlags::empty())?;
+        let mounted = self.mount_volume(volume, &target, true, &MountOptions::new())?;
         let worked = work(&mounted);
         let unmounted = self.mounts.unmount(volume.id(), &mounted);
         worked.and_then(|worked| unmounted.map(|()| worked))
@@ -165,9 +202,9 @@ impl SnapshotTree {
         volume: &ThinVolume,
         target: &Path,
         temporary: bool,
-        flags: MountFlags,
+        options: &MountOptions,
     ) -> Result<Mounted> {
-        self.mounts.mount(volume, target, temporary, flags, |other| {
+        self.mounts.mount(volume, target, temporary, options, |other| {
             let name = self.store.read(|graph| {
                 let found = graph.snapshots.iter().find(|(_, snapshot)| snapshot.thin_id == other);
                 found.map(|(id, _)| id.to_string())
@@ -190,4 +227,10 @@ impl SnapshotTree {
         }
         Ok(())
     }
+}
+
+/// A sealed snapshot is mounted read-only.
+fn view(snapshot: &Snapshot, options: &MountOptions) -> MountOptions {
+    let sealed = if snapshot.sealed.is_some() { MountFlags::RDONLY } else { MountFlags::empty() };
+    options.clone().flags(sealed)
 }

@@ -10,7 +10,8 @@ use crate::dm::DeviceMapper;
 use crate::thin;
 use crate::thin::tools;
 use crate::thin::{PoolStatus, ThinPool};
-use crate::tree::live::mounts::{MountOptions, Mounts};
+use crate::tree::live::mount_options::MountOptions;
+use crate::tree::live::mounts::{MountDefaults, Mounts};
 use crate::tree::live::ready::ReadySnapshots;
 use crate::tree::live::snapshots::LiveSnapshots;
 use crate::tree::live::work::Work;
@@ -130,8 +131,10 @@ impl SnapshotTree {
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
         let pool = TreePool::new(pool, names, hold, claim, options.busy_timeout);
-        let how =
-            MountOptions { filesystem, flags: options.mount_flags, data: options.mount_options.clone() };
+        let how = MountDefaults {
+            filesystem,
+            options: MountOptions::new().flags(options.mount_flags).options(&options.mount_options),
+        };
         let mounts = Mounts::load(options.kernel.clone(), how, store.dir());
         let ready = ReadySnapshots::new(options.keep_one_active);
         store.read(|graph| {
