@@ -1,13 +1,16 @@
 //! What an engine does with its snapshots: commits them, resizes them, and finds them again.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dm_thin::dm::{DmName, DmUuid};
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::tree::{
-    AddOptions, Error, Filesystem, Labels, Parent, ReceiveOptions, RemoveOptions, SendOptions, SnapshotTree,
+    AddOptions, Error, Filesystem, Labels, Lineage, Parent, ReceiveOptions, RemoveOptions, SendOptions,
+    SnapshotTree,
 };
 use dm_thin::units::{Bytes, Sectors};
 
@@ -295,4 +298,45 @@ fn a_tree_in_use_is_looked_at_without_its_lock() {
     let seen = SnapshotTree::open_read_only(rig.root(), &options).unwrap();
     assert!(seen.pool().is_none() && seen.manager().is_none() && seen.list().len() == 200);
     assert!(SnapshotTree::open_read_only(rig.directory.path(), &options).is_err());
+}
+
+#[test]
+fn an_image_comes_back_as_it_was() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let mut image = vec![0; 300_000];
+    image[70_000..70_010].fill(7);
+    image[299_999] = 9;
+    tree.import("a", &image[..], Bytes(300_000), &AddOptions::new()).unwrap();
+    // Two blocks of five: zeroes take no space.
+    assert_eq!(tree.snapshot_status("a").unwrap().mapped, Bytes::kib(128));
+    assert_eq!((tree.get("a").unwrap().parent, tree.get("a").unwrap().size), (Lineage::Base, Bytes(303_104)));
+    let mut file = tempfile::tempfile().unwrap();
+    assert!(matches!(tree.export("a", &file).unwrap_err(), Error::NotSealed { .. }));
+    tree.seal("a").unwrap();
+    file.write_all(&[1; 400_000]).unwrap();
+    tree.export("a", &file).unwrap();
+    let mut found = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut found).unwrap();
+    image.resize(303_104, 0);
+    assert!(found == image, "something else came back");
+    assert!(file.metadata().unwrap().blocks() * 512 <= 3 * (64 << 10), "zeroes are holes");
+
+    // What cannot be read leaves nothing.
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("broken"))
+        }
+    }
+    let broken = image[..200_000].chain(Broken);
+    let error = tree.import("b", broken, Bytes(300_000), &AddOptions::new()).unwrap_err();
+    assert!(error.to_string().contains("broken"), "{error}");
+    let error = tree.import("b", &image[..], Bytes(200_000), &AddOptions::new()).unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "image size", .. }), "{error}");
+    assert!(!tree.contains("b"));
+    assert_eq!((tree.reap().unwrap(), tree.check().unwrap()), (0, vec![]));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }

@@ -9,6 +9,7 @@ pub(in crate::tree) mod family;
 pub(in crate::tree) mod finding;
 pub(in crate::tree) mod grow_pool;
 pub(in crate::tree) mod holders;
+pub(in crate::tree) mod image;
 pub(in crate::tree) mod labels;
 pub(in crate::tree) mod many;
 pub(in crate::tree) mod mount;

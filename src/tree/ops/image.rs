@@ -1,0 +1,107 @@
+//! Images: files with the content of a snapshot's device, in and out.
+
+use std::fs::File; // an open one, of the caller
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::tree::ops::changed::Compared;
+use crate::tree::{AddOptions, Error, Result, SnapshotTree};
+use crate::units::Bytes;
+
+/// Read and written at a time: the smallest block of a pool. One of zeroes is left out.
+const PIECE: usize = 64 << 10;
+
+static ZEROES: [u8; PIECE] = [0; PIECE];
+
+impl SnapshotTree {
+    /// Makes a snapshot of an image: a raw disk, or a file system. It has `size`, rounded up to 4096 bytes, and no parent;
+    /// what the image ends before is zeroes. Zeroes take no space. The snapshot is there when all of it is, and durable
+    /// then.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
+    /// use dm_thin::units::Bytes;
+    ///
+    /// let image = std::fs::File::open("golden.raw")?;
+    /// let size = Bytes(image.metadata()?.len());
+    /// tree.import("golden", image, size, &Default::default())?;
+    /// tree.seal("golden")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); [`Error::Io`] if the image cannot be read, [`Error::InvalidOption`] if it is longer
+    /// than `size`. Nothing is left then.
+    pub fn import(
+        &self,
+        id: impl AsRef<str>,
+        mut image: impl Read,
+        size: Bytes,
+        options: &AddOptions,
+    ) -> Result<()> {
+        let rounded = Bytes(size.0.checked_next_multiple_of(4096).unwrap_or(u64::MAX));
+        let writer = self.create(id, None, &options.clone().size(rounded))?;
+        let (mut piece, mut at) = (vec![0; PIECE], 0);
+        loop {
+            let length = fill(&mut image, &mut piece).map_err(image_error("read"))?;
+            if length == 0 {
+                return writer.commit();
+            }
+            if at + length as u64 > size.0 {
+                let (option, value) = ("image size", size.to_string());
+                return Err(Error::InvalidOption { option, value, reason: "the image is longer" });
+            }
+            if piece[..length] != ZEROES[..length] {
+                writer.write_at(Bytes(at), &piece[..length])?;
+            }
+            at += length as u64;
+        }
+    }
+
+    /// Writes the content of a sealed snapshot to a file, which is as large then: what was there before is gone, zeroes
+    /// are holes. Only what is mapped in the pool is read. The file is synced.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSnapshot`], [`Error::NotSealed`]; [`Error::NotZeroed`], as a stream; [`Error::Io`].
+    pub fn export(&self, id: impl AsRef<str>, image: &File) -> Result<()> {
+        self.check_zeroed(false)?;
+        let reader = self.open_snapshot(id)?;
+        let resized = image.set_len(0).and_then(|()| image.set_len(reader.size().0));
+        resized.map_err(image_error("resize"))?;
+        let mut piece = vec![0; PIECE];
+        for range in self.differences(Compared::Nothing, reader.volume(), reader.size()) {
+            let range = range?;
+            for at in (range.offset.0..range.offset.0 + range.length.0).step_by(PIECE) {
+                let length = range.offset.0 + range.length.0 - at;
+                let piece = &mut piece[..usize::try_from(length).unwrap_or(PIECE).min(PIECE)];
+                reader.read_at(Bytes(at), piece)?;
+                if *piece != ZEROES[..piece.len()] {
+                    image.write_all_at(piece, at).map_err(image_error("write"))?;
+                }
+            }
+        }
+        image.sync_all().map_err(image_error("sync"))
+    }
+}
+
+/// Of a file whose name only the caller knows.
+fn image_error(action: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Io { action, path: Path::new("the image").into(), source }
+}
+
+/// Reads until the buffer is full, or the end; the number of bytes.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match from.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
