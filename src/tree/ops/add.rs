@@ -257,8 +257,12 @@ impl SnapshotTree {
             let reason = "less than its parent's";
             return Err(Error::InvalidOption { option: "snapshot size", value: size.to_string(), reason });
         }
-        let grows = size > parent_size && self.store.filesystem() != Filesystem::None;
-        let fs = if grows { FsState::Growing } else { parent_fs };
+        let fs = match self.store.filesystem() {
+            // A parent whose device is still to be grown has a child that has no device yet.
+            Filesystem::None => FsState::Ready,
+            _ if size > parent_size => FsState::Growing,
+            _ => parent_fs,
+        };
         let labels = options.labels.clone();
         Ok(Snapshot { labels, created: now(), ..Snapshot::new(thin_id, parent, size, fs) })
     }
