@@ -19,7 +19,12 @@ const STREAMS: usize = 6;
 
 impl Owner {
     fn name(&mut self) -> String {
-        format!("s{}", self.rng.below(NAMES))
+        // Some are escaped in the names of devices.
+        match self.rng.below(NAMES) {
+            8 => "s/8 ü\"".to_owned(),
+            9 => "=s9".repeat(30),
+            n => format!("s{n}"),
+        }
     }
 
     /// One of those that are there, mostly.

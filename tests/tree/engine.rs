@@ -340,3 +340,44 @@ fn an_image_comes_back_as_it_was() {
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
+
+#[test]
+fn an_id_is_any_text() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    let long = "x/".repeat(128);
+    let ids = ["containerd/default/12 ü", "=a", "a\"b", &long];
+    for id in ids {
+        tree.add(id, Parent::Base).unwrap();
+        let device = tree.activate(id).unwrap();
+        assert_eq!(tree.get(id).unwrap().device.as_ref(), Some(&device));
+        tree.resize(id, Bytes::mib(32)).unwrap();
+    }
+    tree.rename(ids[0], "12").unwrap();
+    tree.rename("12", ids[0]).unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    drop(tree);
+    let tree = rig.tree();
+    for id in ids {
+        assert!(tree.get(id).unwrap().device.is_some(), "{id}");
+        tree.commit(id, format!("of {}", tree.get(id).unwrap().thin_id), Labels::new()).unwrap();
+    }
+    for id in ["", "a\n", "base", &"x".repeat(257)] {
+        assert!(matches!(tree.add(id, Parent::Base).unwrap_err(), Error::InvalidName { .. }));
+    }
+    assert_eq!((tree.list().len(), tree.check().unwrap()), (4, vec![]));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_resized_parent_without_a_file_system_has_sealed_children() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    let writer = tree.create("b", Some(Parent::Snapshot("a")), &AddOptions::new()).unwrap();
+    writer.write_at(Bytes(0), b"text").unwrap();
+    writer.commit_sealed().unwrap();
+    tree.close().unwrap();
+}

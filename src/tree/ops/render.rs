@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::tree::SnapshotTree;
 use crate::tree::state::lineage::{Lineage, Node};
+use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
     /// The tree as text: one snapshot a line, below what it was made from. A removed parent is named.
@@ -46,15 +46,17 @@ pub(in crate::tree) fn text(places: &[Node]) -> String {
 }
 
 fn dot(places: &[Node]) -> String {
-    // No character of an id has to be escaped within quotes; a blank keeps the others apart from them.
-    let mut text = String::from("digraph snapshots {\n  \" base\" [label=\"base\", shape=box];\n");
+    let quoted = |id: &SnapshotId| id.as_str().replace('\\', "\\\\").replace('"', "\\\"");
+    // No snapshot is called base, and no id contains a tab.
+    let mut text = String::from("digraph snapshots {\n  \"base\" [shape=box];\n");
     for Node { id, parent, .. } in places {
+        let id = quoted(id);
         // As above.
         let _ = match parent {
-            Lineage::Base => writeln!(text, "  \" base\" -> \"{id}\";"),
-            Lineage::Snapshot(parent) => writeln!(text, "  \"{parent}\" -> \"{id}\";"),
+            Lineage::Base => writeln!(text, "  \"base\" -> \"{id}\";"),
+            Lineage::Snapshot(parent) => writeln!(text, "  \"{}\" -> \"{id}\";", quoted(parent)),
             Lineage::Removed(parent) => {
-                let node = format!("\" removed {id}\"");
+                let (node, parent) = (format!("\"removed\t{id}\""), quoted(parent));
                 writeln!(text, "  {node} [label=\"{parent}\", style=dashed];\n  {node} -> \"{id}\";")
             }
         };
@@ -66,7 +68,6 @@ fn dot(places: &[Node]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::SnapshotId;
 
     fn places() -> Vec<Node> {
         let id = |id: &str| SnapshotId::new(id).unwrap();
@@ -101,16 +102,21 @@ base
     #[test]
     fn as_dot() {
         let expected = r#"digraph snapshots {
-  " base" [label="base", shape=box];
-  " base" -> "a";
-  "a" -> "a1";
+  "base" [shape=box];
+  "base" -> "a\"";
+  "a\"" -> "a1";
   "a1" -> "a1x";
-  "a" -> "a2";
-  " removed b" [label="gone", style=dashed];
-  " removed b" -> "b";
+  "a\"" -> "a2";
+  "removed\tb" [label="gone", style=dashed];
+  "removed\tb" -> "b";
   "b" -> "b1";
 }
 "#;
-        assert_eq!(dot(&places()), expected);
+        let mut places = places();
+        let quote = SnapshotId::new("a\"").unwrap();
+        places[0].id = quote.clone();
+        places[1].parent = Lineage::Snapshot(quote.clone());
+        places[3].parent = Lineage::Snapshot(quote);
+        assert_eq!(dot(&places), expected.replace("\\t", "\t").replace("a\"\"", "a\\\"\""));
     }
 }

@@ -46,6 +46,8 @@ struct Index {
     used: HashSet<ThinId>,
     /// Parents that are there, each with each of its children.
     edges: BTreeSet<(SnapshotId, SnapshotId)>,
+    /// Bytes of all snapshots' ids.
+    id_bytes: usize,
 }
 
 impl Graph {
@@ -89,6 +91,11 @@ impl Graph {
     /// Whether a thin id is in use.
     pub(in crate::tree) fn uses(&self, id: ThinId) -> bool {
         self.index.used.contains(&id)
+    }
+
+    /// Bytes of the ids of all snapshots together.
+    pub(in crate::tree) fn id_bytes(&self) -> usize {
+        self.index.id_bytes
     }
 
     /// The number of thin ids in use.
@@ -307,12 +314,14 @@ impl Graph {
     }
 
     fn link(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
+        self.index.id_bytes += id.as_str().len();
         if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {
             self.index.edges.insert((parent, id.clone()));
         }
     }
 
     fn unlink(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
+        self.index.id_bytes -= id.as_str().len();
         if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {
             self.index.edges.remove(&(parent, id.clone()));
         }
@@ -326,6 +335,7 @@ impl Graph {
     /// are there, and no snapshot descends from itself. A new snapshot has no children yet, so it closes no cycle.
     pub(in crate::tree) fn index(&mut self) -> Result<(), &'static str> {
         self.ids.check()?;
+        self.index.id_bytes = self.snapshots.keys().map(|id| id.as_str().len()).sum();
         let deleting = self.snapshots.iter().filter(|(_, snapshot)| snapshot.deleting);
         for id in deleting.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             self.remove(&id)?;

@@ -41,8 +41,10 @@ const JOURNAL_MAX: u64 = 512 << 20;
 /// So often journals that do not fit together are read again before they are called corrupt.
 const PEEKS: u32 = 20;
 
-/// Room that a snapshot's removal takes in the journal: two lines with the longest id.
-const REMOVAL: u64 = 400;
+/// Room that a snapshot's removal takes in the journal, beside its id: two lines.
+const REMOVAL: u64 = 240;
+/// The most that a byte of an id takes in JSON: a quotation mark, or a backslash.
+const ID_BYTE: u64 = 2;
 /// Room that the end of an addition takes.
 const ADDED: u64 = 150;
 /// Room for the generations and windows that are recorded meanwhile: some fifty opens and closes.
@@ -405,11 +407,13 @@ impl Store {
     /// Reserves room for a line of so many bytes and after it for all removals, and for these in the other journal, too:
     /// whichever the next manager writes to, everything can be removed.
     fn reserve_room(&self, end: &mut JournalEnd, line: u64) -> Result<()> {
-        let (volumes, adding) = self.read(|graph| {
-            (graph.snapshots.len() + graph.making.len() + graph.removed.len(), graph.adding.len())
+        let (volumes, adding, ids) = self.read(|graph| {
+            let volumes = graph.snapshots.len() + graph.making.len() + graph.removed.len();
+            (volumes as u64, graph.adding.len() as u64 + 1, graph.id_bytes() as u64)
         });
-        let adding = adding as u64 + 1;
-        let removals = (volumes as u64 + adding) * REMOVAL + adding * ADDED + GENERATIONS;
+        // Of those that are being added, this one among them, ids may be as long as they can be.
+        let ids = ids + adding * SnapshotId::MAX_LEN as u64;
+        let removals = (volumes + adding) * REMOVAL + ids * ID_BYTE + adding * ADDED + GENERATIONS;
         for (which, len) in [(end.current, end.len + line), (1 - end.current, 0)] {
             let path = || self.root.join(JOURNALS[which]);
             if len > JOURNAL_MAX {
