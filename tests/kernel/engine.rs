@@ -223,6 +223,11 @@ fn a_snapshot_is_mounted_read_only_and_described() {
     let line = mounts.lines().find(|line| line.contains("/mounted ")).unwrap();
     assert!(line.contains(" ext4 ro,noatime,errors=panic"), "{line}");
     assert!(fs::write(target.join("file"), "").is_err() && !target.join("etc").exists());
+    // Only the device can grow.
+    let size = Bytes(tree.get("a").unwrap().size.0 + Bytes::mib(64).0);
+    assert!(matches!(tree.resize("a", size).unwrap_err(), Error::Mkfs { .. }));
+    tree.activate("a").unwrap();
+    let before = file_system_size(&target);
     // Counted: it stays as it is.
     tree.mount("a", &target).unwrap();
     tree.unmount("a").unwrap();
@@ -230,6 +235,8 @@ fn a_snapshot_is_mounted_read_only_and_described() {
     tree.mount("a", &target).unwrap();
     fs::write(target.join("file"), "").unwrap();
     assert!(target.join("etc/hostname").exists());
+    assert!(file_system_size(&target) >= before + Bytes::mib(48));
+    assert_eq!(tree.check().unwrap(), []);
     tree.unmount("a").unwrap();
 
     // Mounted by a program that does it itself.

@@ -91,6 +91,10 @@ impl SnapshotTree {
                 active.volume.insert(volume).path()
             }
         };
+        if active.mounted.is_some() {
+            // It grows when it is resized, or activated anew: mounted read-only it cannot.
+            return Ok(path);
+        }
         // Active or not: a manager that was killed while it was grown left it active.
         self.grow_active(active, id, snapshot).inspect_err(|_| {
             if !was_active && let Some(volume) = active.volume.take() {
