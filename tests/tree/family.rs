@@ -70,7 +70,7 @@ fn rename_keeps_device_mount_and_children() {
     let device = tree.get("uno").unwrap().device.unwrap();
     assert!(device.to_str().unwrap().ends_with("-uno"));
     assert!(matches!(tree.parent("leaf").unwrap(), Lineage::Snapshot(id) if id.as_str() == "uno"));
-    for (from, to) in [("uno", "two"), ("one", "x"), ("uno", "a/b")] {
+    for (from, to) in [("uno", "two"), ("one", "x"), ("uno", "a\nb")] {
         assert!(tree.rename(from, to).is_err());
     }
     tree.rename("uno", "uno").unwrap();

@@ -222,7 +222,7 @@ fn receive_refuses_a_stream_before_writing_anything() {
     refuse(VolumeHeader { size: Bytes(u64::MAX - 4095), ..header("new") }, "larger than the kernel's");
     refuse(VolumeHeader { base: Some(Uuid::new_v4()), ..header("new") }, "no sealed snapshot with content");
     refuse(VolumeHeader { resume: Bytes(4096), ..header("new") }, "received so far: 0");
-    refuse(header("a/b"), "a/b");
+    refuse(header("base"), "reserved");
     let labels = BTreeMap::from([("a key".to_owned(), String::new())]);
     refuse(VolumeHeader { labels, ..header("new") }, "a key");
     assert_eq!(tree.get("three").unwrap().device.as_ref(), Some(&device));
