@@ -174,10 +174,21 @@ fn ids() {
     let tree = bench.tree();
     tree.add("image", Parent::Base).unwrap();
     let before = tree.list();
-    let long = "x".repeat(73);
-    for id in ["", "a/b", "..", "base", "a b", &long] {
+    let long = "x".repeat(257);
+    for id in ["", "a\nb", "..", "base", "a\tb", &long] {
         let error = tree.add(id, Parent::Base).unwrap_err();
         assert!(matches!(&error, Error::InvalidName { value, .. } if value == id), "{error}");
+    }
+    // What a device cannot be called is escaped.
+    let long = "x".repeat(256);
+    for id in ["a/b", "a b", &long] {
+        tree.add(id, Parent::Base).unwrap();
+        let device = tree.activate(id).unwrap();
+        assert!(
+            device.exists() && device.parent() == Some(std::path::Path::new("/dev/mapper")),
+            "{device:?}"
+        );
+        tree.remove(id).unwrap();
     }
     assert!(matches!(tree.add("image", Parent::Base), Err(Error::SnapshotExists { id }) if id == "image"));
     let unknown = |result: dm_thin::tree::Result<()>| {
