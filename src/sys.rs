@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat, major, minor};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::abi::dm::dm_ioctl;
 use crate::abi::{Argument, DeviceKind, Ioctl};
@@ -76,14 +76,14 @@ impl Device {
             (Argument::Value, Arg::Value(value)) => by_value(&self.fd, request, value),
             (Argument::Fd, Arg::Fd(fd)) => by_value(&self.fd, request, fd.as_raw_fd()),
             (Argument::Bytes(size), Arg::Bytes(bytes)) if bytes.len() == size => {
-                by_pointer(&self.fd, request, bytes)
+                by_pointer(self.as_fd(), request.code(), bytes)
             }
             (Argument::DmIoctl, Arg::Bytes(bytes)) => {
                 let (header, _) = dm_ioctl::ref_from_prefix(bytes).map_err(|_| Errno::EINVAL)?;
                 if header.data_size as usize > bytes.len() {
                     return Err(Errno::EINVAL);
                 }
-                by_pointer(&self.fd, request, bytes)
+                by_pointer(self.as_fd(), request.code(), bytes)
             }
             _ => Err(Errno::EINVAL),
         }
@@ -107,15 +107,16 @@ fn by_value(fd: &OwnedFd, request: Ioctl, value: i32) -> Result<u32, Errno> {
     Errno::result(result).map(i32::unsigned_abs)
 }
 
-fn by_pointer(fd: &OwnedFd, request: Ioctl, bytes: &mut [u8]) -> Result<u32, Errno> {
+fn by_pointer(fd: BorrowedFd<'_>, code: u32, bytes: &mut [u8]) -> Result<u32, Errno> {
     #[allow(clippy::disallowed_methods)]
     // SAFETY: `bytes` is exclusively borrowed for the call, and the kernel touches no byte outside of
     // it: for `Argument::Bytes` the caller checked its length against the size that the request's
     // driver copies; for `Argument::DmIoctl` the driver reads the 312-byte header, copies `data_size`
     // bytes in and at most as many out, and the caller checked both against the length. The kernel
     // copies bytewise, so no alignment is needed. That the file's driver is the one meant was settled
-    // by fstat when the file was opened, and compared by `Device::ioctl`.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request.code() as libc::Ioctl, bytes.as_mut_ptr()) };
+    // by fstat when the file was opened, and compared by `Device::ioctl`. For FITRIM `trim` passes the three words that the
+    // kernel copies, and a directory, whose file system it asks.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), code as libc::Ioctl, bytes.as_mut_ptr()) };
     Errno::result(result).map(i32::unsigned_abs)
 }
 
@@ -125,12 +126,9 @@ const FITRIM: u32 = 0xc018_5879;
 /// `FITRIM` on a directory of the file system: discards what is free; the number of bytes.
 pub(crate) fn trim(directory: BorrowedFd<'_>) -> Result<u64, Errno> {
     // struct fstrim_range: start, len, minlen.
-    let mut range = [0, u64::MAX, 0];
-    #[allow(clippy::disallowed_methods)]
-    // SAFETY: the kernel reads and writes the three words of `range`, which is exclusively borrowed. Of a file whose
-    // driver is another one the request means nothing: no driver of files and directories takes an address for it.
-    let result = unsafe { libc::ioctl(directory.as_raw_fd(), FITRIM as libc::Ioctl, range.as_mut_ptr()) };
-    Errno::result(result).map(|_| range[1])
+    let mut range = [0_u64, u64::MAX, 0];
+    by_pointer(directory, FITRIM, range.as_mut_bytes())?;
+    Ok(range[1])
 }
 
 // <linux/stat.h>

@@ -1,7 +1,7 @@
 //! What the devices of a tree are called.
 
 use std::borrow::Cow;
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -30,19 +30,15 @@ fn escape(id: &str) -> Cow<'_, str> {
     }
     let mut escaped = String::from("=");
     for byte in id.bytes() {
-        // Writing to a String cannot fail.
-        let _ = if is_plain(byte) {
-            write!(escaped, "{}", char::from(byte))
-        } else {
-            write!(escaped, "={byte:02x}")
-        };
+        match is_plain(byte) {
+            true => escaped.push(char::from(byte)),
+            false => escaped += &format!("={byte:02x}"),
+        }
     }
     // An escaped text has a second `=`, unless it is too long; a plain one has none in front.
     if escaped.len() > LONGEST {
         escaped.truncate(1);
-        for byte in &Sha256::digest(id)[..20] {
-            let _ = write!(escaped, "{byte:02x}");
-        }
+        escaped.extend(Sha256::digest(id)[..20].iter().map(|byte| format!("{byte:02x}")));
     }
     escaped.into()
 }

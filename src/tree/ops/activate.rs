@@ -1,6 +1,7 @@
 //! Snapshots as block devices: activated, deactivated, and taken down when they are closed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::dm::Removal;
 use crate::thin::ActivateOptions;
@@ -60,13 +61,18 @@ impl SnapshotTree {
         let cell = self.live.cell(&name);
         let result = {
             let mut active = cell.lock();
-            // It may have gone, and the tree may have been closed, while another call had the lock.
-            let snapshot = self.store.read(|graph| graph.get(id).cloned());
-            let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(id)));
-            snapshot.and_then(|snapshot| work(&mut active, &snapshot))
+            self.snapshot_now(id).and_then(|snapshot| work(&mut active, &snapshot))
         };
         self.live.release(&name, cell);
         result.map_err(|error| self.pool.with_holders(Some(id), self.closed_or(error)))
+    }
+
+    /// For a caller who has just got the lock: the snapshot may have gone, and the tree may have been closed, while another
+    /// call had it.
+    pub(in crate::tree) fn snapshot_now(&self, id: &str) -> Result<Arc<Snapshot>> {
+        let snapshot = self.store.read(|graph| graph.snapshots.get(id).cloned());
+        self.check_open()?;
+        snapshot.ok_or_else(|| unknown(id))
     }
 
     /// Activates for a caller who has the lock; a file system smaller than its volume is grown first.

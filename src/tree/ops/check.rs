@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -10,6 +9,7 @@ use crate::dm::{DeviceStatus, DmFlags, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
+use crate::tree::state::graph::Graph;
 use crate::tree::state::identity::{self, Relation};
 use crate::tree::state::record::{Removed, Snapshot};
 use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount_table};
@@ -105,10 +105,7 @@ impl SnapshotTree {
 
     fn check_devices(&self, findings: &mut Vec<Finding>) -> Result<()> {
         let mounts = mount_table::mounts(&*self.options.kernel)?;
-        let known: BTreeMap<ThinId, (SnapshotId, Arc<Snapshot>)> = self.store.read(|graph| {
-            let all = graph.snapshots.iter();
-            all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
-        });
+        let known = self.store.read(Graph::by_thin_id);
         let mut active = BTreeMap::new();
         for (status, thin_id) in self.pool.active_devices()? {
             match known.get(&thin_id) {

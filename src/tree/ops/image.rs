@@ -6,13 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::tree::ops::changed::Compared;
+use crate::tree::ops::writer::{PIECE, ZEROES};
 use crate::tree::{AddOptions, Error, Result, SnapshotTree};
 use crate::units::Bytes;
-
-/// Read and written at a time: the smallest block of a pool. One of zeroes is left out.
-const PIECE: usize = 64 << 10;
-
-static ZEROES: [u8; PIECE] = [0; PIECE];
 
 impl SnapshotTree {
     /// Makes a snapshot of an image: a raw disk, or a file system. It has `size`, rounded up to 4096 bytes, and no parent;
@@ -44,20 +40,22 @@ impl SnapshotTree {
     ) -> Result<()> {
         let rounded = Bytes(size.0.checked_next_multiple_of(4096).unwrap_or(u64::MAX));
         let writer = self.create(id, None, &options.clone().size(rounded))?;
-        let (mut piece, mut at) = (vec![0; PIECE], 0);
+        let (mut piece, mut at) = (Vec::with_capacity(PIECE), 0);
         loop {
-            let length = fill(&mut image, &mut piece).map_err(image_error("read"))?;
+            piece.clear();
+            let read = image.by_ref().take(PIECE as u64).read_to_end(&mut piece);
+            let length = read.map_err(image_error("read"))? as u64;
             if length == 0 {
                 return writer.commit();
             }
-            if at + length as u64 > size.0 {
+            if at + length > size.0 {
                 let (option, value) = ("image size", size.to_string());
                 return Err(Error::InvalidOption { option, value, reason: "the image is longer" });
             }
-            if piece[..length] != ZEROES[..length] {
-                writer.write_at(Bytes(at), &piece[..length])?;
+            if piece != ZEROES[..piece.len()] {
+                writer.write_at(Bytes(at), &piece)?;
             }
-            at += length as u64;
+            at += length;
         }
     }
 
@@ -90,18 +88,4 @@ impl SnapshotTree {
 /// Of a file whose name only the caller knows.
 fn image_error(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action, path: Path::new("the image").into(), source }
-}
-
-/// Reads until the buffer is full, or the end; the number of bytes.
-fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match from.read(&mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
 }

@@ -61,17 +61,16 @@ impl SnapshotTree {
 fn each<I: AsRef<str> + Sync, T: Send>(ids: &[I], work: impl Fn(&str) -> T + Sync) -> Vec<T> {
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(ids.len())));
     let run = || {
-        while let Some((at, id)) = {
+        loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            ids.get(at).map(|id| (at, id.as_ref()))
-        } {
-            let result = work(id);
+            let Some(id) = ids.get(at) else { return };
+            let result = work(id.as_ref());
             results.lock().unwrap_or_else(PoisonError::into_inner).push((at, result));
         }
     };
     thread::scope(|scope| {
-        // This thread is one of them: where none can be made, it does everything.
         for _ in 1..THREADS.min(ids.len()) {
+            // Where none can be made, this thread does everything.
             let _ = thread::Builder::new().spawn_scoped(scope, run);
         }
         run();

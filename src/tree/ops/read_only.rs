@@ -16,9 +16,10 @@ use crate::tree::ops::status::SnapshotInfo;
 use crate::tree::pool::tree_pool::active_devices;
 use crate::tree::state::files::{RealDir, StateDir};
 use crate::tree::state::journal::State;
+use crate::tree::state::record::Snapshot;
 use crate::tree::state::store::peek;
 use crate::tree::{Error, Result};
-use crate::tree::{Node, Options, PoolSource, SnapshotTree, holders, mount_table};
+use crate::tree::{Node, Options, PoolSource, SnapshotId, SnapshotTree, holders, mount_table};
 
 /// A tree as it was at one moment: [`SnapshotTree::open_read_only`].
 #[derive(Debug, Clone)]
@@ -97,15 +98,19 @@ impl ReadOnlyTree {
 
     /// All snapshots, by their ids.
     pub fn list(&self) -> Vec<SnapshotInfo> {
-        self.state.graph.snapshots.keys().filter_map(|id| self.get(id.as_str())).collect()
+        self.state.graph.snapshots.iter().map(|(id, snapshot)| self.info(id, snapshot)).collect()
     }
 
     /// One snapshot.
     pub fn get(&self, id: impl AsRef<str>) -> Option<SnapshotInfo> {
-        let (id, snapshot) = self.state.graph.snapshots.get_key_value(id.as_ref())?;
+        let found = self.state.graph.snapshots.get_key_value(id.as_ref());
+        found.map(|(id, snapshot)| self.info(id, snapshot))
+    }
+
+    fn info(&self, id: &SnapshotId, snapshot: &Snapshot) -> SnapshotInfo {
         let device = self.devices.get(&snapshot.thin_id).cloned();
         let mounted = device.as_ref().and_then(|(_, number)| self.mounts.get(number).cloned());
-        Some(SnapshotInfo::new(id.clone(), snapshot, device, mounted))
+        SnapshotInfo::new(id.clone(), snapshot, device, mounted)
     }
 
     /// All snapshots, each after its parent and before its next sibling.

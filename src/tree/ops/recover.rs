@@ -1,19 +1,20 @@
 //! State, pool, and what is active in the kernel, brought to agree after whatever happened.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use nix::errno::Errno;
 
 use crate::dm::{DeviceStatus, DmFlags};
 use crate::thin;
 use crate::thin::{PoolMode, ThinId};
+use crate::tree::SnapshotTree;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::Mounted;
+use crate::tree::ops::resize::grow_device;
+use crate::tree::state::graph::Graph;
 use crate::tree::state::identity::{self, Volumes};
-use crate::tree::state::record::{FsState, Record, Snapshot};
+use crate::tree::state::record::{FsState, Record};
 use crate::tree::{Error, Result};
-use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
     /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.
@@ -106,10 +107,7 @@ impl SnapshotTree {
         mode: PoolMode,
     ) -> Result<()> {
         let dm = self.pool.dm();
-        let snapshots: HashMap<ThinId, (SnapshotId, Arc<Snapshot>)> = self.store.read(|graph| {
-            let all = graph.snapshots.iter();
-            all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
-        });
+        let snapshots = self.store.read(Graph::by_thin_id);
         // To be deleted or kept; it may be open.
         let may_be_open: HashSet<ThinId> =
             self.store.read(|graph| graph.removed.keys().chain(&graph.orphans).copied().collect());
@@ -152,7 +150,7 @@ impl SnapshotTree {
             }
             if snapshot.fs == FsState::Growing && mode != PoolMode::Fail {
                 // A resize was interrupted. If this fails the next activation does it, and check() reports it.
-                let _ = volume.grow(snapshot.size.sectors());
+                let _ = grow_device(&volume, snapshot.size);
             }
             let mounted = mounts.remove(thin_id);
             let active = ActiveSnapshot {

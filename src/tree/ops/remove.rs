@@ -262,13 +262,13 @@ impl SnapshotTree {
     fn discard(&self, exclusive: &Exclusive<'_>, thin_id: ThinId, size: Bytes) -> Result<()> {
         let name = self.pool.names.unpublished(thin_id)?;
         let activated = self.pool.activate_as(&name, thin_id, size, &ActivateOptions::new());
-        let discarded = activated.and_then(|volume| {
+        let is_cut_short = activated.and_then(|volume| {
             let discarded = self.discard_slices(exclusive, &volume, size);
-            self.pool.deactivate(&volume).map(|()| discarded)
+            self.pool.deactivate(&volume).map(|()| matches!(discarded, Err(Error::Closed)))
         });
-        match discarded {
-            Ok(Err(Error::Closed)) => Err(Error::Closed),
-            Ok(_) => Ok(()),
+        match is_cut_short {
+            Ok(true) => Err(Error::Closed),
+            Ok(false) => Ok(()),
             // Nothing of the device may be left.
             Err(_) => self.pool.remove_left(thin_id),
         }

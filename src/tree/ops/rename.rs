@@ -1,7 +1,6 @@
 //! Another id for a snapshot.
 
 use crate::tree::Result;
-use crate::tree::error::unknown;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::state::record::{Record, Snapshot};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -48,9 +47,7 @@ impl SnapshotTree {
                 let renamed = target.lock();
                 (source.lock(), renamed)
             };
-            let snapshot = self.store.read(|graph| graph.get(from.as_str()).cloned());
-            let snapshot = self.check_open().and_then(|()| snapshot.ok_or_else(|| unknown(from.as_str())));
-            snapshot.and_then(|snapshot| {
+            self.snapshot_now(from.as_str()).and_then(|snapshot| {
                 let result = work(&mut active, &snapshot)?;
                 *renamed = std::mem::take(&mut *active);
                 Ok(result)

@@ -1,5 +1,6 @@
 //! Larger snapshots.
 
+use crate::thin::ThinVolume;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
@@ -48,10 +49,7 @@ impl SnapshotTree {
         let Some(volume) = active.volume.as_ref().filter(|_| snapshot.fs == FsState::Growing) else {
             return Ok(());
         };
-        let size = snapshot.size.sectors();
-        if volume.table()?.1 < size {
-            volume.grow(size)?;
-        }
+        grow_device(volume, snapshot.size)?;
         match &active.mounted {
             Some(mounted) => {
                 // Nothing else is mounted there.
@@ -65,4 +63,12 @@ impl SnapshotTree {
         // Durable with the next change: what has grown can be grown again.
         self.store.append(&Record::Fs { id: SnapshotId::new(id)?, fs: FsState::Ready }).map(drop)
     }
+}
+
+/// Suspends the device only if it is smaller.
+pub(in crate::tree) fn grow_device(volume: &ThinVolume, size: Bytes) -> Result<()> {
+    if volume.table()?.1 < size.sectors() {
+        volume.grow(size.sectors())?;
+    }
+    Ok(())
 }

@@ -157,18 +157,18 @@ impl SnapshotTree {
 
     /// All snapshots, by their ids.
     pub fn list(&self) -> Vec<SnapshotInfo> {
-        let snapshots: Vec<_> = self.store.read(|graph| {
-            graph.snapshots.iter().map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
-        });
-        snapshots.into_iter().map(|(id, snapshot)| self.info(id, &snapshot)).collect()
+        self.select(|_| true)
     }
 
     /// The snapshots with that label, by their ids.
     pub fn labelled(&self, key: &str, value: &str) -> Vec<SnapshotInfo> {
+        self.select(|snapshot| snapshot.labels.get(key) == Some(value))
+    }
+
+    fn select(&self, is_wanted: impl Fn(&Snapshot) -> bool) -> Vec<SnapshotInfo> {
         let snapshots: Vec<_> = self.store.read(|graph| {
-            let labelled =
-                graph.snapshots.iter().filter(|(_, snapshot)| snapshot.labels.get(key) == Some(value));
-            labelled.map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
+            let wanted = graph.snapshots.iter().filter(|(_, snapshot)| is_wanted(snapshot));
+            wanted.map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect()
         });
         snapshots.into_iter().map(|(id, snapshot)| self.info(id, &snapshot)).collect()
     }

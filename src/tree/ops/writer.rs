@@ -14,7 +14,9 @@ use crate::tree::{Error, Result};
 use crate::units::{Bytes, Sectors};
 
 /// Zeroes are written, and looked for, in such pieces.
-const PIECE: usize = 64 << 10;
+pub(in crate::tree) const PIECE: usize = 64 << 10;
+
+pub(in crate::tree) static ZEROES: [u8; PIECE] = [0; PIECE];
 
 /// A snapshot that is being written and is not in the tree yet, made by [`SnapshotTree::create`].
 ///
@@ -303,7 +305,6 @@ impl SnapshotWriter<'_> {
 
     /// Writes zeroes where something else is: what reads as zeroes may be a hole, and takes no space.
     fn write_zeroes(&self, start: u64, end: u64) -> Result<()> {
-        static ZEROES: [u8; PIECE] = [0; PIECE];
         let mut buffer = vec![0; PIECE];
         let mut at = start;
         while at < end {

@@ -1,6 +1,6 @@
 //! The tree itself: which snapshot is which thin device. Pure; knows no kernel and no file.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,12 @@ impl Graph {
     pub(in crate::tree) fn id_of(&self, thin_id: ThinId) -> Option<SnapshotId> {
         let mut all = self.snapshots.iter();
         all.find(|(_, snapshot)| snapshot.thin_id == thin_id).map(|(id, _)| id.clone())
+    }
+
+    /// All snapshots by their thin devices.
+    pub(in crate::tree) fn by_thin_id(&self) -> HashMap<ThinId, (SnapshotId, Arc<Snapshot>)> {
+        let all = self.snapshots.iter();
+        all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
     }
 
     /// Volumes that an open leaves as they are: the base if it is made, the snapshots, and those that were being added.
