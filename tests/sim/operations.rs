@@ -284,8 +284,7 @@ impl Owner {
             self.call("send a subtree", true, |tree| tree.send_tree(&id, &mut bytes, SendOptions::new()))
         } else {
             let base = base.as_ref().map(|(base, _)| base.as_str());
-            let size = |id: &str| self.tree.as_ref().unwrap().get(id).unwrap().size;
-            let fits = base.is_none_or(|base| size(base) <= size(&id));
+            let fits = base.is_none_or(|base| self.size(base) <= self.size(&id));
             self.call("send", fits, |tree| tree.send(&id, base, &mut bytes, SendOptions::new()))
         };
         if sent.is_none() {
@@ -303,6 +302,10 @@ impl Owner {
         streams.push(Stream { bytes, volumes });
     }
 
+    fn size(&self, id: &str) -> Bytes {
+        self.tree.as_ref().unwrap().get(id).unwrap().size
+    }
+
     fn volume(&self, id: &str, base: Option<Uuid>) -> Volume {
         let Snapshot { sealed: Sealed::As(uuid), content, .. } = &self.known[id] else {
             panic!("{id} is not sealed")
@@ -317,9 +320,11 @@ impl Owner {
         for (child, snapshot) in children {
             if let Sealed::As(_) = snapshot.sealed {
                 let ancestor = self.ancestors(child).into_iter().find_map(|ancestor| {
-                    volumes.iter().find(|volume| volume.id == ancestor).map(|volume| volume.uuid)
+                    volumes.iter().find(|volume| volume.id == ancestor).map(|volume| (ancestor, volume.uuid))
                 });
-                volumes.push(self.volume(child, ancestor));
+                // Of one that was resized since it is sent as a whole.
+                let base = ancestor.filter(|(ancestor, _)| self.size(ancestor) <= self.size(child));
+                volumes.push(self.volume(child, base.map(|(_, uuid)| uuid)));
             }
             self.add_descendants(child, volumes);
         }

@@ -543,9 +543,12 @@ impl Owner {
             let kind: String = text.chars().take_while(char::is_ascii_alphanumeric).collect();
             self.count(Group::Findings, &kind);
         }
-        tree.repair().unwrap();
         // Ready snapshots that nobody wants any more are no finding.
-        tree.reap().unwrap();
+        match tree.repair().and_then(|_| tree.reap()) {
+            // A sync failed before: only an open finds out what is recorded.
+            Err(Error::StateUnknown) if self.faulty => return false,
+            repaired => _ = repaired.unwrap(),
+        }
         self.disturbed.store(false, Ordering::Relaxed);
         true
     }
