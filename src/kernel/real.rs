@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{Mode, SFlag, mknod, stat};
+use nix::sys::stat::{Mode, SFlag, fchmod, mknod, stat};
 use nix::sys::uio::{pread, pwrite};
-use nix::unistd::fdatasync;
+use nix::unistd::{Gid, Uid, fchown, fdatasync};
 
 use super::error::errno;
 use super::{
@@ -85,6 +85,14 @@ impl Kernel for RealKernel {
 
     fn remove_node(&self, path: &Path) -> Result<(), Errno> {
         nix::unistd::unlink(path)
+    }
+
+    fn set_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
+        fchown(file.device()?, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
+    }
+
+    fn set_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
+        fchmod(file.device()?, Mode::from_bits(mode).ok_or(Errno::EINVAL)?)
     }
 
     fn lock_device(&self, file: &DeviceFile) -> Result<FileLock, Errno> {

@@ -274,6 +274,18 @@ pub enum Error {
         id: String,
     },
 
+    /// The snapshot is active, and its device is read-only where it should be writable, or the other way round.
+    #[error(
+        "snapshot {id:?} is active with a {} device; SnapshotTree::deactivate it before",
+        if *read_only { "read-only" } else { "writable" }
+    )]
+    ActiveOtherwise {
+        /// The id.
+        id: String,
+        /// Whether the device is read-only.
+        read_only: bool,
+    },
+
     /// The log of a snapshot's file system is not clean, and cannot be replayed.
     #[error("snapshot {id:?} cannot be sealed, the log of its file system cannot be replayed: {source}")]
     DirtyLog {

@@ -44,6 +44,7 @@ pub use self::error::{Error, Result};
 pub use crate::dm::Removal;
 pub use crate::thin::metadata::ChangeKind;
 pub use holders::holder::Holder;
+pub use live::device::{DeviceOptions, SnapshotDevice};
 pub use live::init_layer::InitLayer;
 pub use live::mount_options::{MountCall, MountOptions};
 pub use ops::add::{AddOptions, Consistency, Parent};
@@ -142,7 +143,8 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::Mounted`] if a snapshot is mounted, [`Error::Busy`] if one is open elsewhere: the tree stays open,
     /// though what could be deactivated is. [`Error::Io`] if the checkpoint could not be written, though all the
-    /// rest is done: the journal holds what is in it. After a close, whatever can fail answers [`Error::Closed`]; what
+    /// rest is done: the journal holds what is in it; [`Error::StateUnknown`], with the rest done, too, if an earlier
+    /// sync failed. After a close, whatever can fail answers [`Error::Closed`]; what
     /// cannot, such as [`list`](Self::list), returns what was recorded last.
     pub fn close(&self) -> Result<()> {
         self.check_open()?;

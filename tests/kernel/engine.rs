@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use dm_thin::abi::mount::MountFlags;
 use dm_thin::tree::{
-    AddOptions, Consistency, Error, Filesystem, InitLayer, Labels, MountOptions, Parent, SnapshotTree,
+    AddOptions, Consistency, DeviceOptions, Error, Filesystem, InitLayer, Labels, MountOptions, Parent,
+    SnapshotTree,
 };
 use dm_thin::units::Bytes;
 use nix::sys::statvfs::fstatvfs;
@@ -207,6 +209,54 @@ fn a_snapshot_of_a_mounted_one_is_sealed_with_a_clean_log() {
         tree.close().unwrap();
         bench.audit();
     }
+}
+
+#[test]
+fn a_device_is_read_only_and_belongs_to_who_it_is_given_to() {
+    let bench = Bench::new();
+    let tree = SnapshotTree::open(bench.root(), small()).unwrap();
+    let target = bench.path().join("mounted");
+    tree.add("a", Parent::Base).unwrap();
+    tree.mount("a", &target).unwrap();
+    fs::write(target.join("file"), "text").unwrap();
+    // Made of a mounted one, so its log is not clean.
+    tree.add_with("dirty", Parent::Snapshot("a"), &AddOptions::new().consistency(Consistency::Crash))
+        .unwrap();
+    tree.unmount("a").unwrap();
+
+    let read_only_device = DeviceOptions::new().read_only(true);
+    let jailed = read_only_device.clone().owner(1000, 1001).mode(0o640);
+    let device = tree.activate_with("a", &jailed).unwrap();
+    let node = fs::metadata(device.path()).unwrap();
+    assert_eq!((node.uid(), node.gid(), node.mode() & 0o7777), (1000, 1001, 0o640));
+    let mut text = [0; 2];
+    // The magic number of an ext4.
+    nix::sys::uio::pread(&device, &mut text, 1080).unwrap();
+    assert_eq!(text, [0x53, 0xef]);
+    let writer = File::options().write(true).open(device.path()).unwrap();
+    assert_eq!(nix::sys::uio::pwrite(&writer, &[0; 512], 0), Err(nix::errno::Errno::EPERM));
+    drop(writer);
+    drop(device);
+    let read_only = MountOptions::new().read_only(true);
+    tree.mount_with("a", &target, &read_only).unwrap();
+    assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "text");
+    tree.unmount("a").unwrap();
+    // A log that is not clean cannot be replayed on it.
+    tree.activate_with("dirty", &read_only_device).unwrap();
+    assert!(matches!(tree.mount_with("dirty", &target, &read_only).unwrap_err(), Error::Mount(_)));
+    tree.deactivate("dirty").unwrap();
+    // Taken over by the next manager, it is still known to be read-only.
+    let used = File::open(tree.get("a").unwrap().device.unwrap()).unwrap();
+    drop(tree);
+    let tree = SnapshotTree::open(bench.root(), small()).unwrap();
+    assert!(matches!(tree.mount("a", &target).unwrap_err(), Error::ActiveOtherwise { read_only: true, .. }));
+    drop(used);
+    tree.deactivate("a").unwrap();
+    tree.mount("a", &target).unwrap();
+    tree.unmount("a").unwrap();
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    bench.audit();
 }
 
 #[test]

@@ -6,11 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use dm_thin::Errno;
 use dm_thin::dm::{DmName, DmUuid};
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::tree::{
-    AddOptions, Error, Filesystem, Labels, Lineage, Parent, ReceiveOptions, RemoveOptions, SendOptions,
-    SnapshotTree,
+    AddOptions, DeviceOptions, Error, Filesystem, Labels, Lineage, Parent, ReceiveOptions, RemoveOptions,
+    SendOptions, SnapshotDevice, SnapshotTree,
 };
 use dm_thin::units::{Bytes, Sectors};
 
@@ -379,5 +380,64 @@ fn a_resized_parent_without_a_file_system_has_sealed_children() {
     let writer = tree.create("b", Some(Parent::Snapshot("a")), &AddOptions::new()).unwrap();
     writer.write_at(Bytes(0), b"text").unwrap();
     writer.commit_sealed().unwrap();
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_device_is_read_only_for_who_asks_for_that() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    tree.add("sealed", Parent::Base).unwrap();
+    tree.seal("sealed").unwrap();
+    let read_only = DeviceOptions::new().read_only(true);
+    let write = |device: &SnapshotDevice| {
+        let file = rig.kernel.open(device.path(), Access::READ_WRITE).unwrap();
+        rig.kernel.write_at(&file, 0, &[1; 4096])
+    };
+    let otherwise = |error: Error, is: bool| matches!(error, Error::ActiveOtherwise { id, read_only } if id == "a" && read_only == is);
+
+    let device = tree.activate_with("a", &read_only).unwrap();
+    assert_eq!(
+        (write(&device), device.path()),
+        (Err(Errno::EPERM), &*tree.get("a").unwrap().device.unwrap())
+    );
+    assert_eq!(Some(device.number()), tree.get("a").unwrap().number);
+    assert!(matches!(tree.deactivate("a").unwrap_err(), Error::Busy { .. }));
+    drop(device);
+    // Whoever wants to write is told.
+    assert!(otherwise(tree.activate("a").unwrap_err(), true));
+    assert!(otherwise(tree.seal("a").unwrap_err(), true));
+    // Also by the next manager, if it is in use.
+    let used = rig.kernel.open(&tree.get("a").unwrap().device.unwrap(), Access::READ).unwrap();
+    drop(tree);
+    let tree = rig.tree();
+    assert!(otherwise(tree.activate("a").unwrap_err(), true));
+    drop(used);
+    tree.activate_with("a", &read_only).unwrap();
+    tree.deactivate("a").unwrap();
+
+    let device = tree.activate_with("a", &DeviceOptions::new()).unwrap();
+    write(&device).unwrap();
+    assert!(otherwise(tree.activate_with("a", &read_only).unwrap_err(), false));
+    drop(device);
+    tree.deactivate("a").unwrap();
+    // A sealed one is read-only, whatever is asked for.
+    for options in [&DeviceOptions::new(), &read_only] {
+        assert_eq!(write(&tree.activate_with("sealed", options).unwrap()), Err(Errno::EPERM));
+    }
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_node_that_cannot_be_given_away_leaves_nothing_active() {
+    let rig = Rig::new();
+    let tree = rig.tree();
+    tree.add("a", Parent::Base).unwrap();
+    let refused = tree.activate_with("a", &DeviceOptions::new().owner(1000, 1000).mode(0o10000)).unwrap_err();
+    assert_eq!(refused.errno(), Some(Errno::EINVAL));
+    assert_eq!(tree.get("a").unwrap().device, None);
+    tree.activate_with("a", &DeviceOptions::new().owner(1000, 1000).mode(0o660)).unwrap();
     tree.close().unwrap();
 }

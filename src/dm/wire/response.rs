@@ -58,6 +58,11 @@ impl DeviceStatus {
     pub fn has_live_table(&self) -> bool {
         self.flags.contains(DmFlags::ACTIVE_PRESENT)
     }
+
+    /// Whether it refuses writes: its table was loaded with [`DmFlags::READONLY`].
+    pub fn is_read_only(&self) -> bool {
+        self.flags.contains(DmFlags::READONLY)
+    }
 }
 
 /// A device as LIST_DEVICES gives it.

@@ -24,6 +24,8 @@ use crate::{dm, thin};
 #[derive(Debug, Default)]
 pub(in crate::tree) struct ActiveSnapshot {
     pub(in crate::tree) volume: Option<ThinVolume>,
+    /// Whoever activated it asked for a read-only device, sealed or not.
+    pub(in crate::tree) read_only: bool,
     /// The kernel removes the volume's device as soon as it is closed, and may have done so.
     pub(in crate::tree) removal_deferred: bool,
     /// A caller asked for it to be active, mounted or not.
@@ -37,6 +39,7 @@ pub(in crate::tree) struct ActiveSnapshot {
 #[derive(Debug, Clone, Default)]
 pub(in crate::tree) struct ActiveView {
     pub(in crate::tree) device: Option<(PathBuf, DeviceNumber)>,
+    pub(in crate::tree) read_only: bool,
     pub(in crate::tree) removal_deferred: bool,
     pub(in crate::tree) mounted: Option<(PathBuf, MountId)>,
 }
@@ -106,6 +109,7 @@ impl ActiveSnapshot {
     fn view(&self) -> ActiveView {
         ActiveView {
             device: self.volume.as_ref().map(|volume| (volume.path(), volume.number())),
+            read_only: self.read_only,
             removal_deferred: self.removal_deferred,
             mounted: self.mounted.as_ref().map(|mounted| (mounted.target.clone(), mounted.id())),
         }

@@ -2,6 +2,7 @@
 
 pub(in crate::tree) mod active;
 pub(in crate::tree) mod base_check;
+pub(in crate::tree) mod device;
 pub(in crate::tree) mod fs;
 pub(in crate::tree) mod init_layer;
 pub(in crate::tree) mod mount;

@@ -6,22 +6,83 @@ use std::sync::Arc;
 use crate::dm::Removal;
 use crate::thin::ActivateOptions;
 use crate::tree::live::active::ActiveSnapshot;
+use crate::tree::live::device::{DeviceOptions, SnapshotDevice};
 use crate::tree::state::record::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotId, SnapshotTree, error::unknown};
+
+/// What a caller needs of the device of a snapshot that may be active already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::tree) enum Needs {
+    /// One that is there as it is; else a writable one.
+    Any,
+    Write,
+    ReadOnly,
+}
+
+impl Needs {
+    fn are_met_by(self, read_only: bool) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Write => !read_only,
+            Self::ReadOnly => read_only,
+        }
+    }
+}
 
 impl SnapshotTree {
     /// Activates a snapshot as a block device and returns the path of its node. An active one stays active. The
     /// device of a sealed snapshot is read-only.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`].
+    /// [`Error::UnknownSnapshot`]; [`Error::ActiveOtherwise`] if it is active and read-only, but not sealed.
     pub fn activate(&self, id: impl AsRef<str>) -> Result<PathBuf> {
         let id = id.as_ref();
         self.with_snapshot(id, |active, snapshot| {
-            let path = self.activate_locked(active, id, snapshot)?;
+            let path = self.activate_as(active, id, snapshot, Needs::Write)?;
             active.pinned = true;
             Ok(path)
+        })
+    }
+
+    /// Activates a snapshot as [`activate`](Self::activate) does, with options, and opens its device.
+    ///
+    /// ```no_run
+    /// # fn main() -> dm_thin::tree::Result<()> {
+    /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
+    /// use dm_thin::tree::DeviceOptions;
+    ///
+    /// // For a virtual machine that runs as user 1000.
+    /// let device = tree.activate_with("vm-1", &DeviceOptions::new().owner(1000, 1000).mode(0o600))?;
+    /// println!("{} is {}", device.path().display(), device.number());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`activate`](Self::activate); [`Error::Io`] if the node cannot be given away. What was not active before is not
+    /// active after an error.
+    pub fn activate_with(&self, id: impl AsRef<str>, options: &DeviceOptions) -> Result<SnapshotDevice> {
+        let id = id.as_ref();
+        self.with_snapshot(id, |active, snapshot| {
+            let was_active = active.volume.is_some();
+            let needs = if options.read_only { Needs::ReadOnly } else { Needs::Write };
+            self.activate_as(active, id, snapshot, needs)?;
+            let Some(volume) = &active.volume else { return Err(Error::Closed) };
+            let read_only = options.read_only || snapshot.sealed.is_some();
+            match SnapshotDevice::open(&*self.options.kernel, volume, read_only, options) {
+                Ok(device) => {
+                    active.pinned = true;
+                    Ok(device)
+                }
+                Err(error) => {
+                    if !was_active {
+                        // Left active it does no harm; the first error counts.
+                        let _ = self.deactivate_locked(active, id);
+                    }
+                    Err(error)
+                }
+            }
         })
     }
 
@@ -82,23 +143,43 @@ impl SnapshotTree {
         id: &str,
         snapshot: &Snapshot,
     ) -> Result<PathBuf> {
+        self.activate_as(active, id, snapshot, Needs::Any)
+    }
+
+    /// The same for a caller who needs a device of a kind. Of a sealed snapshot it is always read-only.
+    ///
+    /// # Errors
+    /// [`Error::ActiveOtherwise`].
+    pub(in crate::tree) fn activate_as(
+        &self,
+        active: &mut ActiveSnapshot,
+        id: &str,
+        snapshot: &Snapshot,
+        needs: Needs,
+    ) -> Result<PathBuf> {
+        let is_sealed = snapshot.sealed.is_some();
         active.cancel_removal(&self.pool, self.options.busy_timeout)?;
-        if let Some(volume) = &mut active.volume
-            && !self.pool.recognise(volume, id)?
-        {
-            active.forget_device(&self.pool)?;
+        if let Some(volume) = &mut active.volume {
+            match self.pool.recognise(volume, id)?.map(|status| status.is_read_only()) {
+                None => active.forget_device(&self.pool)?,
+                Some(read_only) if !is_sealed && !needs.are_met_by(read_only) => {
+                    return Err(Error::ActiveOtherwise { id: id.to_owned(), read_only });
+                }
+                Some(_) => {}
+            }
         }
         let was_active = active.volume.is_some();
         let path = match &active.volume {
             Some(volume) => volume.path(),
             None => {
-                let options = ActivateOptions::new().read_only(snapshot.sealed.is_some());
+                let options = ActivateOptions::new().read_only(is_sealed || needs == Needs::ReadOnly);
                 let volume = self.pool.activate(id, snapshot.thin_id, snapshot.size, &options)?;
+                active.read_only = needs == Needs::ReadOnly;
                 active.volume.insert(volume).path()
             }
         };
-        if active.mounted.is_some() {
-            // It grows when it is resized, or activated anew: mounted read-only it cannot.
+        if active.mounted.is_some() || needs == Needs::ReadOnly {
+            // It grows when it is resized, or activated anew: read-only it cannot.
             return Ok(path);
         }
         // Active or not: a manager that was killed while it was grown left it active.

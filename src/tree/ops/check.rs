@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use crate::dm::{DeviceStatus, DmFlags, TableKind};
+use crate::dm::{DeviceStatus, TableKind};
 use crate::loopdev::LoopControl;
 use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
@@ -165,8 +165,8 @@ impl SnapshotTree {
         if status.name != self.pool.names.name(id.as_str())? {
             wrong(DeviceProblem::Name);
         }
-        let read_only = status.flags.contains(DmFlags::READONLY);
-        if read_only != snapshot.sealed.is_some() {
+        let read_only = status.is_read_only();
+        if read_only != (snapshot.sealed.is_some() || self.live.view(id).read_only) {
             wrong(DeviceProblem::Mode { read_only });
         }
         let expected =

@@ -133,7 +133,7 @@ pub enum DeviceProblem {
     Suspended,
     /// It has another name than it should have.
     Name,
-    /// It is writable though the snapshot is sealed, or read-only though it is not.
+    /// It is writable though the snapshot is sealed or was activated read-only, or read-only though it is neither.
     Mode {
         /// Whether it is read-only.
         read_only: bool,
@@ -192,10 +192,10 @@ impl fmt::Display for Finding {
                 DeviceProblem::Suspended => write!(f, "snapshot {id}: device {device} is suspended"),
                 DeviceProblem::Name => write!(f, "snapshot {id}: device {device} has the wrong name"),
                 DeviceProblem::Mode { read_only: true } => {
-                    write!(f, "snapshot {id}: device {device} is read-only, but the snapshot is not sealed")
+                    write!(f, "snapshot {id}: device {device} is read-only, but the snapshot is writable")
                 }
                 DeviceProblem::Mode { read_only: false } => {
-                    write!(f, "snapshot {id}: device {device} is writable, but the snapshot is sealed")
+                    write!(f, "snapshot {id}: device {device} is writable, but the snapshot is read-only")
                 }
                 DeviceProblem::Table { found } => write!(f, "snapshot {id}: device {device} is {found:?}"),
             },

@@ -10,6 +10,7 @@ use crate::thin::{PoolMode, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::mount::{Mounted, Where};
 use crate::tree::live::mount_options::{MountCall, MountOptions};
+use crate::tree::ops::activate::Needs;
 use crate::tree::state::record::Snapshot;
 use crate::tree::{Error, Result};
 use crate::tree::{SnapshotTree, holders, live::base_check};
@@ -61,14 +62,16 @@ impl SnapshotTree {
                 mounted.count += 1;
                 return Ok(());
             }
-            self.activate_locked(active, id, snapshot)?;
-            let Some(volume) = &active.volume else { return Err(Error::Closed) };
             let options = view(snapshot, options);
+            let is_read_only = options.flags.contains(MountFlags::RDONLY);
+            let needs = if is_read_only { Needs::Any } else { Needs::Write };
+            self.activate_as(active, id, snapshot, needs)?;
+            let Some(volume) = &active.volume else { return Err(Error::Closed) };
             let mounted = self.mount_volume(volume, target, false, &options);
             let mounted = mounted.map_err(|error| self.why_not_mounted(id, volume, error));
             let mounted = mounted.and_then(|mounted| {
                 let root = mounted.root(&*self.options.kernel);
-                let prepare = |root| match options.flags.contains(MountFlags::RDONLY) {
+                let prepare = |root| match is_read_only {
                     true => Ok(()),
                     false => self.prepare(id, snapshot, volume.number(), &root),
                 };
@@ -106,8 +109,10 @@ impl SnapshotTree {
     pub fn mount_call(&self, id: impl AsRef<str>, options: &MountOptions) -> Result<MountCall> {
         let id = id.as_ref();
         self.with_snapshot(id, |active, snapshot| {
-            let path = self.activate_locked(active, id, snapshot)?;
-            let call = self.mounts.describe(&path, &view(snapshot, options))?;
+            let options = view(snapshot, options);
+            let needs = if options.flags.contains(MountFlags::RDONLY) { Needs::Any } else { Needs::Write };
+            let path = self.activate_as(active, id, snapshot, needs)?;
+            let call = self.mounts.describe(&path, &options)?;
             active.pinned = true;
             Ok(call)
         })

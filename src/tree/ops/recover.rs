@@ -126,10 +126,9 @@ impl SnapshotTree {
                 }
                 continue;
             };
-            // A sealed snapshot's device is read-only, any other writable. One that is open or mounted stays as it is,
-            // and check() reports it.
-            let read_only = status.flags.contains(DmFlags::READONLY);
-            if read_only != snapshot.sealed.is_some() && dm.remove(&uuid).is_ok() {
+            // A sealed snapshot's device is read-only. One that is open or mounted stays as it is, and check() reports it.
+            let read_only = status.is_read_only();
+            if !read_only && snapshot.sealed.is_some() && dm.remove(&uuid).is_ok() {
                 continue;
             }
             if status.is_suspended() {
@@ -155,6 +154,7 @@ impl SnapshotTree {
             let mounted = mounts.remove(thin_id);
             let active = ActiveSnapshot {
                 volume: Some(volume),
+                read_only,
                 removal_deferred: status.flags.contains(DmFlags::DEFERRED_REMOVE),
                 pinned: mounted.is_none(),
                 mounted,

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::tree::Result;
 use crate::tree::live::active::ActiveSnapshot;
+use crate::tree::ops::activate::Needs;
 use crate::tree::state::record::Record;
 use crate::tree::{DeviceProblem, Finding, SnapshotTree};
 
@@ -80,6 +81,7 @@ impl SnapshotTree {
             } => {
                 self.with_snapshot(id.as_str(), |active, snapshot| {
                     let held = active.pinned;
+                    let needs = if active.read_only { Needs::ReadOnly } else { Needs::Any };
                     self.deactivate_locked(active, id.as_str())?;
                     let uuid = self.pool.names.volume_uuid(snapshot.thin_id)?;
                     // Left by an activation that failed, and could not be undone.
@@ -87,7 +89,7 @@ impl SnapshotTree {
                         dm.remove(&uuid)?;
                     }
                     if held {
-                        self.activate_locked(active, id.as_str(), snapshot)?;
+                        self.activate_as(active, id.as_str(), snapshot, needs)?;
                         active.pinned = true;
                     }
                     Ok(())

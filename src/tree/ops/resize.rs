@@ -57,8 +57,13 @@ impl SnapshotTree {
                 self.store.filesystem().grow(&*self.options.kernel, &volume.path(), &mounted.target)?;
             }
             None if self.store.filesystem() == Filesystem::None => {}
-            None if volume.device_status()?.open_count > 0 => return Ok(()),
-            None => self.grow(volume)?,
+            None => {
+                let status = volume.device_status()?;
+                if status.open_count > 0 || status.is_read_only() {
+                    return Ok(());
+                }
+                self.grow(volume)?;
+            }
         }
         // Durable with the next change: what has grown can be grown again.
         self.store.append(&Record::Fs { id: SnapshotId::new(id)?, fs: FsState::Ready }).map(drop)

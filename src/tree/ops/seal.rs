@@ -8,6 +8,7 @@ use crate::tree::error::busy;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::base_check;
 use crate::tree::live::volume_file::VolumeFile;
+use crate::tree::ops::activate::Needs;
 use crate::tree::state::record::{Record, Snapshot};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
@@ -93,7 +94,7 @@ impl SnapshotTree {
     fn finish_content(&self, active: &mut ActiveSnapshot, id: &str, snapshot: &Snapshot) -> Result<u32> {
         active.check_unmounted(id)?;
         let was_active = active.volume.is_some();
-        self.activate_locked(active, id, snapshot)?;
+        self.activate_as(active, id, snapshot, Needs::Write)?;
         let flushed = active.volume.as_ref().map_or(Ok(()), |volume| {
             self.clean_log(volume, id)?;
             // The pool may not have committed what was written last, through a descriptor that is closed now.

@@ -2,6 +2,7 @@
 
 use crate::tree::error::busy;
 use crate::tree::live::mount::Mounted;
+use crate::tree::ops::activate::Needs;
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;
@@ -34,7 +35,7 @@ impl SnapshotTree {
                 return self.trim_mounted(mounted);
             }
             let was_active = active.volume.is_some();
-            self.activate_locked(active, id, snapshot)?;
+            self.activate_as(active, id, snapshot, Needs::Write)?;
             let Some(volume) = &active.volume else { return Err(Error::Closed) };
             let status = volume.device_status()?;
             if status.open_count > 0 {

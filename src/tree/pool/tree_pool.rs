@@ -163,9 +163,13 @@ impl TreePool {
         Ok(live.map(|status| self.thin.active_volume(&status.name)).transpose()?)
     }
 
-    /// Finds a volume's device, and restores its name and node if another program changed them. `false` if it is gone.
-    pub(in crate::tree) fn recognise(&self, volume: &mut ThinVolume, id: &str) -> Result<bool> {
-        let Some(status) = self.dm().find(&self.names.volume_uuid(volume.id())?)? else { return Ok(false) };
+    /// Finds a volume's device, and restores its name and node if another program changed them. `None` if it is gone.
+    pub(in crate::tree) fn recognise(
+        &self,
+        volume: &mut ThinVolume,
+        id: &str,
+    ) -> Result<Option<DeviceStatus>> {
+        let Some(status) = self.dm().find(&self.names.volume_uuid(volume.id())?)? else { return Ok(None) };
         if (status.name, status.number) != (*volume.name(), volume.number()) {
             *volume = self.thin.active_volume(&status.name)?;
         }
@@ -174,7 +178,7 @@ impl TreePool {
             volume.rename(&name)?;
         }
         self.dm().ensure_node(&name, status.number)?;
-        Ok(true)
+        Ok(Some(status))
     }
 
     /// This tree's volumes that are active.
