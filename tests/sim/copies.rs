@@ -224,6 +224,8 @@ impl Simulation {
             owner.tree = Some(SnapshotTree::open(&owner.root, options).unwrap());
             assert_eq!(owner.volumes(), before, "an older state was accepted, and something deleted");
         }
+        // Ready snapshots, which the newest state knows, are orphans now.
+        owner.tree.as_ref().unwrap().repair().unwrap();
         owner.die();
         drop(owner);
         self.backups[index] = None;
