@@ -137,13 +137,13 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     }
 
     /// `fchown(2)`: gives the node that a device was opened by to a user and a group.
-    fn set_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
-        below!(self.set_owner(file, user, group))
+    fn set_node_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
+        below!(self.set_node_owner(file, user, group))
     }
 
     /// `fchmod(2)`: sets the permissions of the node that a device was opened by.
-    fn set_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
-        below!(self.set_mode(file, mode))
+    fn set_node_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
+        below!(self.set_node_mode(file, mode))
     }
 
     /// Locks a block device, whichever of its nodes led to it, waiting while it is locked.

@@ -87,11 +87,11 @@ impl Kernel for RealKernel {
         nix::unistd::unlink(path)
     }
 
-    fn set_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
+    fn set_node_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
         fchown(file.device()?, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
     }
 
-    fn set_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
+    fn set_node_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
         fchmod(file.device()?, Mode::from_bits(mode).ok_or(Errno::EINVAL)?)
     }
 

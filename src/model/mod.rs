@@ -424,12 +424,12 @@ impl Kernel for ModelKernel {
         self.call("unlink", path.display(), |world| world.nodes.remove(path).map(drop).ok_or(Errno::ENOENT))
     }
 
-    fn set_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
+    fn set_node_owner(&self, file: &DeviceFile, user: u32, group: u32) -> Result<(), Errno> {
         let file = subject_of_device(file);
         self.call("fchown", format!("{file} {user}:{group}"), |_| Ok(()))
     }
 
-    fn set_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
+    fn set_node_mode(&self, file: &DeviceFile, mode: u32) -> Result<(), Errno> {
         self.call("fchmod", format!("{} {mode:o}", subject_of_device(file)), |_| Ok(()))
     }
 

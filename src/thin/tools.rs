@@ -112,7 +112,16 @@ pub struct SuperblockOverrides {
 /// [`Error::ToolMissing`]; [`Error::Tool`] if nothing can be saved, or `spare` is too small;
 /// [`Error::InvalidOption`] if they are the same.
 pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&SuperblockOverrides>) -> Result<()> {
-    if damaged == spare || same_device(&RealKernel, damaged, spare) {
+    thin_repair_with(&RealKernel, damaged, spare, facts)
+}
+
+pub(crate) fn thin_repair_with(
+    kernel: &dyn Kernel,
+    damaged: &Path,
+    spare: &Path,
+    facts: Option<&SuperblockOverrides>,
+) -> Result<()> {
+    if damaged == spare || same_device(kernel, damaged, spare) {
         let (option, value) = ("spare metadata", spare.display().to_string());
         return Err(Error::InvalidOption { option, value, reason: "is the device to be repaired" });
     }
@@ -125,7 +134,7 @@ pub fn thin_repair(damaged: &Path, spare: &Path, facts: Option<&SuperblockOverri
     });
     let mut arguments: Vec<&OsStr> = facts.iter().flatten().map(OsStr::new).collect();
     arguments.extend(["-i".as_ref(), damaged.as_os_str(), "-o".as_ref(), spare.as_os_str()]);
-    run(&RealKernel, "thin_repair", damaged, &arguments)
+    run(kernel, "thin_repair", damaged, &arguments)
 }
 
 fn same_device(kernel: &dyn Kernel, one: &Path, other: &Path) -> bool {

@@ -57,6 +57,7 @@ pub use ops::receive::{PartialReceive, ReceiveReport};
 pub use ops::receive_options::ReceiveOptions;
 pub use ops::remove::RemoveOptions;
 pub use ops::repair::Repair;
+pub use ops::repair_metadata::{MetadataRepair, ReducedSnapshot};
 pub use ops::send::{Progress, SendOptions};
 pub use ops::status::{SnapshotInfo, SnapshotStatus, SpaceStatus, TreeStatus};
 pub use ops::usage::SnapshotUsage;

@@ -29,6 +29,7 @@ mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod ready;
+mod repair_metadata;
 mod rig;
 mod sectors;
 mod send;

@@ -107,7 +107,7 @@ pub(crate) fn read_exact(
     Ok(())
 }
 
-pub(super) fn write_all(
+pub(crate) fn write_all(
     kernel: &dyn Kernel,
     file: &DeviceFile,
     at: u64,

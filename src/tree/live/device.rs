@@ -71,12 +71,12 @@ impl SnapshotDevice {
         let path = volume.path();
         if let Some(mode) = options.mode {
             let valid = if mode > 0o7777 { Err(Errno::EINVAL) } else { Ok(()) };
-            let set = valid.and_then(|()| kernel.set_mode(&file, mode));
+            let set = valid.and_then(|()| kernel.set_node_mode(&file, mode));
             set.map_err(Error::io("set the mode of", &path))?;
         }
         // Last: this process may not be allowed to change what is another user's.
         if let Some((user, group)) = options.owner {
-            kernel.set_owner(&file, user, group).map_err(Error::io("set the owner of", &path))?;
+            kernel.set_node_owner(&file, user, group).map_err(Error::io("set the owner of", &path))?;
         }
         Ok(Self { file, path })
     }

@@ -26,6 +26,7 @@ pub(in crate::tree) mod remove;
 pub(in crate::tree) mod rename;
 pub(in crate::tree) mod render;
 pub(in crate::tree) mod repair;
+pub(in crate::tree) mod repair_metadata;
 pub(in crate::tree) mod reserve;
 pub(in crate::tree) mod resize;
 pub(in crate::tree) mod seal;

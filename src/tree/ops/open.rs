@@ -17,6 +17,7 @@ use crate::tree::live::snapshots::LiveSnapshots;
 use crate::tree::live::work::Work;
 use crate::tree::names::{Names, POOL};
 use crate::tree::ops::recognise::{Found, Opening, Recognised, recognise};
+use crate::tree::ops::repair_metadata::check_replaced;
 use crate::tree::pool::claim::Claim;
 use crate::tree::pool::hold::HoldNote;
 use crate::tree::state::files::StateDir;
@@ -63,6 +64,7 @@ impl SnapshotTree {
         };
         if let Some(store) = Store::load(root.path.clone(), dir.clone())? {
             store.read_state(|state| options.check_against(state))?;
+            check_replaced(&root, &*dir)?;
             return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
         }
         refuse_orphans(&options, &root, &*dir)?;

@@ -112,6 +112,11 @@ impl Root {
         }
     }
 
+    /// A file of it that belongs to no part of the state.
+    pub(in crate::tree) fn file(&self, name: &str, create: bool) -> Result<File, Errno> {
+        self.kernel.files().open_file(&self.directory, name.as_ref(), create)
+    }
+
     /// Where the files of the pool are.
     pub(in crate::tree) fn pool_path(&self) -> PathBuf {
         self.current_path().join(POOL)

@@ -13,7 +13,7 @@ use crate::thin::metadata::{DeviceBlocks, Metadata, MetadataError, Superblock};
 use crate::thin::{PoolMode, PoolTable, ThinPool, blank};
 use crate::tree::state::journal::PoolRecord;
 use crate::tree::{Error, Result};
-use crate::units::{Bytes, Sectors};
+use crate::units::{Blocks, Bytes, Sectors};
 use crate::{dm, thin};
 
 /// The two devices of a pool that is not active. They are opened O_EXCL, so no other program uses them, and nothing
@@ -63,6 +63,16 @@ impl InactivePool {
         Superblock::read(&self.blocks()?).map_err(self.damaged())
     }
 
+    /// The size of the metadata device.
+    pub(in crate::tree) fn metadata_size(&self) -> Result<Bytes> {
+        self.metadata.size(&**self.dm.kernel())
+    }
+
+    /// How many blocks the data device has.
+    pub(in crate::tree) fn data_blocks(&self) -> Blocks {
+        Blocks(self.size.0 / self.table.block_size.0)
+    }
+
     /// Reads the pool's metadata.
     pub(in crate::tree) fn read<T>(&self, read: impl FnOnce(&Metadata) -> thin::Result<T>) -> Result<T> {
         let metadata = Metadata::open(Arc::new(self.blocks()?)).map_err(self.damaged())?;
@@ -78,14 +88,14 @@ impl InactivePool {
     }
 
     /// Runs a program on the metadata device. Such programs claim it in turn, so the claim is given up meanwhile.
-    pub(in crate::tree) fn run_on_metadata<T>(
+    pub(in crate::tree) fn run_on_metadata<T, E: Into<Error>>(
         mut self,
-        run: impl FnOnce(&Path) -> thin::Result<T>,
+        run: impl FnOnce(&Path) -> Result<T, E>,
     ) -> Result<(Self, T)> {
         let ClaimedDevice { node, file, origin } = self.metadata;
         let number = file.number();
         drop(file);
-        let done = run(&node)?;
+        let done = run(&node).map_err(Into::into)?;
         self.metadata = ClaimedDevice::claim(&**self.dm.kernel(), node, origin)?;
         if self.metadata.number() == number {
             return Ok((self, done));
