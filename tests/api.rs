@@ -57,6 +57,7 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Metadata::*", "numbers of blocks, and the pool's time"),
     ("MetadataError::*", "numbers of metadata blocks, and the pool's time"),
     ("MinFree::Percent", "percent"),
+    ("Metrics::*", "counts"),
     ("MountId::*", "as mountinfo and statx(2) tell them"),
     ("Options::xfs_nospace_max_retries", "what goes into the file of that name in sysfs"),
     ("ProcessName::pid", "std::process::id()"),

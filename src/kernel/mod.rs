@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods)] // here they are called
 
+mod counting;
 mod device;
 mod directory;
 mod error;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+pub(crate) use self::counting::CountingKernel;
 pub use self::device::{Access, AlignedBlock, DeviceFile};
 pub use self::directory::{Directory, Links, MountId};
 pub(crate) use self::error::{Condition, floor_error, is_permission};

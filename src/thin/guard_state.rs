@@ -25,6 +25,7 @@ pub(super) struct GuardState {
     config: SpaceGuard,
     block_size: Sectors,
     last: Mutex<LastStatus>,
+    refusals: AtomicU64,
 }
 
 /// How often this process has reloaded a pool.
@@ -58,7 +59,7 @@ impl GuardState {
     pub(super) fn new(config: SpaceGuard, block_size: Sectors) -> Self {
         let (at, messages, reloads) = (Instant::now(), 0, reload_count());
         let last = LastStatus { usage: None, unused_backing: Bytes(0), at, messages, reloads };
-        Self { config, block_size, last: Mutex::new(last) }
+        Self { config, block_size, last: Mutex::new(last), refusals: AtomicU64::new(0) }
     }
 
     fn last(&self) -> MutexGuard<'_, LastStatus> {
@@ -103,11 +104,17 @@ impl GuardState {
         last.usage.is_some() && last.reloads == reload_count() && self.is_current(&last)
     }
 
+    /// How often there was too little space.
+    pub(super) fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
     pub(super) fn check(&self, pool: &DmName) -> Result<()> {
         let last = self.last();
         // A pool that has failed says so when it gets the message.
         let Some(usage) = &last.usage else { return Ok(()) };
         let low = |space, free: Bytes, needed: Bytes| {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             Err(Error::LowSpace { pool: pool.to_string(), space, free, needed })
         };
         if let Some(free) = self.config.metadata {

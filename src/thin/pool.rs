@@ -288,6 +288,12 @@ impl ThinPool {
         Err(self.mode_error(mode, "the message may not have been committed"))
     }
 
+    /// How often its guard has refused to allocate.
+    #[cfg_attr(not(feature = "tree"), allow(dead_code))] // the tree's metrics
+    pub(crate) fn refusals(&self) -> u64 {
+        self.guard.as_ref().map_or(0, GuardState::refusals)
+    }
+
     /// Deletes what a message created if its answer carried the event of too little space. If that fails,
     /// the message has had its effect.
     fn take_back_if_low(&self, message: Message) -> Result<()> {

@@ -31,12 +31,15 @@ mod shuttle_tests;
 mod state;
 pub mod stream;
 mod sync;
+mod trace;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::kernel::CountingKernel;
 use crate::thin::ThinPool;
 use crate::{dm, thin};
 
@@ -47,9 +50,11 @@ pub use holders::holder::Holder;
 pub use live::device::{DeviceOptions, SnapshotDevice};
 pub use live::init_layer::InitLayer;
 pub use live::mount_options::{MountCall, MountOptions};
+pub use live::recovered::Recovered;
 pub use ops::add::{AddOptions, Consistency, Parent};
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
 pub use ops::finding::{DeviceProblem, Finding};
+pub use ops::metrics::Metrics;
 pub use ops::read_only::ReadOnlyTree;
 pub use ops::reader::SnapshotReader;
 pub use ops::ready::ReadyStatus;
@@ -104,6 +109,9 @@ pub struct SnapshotTree {
     ready: Arc<ReadySnapshots>,
     work: Arc<Work>,
     closed: Arc<AtomicBool>,
+    counts: Arc<CountingKernel>,
+    /// What the open found.
+    recovered: Arc<[Recovered]>,
 }
 
 /// The threads of a tree; dropping this ends them.
@@ -135,6 +143,21 @@ impl SnapshotTree {
         self.store.read(|graph| graph.get(id).is_some())
     }
 
+    /// What the open of this tree found of a manager before it, in the order in which it dealt with it.
+    ///
+    /// ```no_run
+    /// # fn main() -> dm_thin::tree::Result<()> {
+    /// # let tree = dm_thin::tree::SnapshotTree::open("/var/lib/example", Default::default())?;
+    /// for found in tree.recovered() {
+    ///     eprintln!("{found}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn recovered(&self) -> &[Recovered] {
+        &self.recovered
+    }
+
     /// Deactivates everything, deletes the volumes of removed snapshots, writes a checkpoint, removes the pool and detaches
     /// its files. An adopted pool stays.
     ///
@@ -148,17 +171,31 @@ impl SnapshotTree {
     /// sync failed. After a close, whatever can fail answers [`Error::Closed`]; what
     /// cannot, such as [`list`](Self::list), returns what was recorded last.
     pub fn close(&self) -> Result<()> {
-        self.check_open()?;
-        self.close_now().inspect_err(|_| _ = self.work.wake())
+        self.close_until(None)
     }
 
-    fn close_now(&self) -> Result<()> {
+    /// The same, but no deletion of a removed snapshot's volume is begun when `time` is over: the next open deletes the
+    /// rest.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub fn close_within(&self, time: Duration) -> Result<()> {
+        self.close_until(Instant::now().checked_add(time))
+    }
+
+    fn close_until(&self, end: Option<Instant>) -> Result<()> {
+        self.check_open()?;
+        let closed = trace::call("close", &self.root.path.to_string_lossy(), || self.close_now(end));
+        closed.inspect_err(|_| _ = self.work.wake())
+    }
+
+    fn close_now(&self, end: Option<Instant>) -> Result<()> {
         let exclusive = self.work.exclusive();
         let _resizing = self.pool.resizing();
         self.check_open()?;
         self.deactivate_all()?;
         // What was removed is recorded, and what the pool refuses to delete now, the next open deletes.
-        let _ = self.delete_ready(&exclusive).and(self.reap_closed(&exclusive));
+        let _ = self.delete_ready(&exclusive).and(self.reap_closed(&exclusive, end));
         // New calls are refused from here on; a failure opens the tree again.
         self.closed.store(true, Ordering::Release);
         let checkpoint = self.shut_down().inspect_err(|_| self.closed.store(false, Ordering::Release))?;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use dm_thin::dm::targets::{Linear, Target};
-use dm_thin::dm::{DeviceMapper, DmFlags, DmName, UdevPolicy};
+use dm_thin::dm::{DeviceMapper, DmFlags, DmName, TargetSpec, UdevPolicy};
 use dm_thin::kernel::{Access, DeviceNumber, Kernel};
 use dm_thin::thin;
 use dm_thin::tree::Error;
@@ -372,4 +372,69 @@ fn concurrent_opens_do_not_share_a_data_device() {
         }
     }
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+/// Makes a device of a piece of a disk.
+fn piece(dm: &DeviceMapper, name: &str, disk: u32, start: Bytes, size: Bytes) -> String {
+    let linear = Linear { device: DeviceNumber { major: 254, minor: disk }, start: start.sectors() };
+    let line = linear.over(Sectors(0), size.sectors());
+    let name: DmName = name.parse().unwrap();
+    dm.create_active(&name, &format!("LVM-{name}").parse().unwrap(), &[line], DmFlags::empty()).unwrap();
+    dm.node_path(&name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_pool_lies_on_pieces_of_disks() {
+    let rig = disks();
+    let dm = DeviceMapper::with_kernel(rig.kernel.clone(), UdevPolicy::None).unwrap();
+    // Both at an offset of one disk.
+    let data = piece(&dm, "vg-data", 16, Bytes::mib(8), Bytes::mib(32));
+    let metadata = piece(&dm, "vg-metadata", 16, Bytes::mib(4), Bytes::mib(4));
+    let source = PoolSource::Devices { data: data.clone().into(), metadata: metadata.clone().into() };
+    let tree = SnapshotTree::open(rig.root(), options(&rig, source)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    write(&rig, device.to_str().unwrap(), 0, &[7; 4096]);
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    drop(tree);
+    // What lies beside the pieces is untouched, and what is in them is there.
+    let nothing = |from: Bytes, size: Bytes| {
+        let found = read(&rig, DATA, from.0, usize::try_from(size.0).unwrap());
+        assert!(found.iter().all(|byte| *byte == 0));
+    };
+    nothing(Bytes(0), Bytes::mib(4));
+    nothing(Bytes::mib(40), Bytes::mib(24));
+    let options = Options::new().kernel(rig.kernel.clone()).udev(UdevPolicy::None);
+    let tree = SnapshotTree::open(rig.root(), options).unwrap();
+    let device = tree.activate("a").unwrap();
+    assert_eq!(read(&rig, device.to_str().unwrap(), 0, 4096), [7; 4096]);
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    for name in ["vg-data", "vg-metadata"] {
+        dm.remove(&name.parse::<DmName>().unwrap()).unwrap();
+    }
+}
+
+/// Targets that the model does not have are refused as by a kernel without their modules.
+#[test]
+fn the_model_says_which_targets_it_lacks() {
+    let rig = disks();
+    let dm = DeviceMapper::with_kernel(rig.kernel.clone(), UdevPolicy::None).unwrap();
+    for (name, parameters) in [
+        ("crypt", "aes-xts-plain64 00000000000000000000000000000000 0 254:16 0"),
+        ("flakey", "254:16 0 60 5"),
+    ] {
+        let line = TargetSpec {
+            start: Sectors(0),
+            length: Sectors(8),
+            target_type: name.parse().unwrap(),
+            parameters: &parameters,
+        };
+        let (name, uuid) = ("secret".parse().unwrap(), "CRYPT-secret".parse().unwrap());
+        let refused = dm.create_active(&name, &uuid, &[line], DmFlags::empty()).unwrap_err();
+        assert_eq!(refused.errno(), Some(dm_thin::Errno::EINVAL), "{refused}");
+        assert!(dm.find(&name).unwrap().is_none(), "nothing is left");
+        assert!(dm.target_version(line.target_type).is_err());
+    }
 }

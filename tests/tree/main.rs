@@ -16,6 +16,7 @@ mod life;
 mod messages;
 mod metadata;
 mod ready;
+mod recovered;
 mod removal;
 mod rig;
 mod root;

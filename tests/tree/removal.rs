@@ -351,3 +351,29 @@ fn a_crash_during_a_removal_deletes_no_other_volume_of_a_shared_pool() {
         }
     }
 }
+
+#[test]
+fn a_close_leaves_what_is_to_be_deleted_to_the_next_open() {
+    let rig = Rig::new();
+    let background = RemoveOptions::new().background(true);
+    let remove_three = |tree: &SnapshotTree| {
+        for id in ["a", "b", "c"] {
+            tree.add(id, Parent::Base).unwrap();
+            assert_eq!(tree.remove_with(id, &background).unwrap(), Removal::Deferred);
+        }
+        assert_eq!((tree.deferred(), ids(&rig, tree)), (3, 4));
+    };
+    let tree = rig.tree();
+    remove_three(&tree);
+    tree.close_within(Duration::ZERO).unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+    drop(tree);
+    let tree = rig.tree();
+    assert_eq!((tree.deferred(), ids(&rig, &tree)), (0, 1), "deleted by the open");
+    remove_three(&tree);
+    tree.close_within(Duration::from_secs(60)).unwrap();
+    drop(tree);
+    let tree = rig.tree();
+    assert_eq!((tree.recovered(), ids(&rig, &tree)), (&[][..], 1), "deleted by the close");
+    tree.close().unwrap();
+}

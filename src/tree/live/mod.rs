@@ -11,6 +11,7 @@ mod mounting;
 pub(in crate::tree) mod mounts;
 pub(in crate::tree) mod own_data;
 pub(in crate::tree) mod ready;
+pub(in crate::tree) mod recovered;
 pub(in crate::tree) mod snapshots;
 pub(in crate::tree) mod volume_file;
 pub(in crate::tree) mod work;

@@ -8,7 +8,7 @@ use crate::thin::ActivateOptions;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::device::{DeviceOptions, SnapshotDevice};
 use crate::tree::state::record::Snapshot;
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{SnapshotId, SnapshotTree, error::unknown};
 
 /// What a caller needs of the device of a snapshot that may be active already.
@@ -38,11 +38,12 @@ impl SnapshotTree {
     /// [`Error::UnknownSnapshot`]; [`Error::ActiveOtherwise`] if it is active and read-only, but not sealed.
     pub fn activate(&self, id: impl AsRef<str>) -> Result<PathBuf> {
         let id = id.as_ref();
-        self.with_snapshot(id, |active, snapshot| {
+        let activate = |active: &mut ActiveSnapshot, snapshot: &Snapshot| {
             let path = self.activate_as(active, id, snapshot, Needs::Write)?;
             active.pinned = true;
             Ok(path)
-        })
+        };
+        trace::call("activate", id, || self.with_snapshot(id, activate))
     }
 
     /// Activates a snapshot as [`activate`](Self::activate) does, with options, and opens its device.
@@ -64,7 +65,7 @@ impl SnapshotTree {
     /// active after an error.
     pub fn activate_with(&self, id: impl AsRef<str>, options: &DeviceOptions) -> Result<SnapshotDevice> {
         let id = id.as_ref();
-        self.with_snapshot(id, |active, snapshot| {
+        let activate = |active: &mut ActiveSnapshot, snapshot: &Snapshot| {
             let was_active = active.volume.is_some();
             let needs = if options.read_only { Needs::ReadOnly } else { Needs::Write };
             self.activate_as(active, id, snapshot, needs)?;
@@ -83,7 +84,8 @@ impl SnapshotTree {
                     Err(error)
                 }
             }
-        })
+        };
+        trace::call("activate", id, || self.with_snapshot(id, activate))
     }
 
     /// Deactivates a snapshot: removes its block device. Does nothing if it is not active.
@@ -93,7 +95,9 @@ impl SnapshotTree {
     /// [`Options::busy_timeout`](crate::tree::Options::busy_timeout).
     pub fn deactivate(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
-        self.with_snapshot(id, |active, _| self.deactivate_locked(active, id))
+        trace::call("deactivate", id, || {
+            self.with_snapshot(id, |active, _| self.deactivate_locked(active, id))
+        })
     }
 
     /// The same, but a device that is open elsewhere is removed by the kernel when it is closed. Does not wait.

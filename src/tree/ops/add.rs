@@ -11,7 +11,7 @@ use crate::tree::names::BASE;
 use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
 use crate::tree::state::store::{First, Reservation};
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
 use crate::units::Bytes;
 
@@ -96,7 +96,8 @@ impl SnapshotTree {
     /// # Errors
     /// Also [`Error::InvalidOption`] for a size below the parent's.
     pub fn add_with(&self, id: impl AsRef<str>, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
-        self.add_or_claim(id.as_ref(), parent, options, false).map(drop)
+        let id = id.as_ref();
+        trace::call("add", id, || self.add_or_claim(id, parent, options, false).map(drop))
     }
 
     /// The same, and activates it: its device is there when this returns. A [ready](Self::keep_ready) snapshot of that
@@ -111,7 +112,8 @@ impl SnapshotTree {
         options: &AddOptions,
     ) -> Result<PathBuf> {
         let id = id.as_ref();
-        if let Some(device) = self.add_or_claim(id, parent, options, true)? {
+        let claimed = trace::call("add", id, || self.add_or_claim(id, parent, options, true))?;
+        if let Some(device) = claimed {
             return Ok(device);
         }
         self.activate(id).inspect_err(|_| {

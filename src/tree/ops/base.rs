@@ -13,10 +13,13 @@ use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;
 
 impl SnapshotTree {
-    pub(in crate::tree) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<()> {
+    /// Makes the base if there is none. `true` if it was only half made before.
+    pub(in crate::tree) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<bool> {
         let shared = self.store.is_shared();
-        match self.store.read(|graph| graph.base.clone()) {
-            Some(base) if base.fs != FsState::Making => return Ok(()),
+        let recorded = self.store.read(|graph| graph.base.clone());
+        let is_half_made = recorded.is_some();
+        match recorded {
+            Some(base) if base.fs != FsState::Making => return Ok(false),
             // The id may have been deleted and be another user's since.
             Some(_) if shared => {}
             Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
@@ -42,7 +45,7 @@ impl SnapshotTree {
         reservation.commit(&Record::Base(base.clone()))?;
         drop(reservation);
         if base.fs == FsState::Ready {
-            return Ok(());
+            return Ok(is_half_made);
         }
         let made = self.with_base(&base, size, |volume| {
             let (kernel, uuid) = (&*self.options.kernel, base.filesystem_uuid);
@@ -52,7 +55,7 @@ impl SnapshotTree {
             // The state may go with this error, a shared pool stays.
             let _ = self.pool.delete(base.thin_id);
         })?;
-        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready })
+        self.store.commit(&Record::BaseFs { size, fs: FsState::Ready }).map(|()| is_half_made)
     }
 
     pub(in crate::tree) fn grow_base(&self) -> Result<()> {

@@ -12,6 +12,7 @@ pub(in crate::tree) mod holders;
 pub(in crate::tree) mod image;
 pub(in crate::tree) mod labels;
 pub(in crate::tree) mod many;
+pub(in crate::tree) mod metrics;
 pub(in crate::tree) mod mount;
 pub(in crate::tree) mod open;
 pub(in crate::tree) mod prepare;

@@ -12,7 +12,7 @@ use crate::tree::live::mount::{Mounted, Where};
 use crate::tree::live::mount_options::{MountCall, MountOptions};
 use crate::tree::ops::activate::Needs;
 use crate::tree::state::record::Snapshot;
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{SnapshotTree, holders, live::base_check};
 
 impl SnapshotTree {
@@ -42,6 +42,10 @@ impl SnapshotTree {
         options: &MountOptions,
     ) -> Result<()> {
         let (id, target) = (id.as_ref(), target.as_ref());
+        trace::call("mount", id, || self.mount_now(id, target, options))
+    }
+
+    fn mount_now(&self, id: &str, target: &Path, options: &MountOptions) -> Result<()> {
         self.with_snapshot(id, |active, snapshot| {
             self.drop_unmounted(active, snapshot)?;
             if let Some(mounted) = &mut active.mounted {
@@ -129,6 +133,10 @@ impl SnapshotTree {
     /// has it open: [`deactivate`](Self::deactivate) can be tried again.
     pub fn unmount(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
+        trace::call("unmount", id, || self.unmount_now(id))
+    }
+
+    fn unmount_now(&self, id: &str) -> Result<()> {
         self.with_snapshot(id, |active, snapshot| {
             let mounted = active.mounted.as_mut().ok_or_else(|| Error::NotMounted { id: id.to_owned() })?;
             if mounted.count > 1 {

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use uuid::Uuid;
 
 use crate::dm::DeviceMapper;
+use crate::kernel::CountingKernel;
 use crate::thin;
 use crate::thin::tools;
 use crate::thin::{PoolStatus, ThinPool};
@@ -27,8 +28,9 @@ use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
 use crate::tree::state::record::FsState;
 use crate::tree::state::root::Root;
 use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store};
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Recovered, Result, trace};
 use crate::tree::{Options, SnapshotTree, Threads, pool::source, pool::tree_pool::TreePool};
+use crate::units::Bytes;
 
 impl SnapshotTree {
     /// Opens the tree at `root`, or creates it if there is none.
@@ -55,9 +57,16 @@ impl SnapshotTree {
     ///
     /// An error changes nothing: nothing stays attached, active or mounted, and no file is created.
     pub fn open(root: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let root = root.as_ref();
+        trace::call("open", &root.to_string_lossy(), || Self::open_now(root, options))
+    }
+
+    fn open_now(root: &Path, mut options: Options) -> Result<Self> {
         options.check()?;
+        let counts = Arc::new(CountingKernel::new(options.kernel));
+        options.kernel = counts.clone();
         let dm = Arc::new(DeviceMapper::with_kernel(options.kernel.clone(), options.udev)?);
-        let root = Root::open(&options.kernel, root.as_ref())?;
+        let root = Root::open(&options.kernel, root)?;
         let dir: Arc<dyn StateDir> = match &options.state_dir {
             Some(dir) => dir.clone(),
             None => Arc::new(root.files()?),
@@ -65,7 +74,7 @@ impl SnapshotTree {
         if let Some(store) = Store::load(root.path.clone(), dir.clone())? {
             store.read_state(|state| options.check_against(state))?;
             check_replaced(&root, &*dir)?;
-            return Self::assemble(options, root, store, dm).map_err(|failed| failed.0);
+            return Self::assemble(options, root, store, dm, counts).map_err(|failed| failed.0);
         }
         refuse_orphans(&options, &root, &*dir)?;
         let record = options.check_new().and_then(|()| root.sync_name());
@@ -91,7 +100,7 @@ impl SnapshotTree {
                 return Err(error);
             }
         };
-        Self::assemble(options, root, store, dm.clone()).map_err(|failed| {
+        Self::assemble(options, root, store, dm.clone(), counts).map_err(|failed| {
             let (error, root) = *failed;
             // Not under a pool that could not be taken down.
             root.into_iter().for_each(|root| undo(root, &error));
@@ -105,6 +114,7 @@ impl SnapshotTree {
         root: Root,
         store: Store,
         dm: Arc<DeviceMapper>,
+        counts: Arc<CountingKernel>,
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let filesystem = store.filesystem();
         let names = Names::new(&options.name_prefix, (root.device, root.inode), store.tree());
@@ -124,11 +134,15 @@ impl SnapshotTree {
                 names: &names,
                 hold: &hold,
             };
-            let Recognised { pool, volumes, active } = recognise(&opening)?;
-            let opened = guard(activate(&opening, pool)?, &options, &store)?;
-            Ok((hold, opened, volumes, active))
+            let mut found = Vec::new();
+            if store.cut > Bytes(0) {
+                found.push(Recovered::JournalCut { length: store.cut });
+            }
+            let Recognised { pool, volumes, active } = recognise(&opening, &mut found)?;
+            let opened = guard(activate(&opening, pool, &mut found)?, &options, &store)?;
+            Ok((hold, opened, volumes, active, found))
         });
-        let (hold, OpenedPool { pool, activated }, volumes, active) = match opened {
+        let (hold, OpenedPool { pool, activated }, volumes, active, mut found) = match opened {
             Ok(opened) => opened,
             Err(error) => return Err(Box::new((error, Some(root)))),
         };
@@ -153,8 +167,12 @@ impl SnapshotTree {
             ready: Arc::new(ready),
             work: Arc::new(Work::default()),
             closed: Arc::new(AtomicBool::new(false)),
+            counts,
+            recovered: Arc::new([]),
         };
-        let reconciled = this.reconcile(volumes.as_ref(), &active);
+        let reconciled = this.reconcile(volumes.as_ref(), &active, &mut found);
+        this.recovered = found.into();
+        this.recovered.iter().for_each(trace::recovered);
         if reconciled.is_ok() && this.options.background_threads {
             this._threads = this.start_threads();
         }
@@ -204,11 +222,11 @@ struct OpenedPool {
 }
 
 /// Makes a recognised pool active.
-fn activate(opening: &Opening<'_>, found: Found) -> Result<OpenedPool> {
+fn activate(opening: &Opening<'_>, pool: Found, recovered: &mut Vec<Recovered>) -> Result<OpenedPool> {
     let Opening { options, root, store, dm, names, .. } = *opening;
     let record = store.read_state(|state| state.pool.clone());
     let name = names.name(POOL)?;
-    let inactive = match found {
+    let inactive = match pool {
         Found::Active(pool) => {
             if !record.made {
                 claim_pool(&pool, store)?;
@@ -218,7 +236,9 @@ fn activate(opening: &Opening<'_>, found: Found) -> Result<OpenedPool> {
         Found::Inactive { pool, needs_check: false } => pool,
         Found::Inactive { pool, needs_check: true } => {
             let clear = |metadata: &Path| tools::clear_needs_check_with(&*options.kernel, metadata);
-            pool.run_on_metadata(clear)?.0
+            let (pool, ()) = pool.run_on_metadata(clear)?;
+            recovered.push(Recovered::NeedsCheckCleared);
+            pool
         }
         Found::Unmade => {
             source::make(options, dm, root, &record)?;

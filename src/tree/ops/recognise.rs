@@ -63,7 +63,7 @@ use crate::tree::state::journal::PoolRecord;
 use crate::tree::state::pool_source::PoolSource;
 use crate::tree::state::root::Root;
 use crate::tree::state::store::Store;
-use crate::tree::{Error, Result, StateAge};
+use crate::tree::{Error, Recovered, Result, StateAge};
 use crate::tree::{Options, names::Names, names::POOL, pool::tree_pool};
 
 /// A tree that is being opened: what it says of itself.
@@ -103,8 +103,11 @@ pub(in crate::tree) enum Found {
 ///
 /// # Errors
 /// What the tables of this module name, and [`Error::DamagedMetadata`].
-pub(in crate::tree) fn recognise(opening: &Opening<'_>) -> Result<Recognised> {
-    let pool = opening.find_pool()?;
+pub(in crate::tree) fn recognise(
+    opening: &Opening<'_>,
+    recovered: &mut Vec<Recovered>,
+) -> Result<Recognised> {
+    let pool = opening.find_pool(recovered)?;
     let active = opening.active_devices()?;
     let volumes = opening.read_volumes(&pool, &active)?;
     opening.check_volumes(volumes.as_ref())?;
@@ -113,7 +116,7 @@ pub(in crate::tree) fn recognise(opening: &Opening<'_>) -> Result<Recognised> {
 
 impl Opening<'_> {
     /// The pool, of which root and time are checked.
-    fn find_pool(&self) -> Result<Found> {
+    fn find_pool(&self, recovered: &mut Vec<Recovered>) -> Result<Found> {
         let record = self.store.read_state(|state| state.pool.clone());
         if let PoolSource::Pool { name } = &record.source {
             return source::adopted(self.dm, name, &record).map(Found::Active);
@@ -124,6 +127,7 @@ impl Opening<'_> {
                 if let Some(pool) = self.find_active(&status, &uuid, &record)? {
                     return Ok(Found::Active(pool));
                 }
+                recovered.push(Recovered::PoolActivatedAnew);
             }
             // Left by a process that died while it activated the pool. It may hold the pool's devices.
             Some(_) => self.dm.remove(&uuid)?,

@@ -14,7 +14,7 @@ use crate::tree::ops::resize::grow_device;
 use crate::tree::state::graph::Graph;
 use crate::tree::state::identity::{self, Volumes};
 use crate::tree::state::record::{FsState, Record};
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Recovered, Result};
 
 impl SnapshotTree {
     /// Puts right what a crash or a restart left; `volumes` and `active` devices as they were recognised.
@@ -22,11 +22,14 @@ impl SnapshotTree {
         &self,
         volumes: Option<&Volumes>,
         active: &[(DeviceStatus, ThinId)],
+        recovered: &mut Vec<Recovered>,
     ) -> Result<()> {
         // What this tree's last manager held of the pool is released.
-        self.pool.hold().release_left(&self.pool.thin)?;
+        if self.pool.hold().release_left(&self.pool.thin)? {
+            recovered.push(Recovered::MetadataSnapReleased);
+        }
         let mode = self.pool.generation.read(&self.pool.thin)?;
-        self.complete_additions(volumes)?;
+        self.complete_additions(volumes, recovered)?;
         let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
         let is_made = base.is_some_and(|fs| fs != FsState::Making);
         // Without a commit the tree is for looking, reading and removing from the state.
@@ -37,23 +40,28 @@ impl SnapshotTree {
         let mut commits = committed(self.bring_to_generation())?;
         if let Some(volumes) = volumes.filter(|_| commits) {
             // Before a device is resumed: a write to an origin would put in doubt what was made of it.
-            let settled = self.record_deleted(&volumes.present).and_then(|()| self.settle_unknown(volumes));
+            let settled = self
+                .record_deleted(&volumes.present, recovered)
+                .and_then(|()| self.settle_unknown(volumes, recovered));
             commits = committed(settled)?;
         }
         let mounts = self.mounts.take_over(self.options.busy_timeout)?;
-        self.take_over(active, mounts, mode)?;
+        self.take_over(active, mounts, mode, recovered)?;
         self.pool.sweep_nodes()?;
-        if commits { committed(self.finish(volumes)).map(drop) } else { Ok(()) }
+        if commits { committed(self.finish(volumes, recovered)).map(drop) } else { Ok(()) }
     }
 
     /// What comes last, in a pool that can commit.
-    fn finish(&self, volumes: Option<&Volumes>) -> Result<()> {
+    fn finish(&self, volumes: Option<&Volumes>, recovered: &mut Vec<Recovered>) -> Result<()> {
         if !self.options.background_threads {
-            self.reap_closed(&self.work.exclusive())?;
+            self.reap_closed(&self.work.exclusive(), None)?;
         }
         let present = volumes.map(|volumes| &volumes.present);
-        self.delete_abandoned()?;
-        self.make_base(present)?;
+        let unmade = self.delete_abandoned()?;
+        recovered.extend(unmade.into_iter().map(|thin_id| Recovered::VolumeDeleted { thin_id }));
+        if self.make_base(present)? {
+            recovered.push(Recovered::BaseMadeAnew);
+        }
         self.check_base()?;
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {
             Some(size) => self.grow_pool(size)?,
@@ -105,6 +113,7 @@ impl SnapshotTree {
         active: &[(DeviceStatus, ThinId)],
         mut mounts: BTreeMap<ThinId, Mounted>,
         mode: PoolMode,
+        recovered: &mut Vec<Recovered>,
     ) -> Result<()> {
         let dm = self.pool.dm();
         let snapshots = self.store.read(Graph::by_thin_id);
@@ -117,22 +126,25 @@ impl SnapshotTree {
             let Some((id, snapshot)) = known else {
                 // Not recorded, or never finished: the same as never made.
                 match dm.remove(&uuid) {
-                    Err(error) if error.is_busy() && may_be_open.contains(thin_id) => {}
+                    Err(error) if error.is_busy() && may_be_open.contains(thin_id) => continue,
                     Err(error) if error.is_busy() => {
                         self.pool.retry_while_busy(&status.name, || Ok(dm.remove(&uuid)?))?
                     }
                     Err(error) if error.errno() == Some(Errno::ENXIO) => {}
                     result => result?,
                 }
+                recovered.push(Recovered::DeviceRemoved { device: status.name, thin_id: *thin_id });
                 continue;
             };
             // A sealed snapshot's device is read-only. One that is open or mounted stays as it is, and check() reports it.
             let read_only = status.is_read_only();
             if !read_only && snapshot.sealed.is_some() && dm.remove(&uuid).is_ok() {
+                recovered.push(Recovered::DeviceRemoved { device: status.name, thin_id: *thin_id });
                 continue;
             }
             if status.is_suspended() {
                 dm.resume(&uuid)?;
+                recovered.push(Recovered::DeviceResumed { id: id.clone() });
             }
             let found = match mode {
                 // Then the kernel does not report the tables of its volumes.
@@ -152,6 +164,8 @@ impl SnapshotTree {
                 let _ = grow_device(&volume, snapshot.size);
             }
             let mounted = mounts.remove(thin_id);
+            let target = mounted.as_ref().map(|mounted| mounted.target.clone());
+            recovered.push(Recovered::TakenOver { id: id.clone(), mounted: target });
             let active = ActiveSnapshot {
                 volume: Some(volume),
                 read_only,
@@ -167,42 +181,61 @@ impl SnapshotTree {
 
     /// Publishes the snapshots that were being added and have a volume, and drops the others: they were not acknowledged.
     /// In a failed pool, which does not tell, they are published.
-    fn complete_additions(&self, volumes: Option<&Volumes>) -> Result<()> {
-        let adding: Vec<_> = self.store.read(|graph| graph.adding.values().cloned().collect());
-        adding.into_iter().try_for_each(|snapshot| {
+    fn complete_additions(&self, volumes: Option<&Volumes>, recovered: &mut Vec<Recovered>) -> Result<()> {
+        let adding: Vec<_> = self
+            .store
+            .read(|graph| graph.adding.iter().map(|(id, snapshot)| (id.clone(), snapshot.clone())).collect());
+        adding.into_iter().try_for_each(|(id, snapshot)| {
             let thin_id = snapshot.thin_id;
             let is_there = match volumes {
                 Some(volumes) => volumes.present.contains(&thin_id),
                 None => self.pool.may_have(thin_id, snapshot.size)?,
             };
-            let record = if is_there { Record::Added { thin_id } } else { Record::Unmade { thin_id } };
-            self.store.append(&record).map(drop)
+            let (record, told) = match is_there {
+                true => (Record::Added { thin_id }, Recovered::AdditionCompleted { id }),
+                false => (Record::Unmade { thin_id }, Recovered::AdditionDropped { thin_id }),
+            };
+            self.store.append(&record)?;
+            recovered.push(told);
+            Ok(())
         })
     }
 
     /// Records removals that the pool has carried out: deleting again would put an error into the kernel's log.
-    fn record_deleted(&self, volumes: &BTreeSet<ThinId>) -> Result<()> {
+    fn record_deleted(&self, volumes: &BTreeSet<ThinId>, recovered: &mut Vec<Recovered>) -> Result<()> {
         let deleted: Vec<_> = self.store.read(|graph| {
             // Never published, or a receive that was discarded.
             let making = graph.making.iter().map(|making| making.thin_id);
             making.chain(graph.removed.keys().copied()).filter(|id| !volumes.contains(id)).collect()
         });
-        deleted.into_iter().try_for_each(|thin_id| self.store.append(&Record::Unmade { thin_id }).map(drop))
+        deleted.into_iter().try_for_each(|thin_id| {
+            self.store.append(&Record::Unmade { thin_id })?;
+            recovered.push(Recovered::RemovalCompleted { thin_id });
+            Ok(())
+        })
     }
 
     /// Deletes volumes that were never acknowledged, and keeps those in doubt.
-    fn settle_unknown(&self, volumes: &Volumes) -> Result<()> {
+    fn settle_unknown(&self, volumes: &Volumes, recovered: &mut Vec<Recovered>) -> Result<()> {
         if self.store.is_shared() {
             return Ok(());
         }
         let keep: Vec<_> = match self.options.keeps_all() {
             true => volumes.leftovers.iter().copied().chain(self.store.abandoned()).collect(),
             false => {
-                volumes.leftovers.iter().try_for_each(|id| self.pool.delete(*id))?;
+                volumes.leftovers.iter().try_for_each(|&thin_id| {
+                    self.pool.delete(thin_id)?;
+                    recovered.push(Recovered::VolumeDeleted { thin_id });
+                    Ok::<_, Error>(())
+                })?;
                 Vec::new()
             }
         };
         let mut keep = keep.iter().chain(&volumes.orphans).chain(&volumes.used);
-        keep.try_for_each(|&thin_id| self.store.commit(&Record::Orphan { thin_id }))
+        keep.try_for_each(|&thin_id| {
+            self.store.commit(&Record::Orphan { thin_id })?;
+            recovered.push(Recovered::OrphanKept { thin_id });
+            Ok(())
+        })
     }
 }

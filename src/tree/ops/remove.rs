@@ -16,7 +16,7 @@ use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::live::work::Exclusive;
 use crate::tree::state::record::Record;
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{SnapshotId, SnapshotTree};
 use crate::units::Bytes;
 
@@ -95,6 +95,10 @@ impl SnapshotTree {
     /// As [`remove`](Self::remove); deferred, a snapshot that is open elsewhere is no error.
     pub fn remove_with(&self, id: impl AsRef<str>, options: &RemoveOptions) -> Result<Removal> {
         let id = id.as_ref();
+        trace::call("remove", id, || self.remove_now(id, options))
+    }
+
+    fn remove_now(&self, id: &str, options: &RemoveOptions) -> Result<Removal> {
         let timeout = options.busy_timeout.unwrap_or(self.options.busy_timeout);
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
         let (thin_id, busy) = self.with_snapshot(id, |active, snapshot| {
@@ -156,11 +160,11 @@ impl SnapshotTree {
     pub fn reap(&self) -> Result<usize> {
         self.check_open()?;
         let exclusive = self.work.exclusive();
-        let left = self.reap_closed(&exclusive);
+        let left = self.reap_closed(&exclusive, None);
         let deleted = self.delete_unwanted(&exclusive).and(self.delete_abandoned());
         drop(exclusive);
         self.compact();
-        left.and_then(|left| deleted.map(|()| left)).map_err(|error| self.closed_or(error))
+        left.and_then(|left| deleted.map(|_| left)).map_err(|error| self.closed_or(error))
     }
 
     /// How many removed snapshots have a volume that is still to be deleted.
@@ -168,11 +172,19 @@ impl SnapshotTree {
         self.store.read(|graph| graph.removed.len())
     }
 
-    /// The part of [`reap`](Self::reap) that an open does, too.
-    pub(in crate::tree) fn reap_closed(&self, exclusive: &Exclusive<'_>) -> Result<usize> {
+    /// The part of [`reap`](Self::reap) that an open does, too; until `end`.
+    pub(in crate::tree) fn reap_closed(
+        &self,
+        exclusive: &Exclusive<'_>,
+        end: Option<Instant>,
+    ) -> Result<usize> {
         let removed: Vec<_> = self.store.read(|graph| graph.removed.keys().copied().collect());
         let (mut left, mut first_error) = (0, Ok(()));
         for thin_id in removed {
+            if end.is_some_and(|end| Instant::now() >= end) {
+                left += 1;
+                continue;
+            }
             match self.delete_removed(exclusive, thin_id) {
                 Err(error) if error.is_busy() => left += 1,
                 result => first_error = first_error.and(result),

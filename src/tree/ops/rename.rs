@@ -1,8 +1,8 @@
 //! Another id for a snapshot.
 
-use crate::tree::Result;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::state::record::{Record, Snapshot};
+use crate::tree::{Result, trace};
 use crate::tree::{SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
@@ -21,10 +21,11 @@ impl SnapshotTree {
         if from == to {
             return self.get(from.as_str()).map(drop);
         }
-        self.with_new_id(&from, &to, |active, _| {
+        let rename = |active: &mut ActiveSnapshot, _: &Snapshot| {
             let record = Record::Renamed { id: from.clone(), to: to.clone() };
             self.rename_locked(active, &record, &from, &to)
-        })
+        };
+        trace::call("rename", from.as_str(), || self.with_new_id(&from, &to, rename))
     }
 
     /// Runs `work` on a snapshot that gets another id by it, with the locks of both.

@@ -4,7 +4,7 @@ use crate::thin::ThinVolume;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::state::size::check_size;
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{Filesystem, SnapshotId, SnapshotTree};
 use crate::units::Bytes;
 
@@ -21,6 +21,10 @@ impl SnapshotTree {
     pub fn resize(&self, id: impl AsRef<str>, size: Bytes) -> Result<()> {
         let id = id.as_ref();
         check_size("snapshot size", size)?;
+        trace::call("resize", id, || self.resize_now(id, size))
+    }
+
+    fn resize_now(&self, id: &str, size: Bytes) -> Result<()> {
         self.with_snapshot(id, |active, snapshot| {
             if snapshot.sealed.is_some() {
                 return Err(Error::Sealed { id: id.to_owned() });

@@ -10,7 +10,7 @@ use crate::tree::live::base_check;
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::ops::activate::Needs;
 use crate::tree::state::record::{Record, Snapshot};
-use crate::tree::{Error, Result};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
 
 impl SnapshotTree {
@@ -35,7 +35,7 @@ impl SnapshotTree {
     /// log of its file system cannot be replayed.
     pub fn seal(&self, id: impl AsRef<str>) -> Result<Uuid> {
         let id = id.as_ref();
-        let sealed = self.with_snapshot(id, |active, snapshot| {
+        let seal = |active: &mut ActiveSnapshot, snapshot: &Snapshot| {
             if let Some(uuid) = snapshot.sealed {
                 return Ok(uuid);
             }
@@ -43,7 +43,8 @@ impl SnapshotTree {
             let uuid = Uuid::new_v4();
             self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: Some(uuid), time })?;
             Ok(uuid)
-        })?;
+        };
+        let sealed = trace::call("seal", id, || self.with_snapshot(id, seal))?;
         self.compact();
         Ok(sealed)
     }
@@ -77,7 +78,7 @@ impl SnapshotTree {
             self.get(from.as_str())?;
             return Err(Error::SnapshotExists { id: to.to_string() });
         }
-        self.with_new_id(&from, &to, |active, snapshot| {
+        let commit = |active: &mut ActiveSnapshot, snapshot: &Snapshot| {
             if snapshot.sealed.is_some() {
                 return Err(Error::Sealed { id: from.to_string() });
             }
@@ -86,7 +87,8 @@ impl SnapshotTree {
             let record = Record::Committed { id: from.clone(), to: to.clone(), labels, sealed, time };
             self.rename_locked(active, &record, &from, &to)?;
             Ok(sealed)
-        })
+        };
+        trace::call("commit", from.as_str(), || self.with_new_id(&from, &to, commit))
     }
 
     /// Makes durable what was written to a snapshot, and deactivates it, so that nobody writes to it. Returns the pool's

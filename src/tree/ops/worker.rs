@@ -37,6 +37,8 @@ impl SnapshotTree {
             ready: self.ready.clone(),
             work: self.work.clone(),
             closed: self.closed.clone(),
+            counts: self.counts.clone(),
+            recovered: self.recovered.clone(),
         };
         let worker = Worker::start(self.work.clone(), move || tree.work_on());
         Threads { _worker: Some(worker), _sync: sync }

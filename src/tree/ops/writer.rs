@@ -244,13 +244,14 @@ impl SnapshotTree {
     }
 
     /// Deletes volumes that were neither published nor deleted.
-    pub(in crate::tree) fn delete_abandoned(&self) -> Result<()> {
-        let mut first_error = Ok(());
+    pub(in crate::tree) fn delete_abandoned(&self) -> Result<Vec<ThinId>> {
+        let (mut deleted, mut first_error) = (Vec::new(), Ok(()));
         for thin_id in self.store.abandoned() {
             let Some(left) = self.store.reserve_abandoned(thin_id) else { continue };
-            first_error = first_error.and(self.deactivate_and_unmake(left.thin_id));
+            let unmade = self.deactivate_and_unmake(left.thin_id).map(|()| deleted.push(left.thin_id));
+            first_error = first_error.and(unmade);
         }
-        first_error
+        first_error.map(|()| deleted)
     }
 }
 

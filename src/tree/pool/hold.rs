@@ -48,19 +48,19 @@ impl HoldNote {
     }
 
     /// Releases the metadata snapshot that a manager of this tree held when it ended.
-    pub(in crate::tree) fn release_left(&self, pool: &ThinPool) -> Result<()> {
+    pub(in crate::tree) fn release_left(&self, pool: &ThinPool) -> Result<bool> {
         let note = self.note.lock();
         let text = read_at_most(&*note.file, 4096).map_err(Error::io("read", &self.path))?;
         if text != HELD {
-            return Ok(());
+            return Ok(false);
         }
         match pool.status()? {
             PoolStatus::Usage(usage) if usage.held_metadata_root.is_none() => {}
             PoolStatus::Usage(usage) if usage.mode.is_sound() => pool.release_metadata_snap()?,
             // It takes no message: the next open releases it.
-            _ => return Ok(()),
+            _ => return Ok(false),
         }
-        self.write(&*note.file, FREE)
+        self.write(&*note.file, FREE).map(|()| true)
     }
 
     /// Reads a pool's metadata under the note: see [`ThinPool::read_metadata`]. One caller at a time.

@@ -1,7 +1,8 @@
 //! States that earlier versions wrote are read, and mean what they meant.
 //!
-//! `tests/support/states/format-N` is what the first version with that format wrote. A new format gets a new directory;
-//! `DM_THIN_WRITE_STATE=DIRECTORY` makes this test write one.
+//! `tests/support/states/format-N` is what the first version with that format wrote, `format-2-final` what the last one
+//! with format 2 wrote, with each record that came in between. A new format gets a new directory;
+//! `DM_THIN_WRITE_STATE=DIRECTORY` makes this test write two, `DIRECTORY` and `DIRECTORY-final`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,8 +16,43 @@ use crate::dm::UdevPolicy;
 use crate::model::ModelKernel;
 use crate::tree::state::files::RealDir;
 use crate::tree::state::store::Store;
-use crate::tree::{AddOptions, Filesystem, Lineage, Options, Parent, PoolSource, SnapshotId, SnapshotTree};
+use crate::tree::{
+    AddOptions, Filesystem, Labels, Lineage, Options, Parent, PoolSource, RemoveOptions, SnapshotId,
+    SnapshotTree,
+};
 use crate::units::Bytes;
+
+/// Each record that came after the first version.
+fn write_final(to: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    let options = Options::new().filesystem(Filesystem::None).udev(UdevPolicy::None);
+    let options = options.kernel(Arc::new(ModelKernel::new())).background_threads(false);
+    let tree = SnapshotTree::open(&root, options).unwrap();
+    let mut labels = Labels::new();
+    labels.set("digest", "sha256:1").unwrap();
+    tree.add("extract", Parent::Base).unwrap();
+    tree.commit("extract", "k8s.io/1/golden: latest", labels).unwrap();
+    tree.add("vm", Parent::Snapshot("k8s.io/1/golden: latest")).unwrap();
+    tree.resize("vm", Bytes::gib(20)).unwrap();
+    tree.change_labels("vm", |labels| labels.set("owner", "1000")).unwrap();
+    tree.keep_ready(Parent::Snapshot("k8s.io/1/golden: latest"), 1).unwrap();
+    tree.refill_ready().unwrap();
+    tree.add("gone", Parent::Snapshot("vm")).unwrap();
+    let _ = tree.remove_with("gone", &RemoveOptions::new().background(true)).unwrap();
+    keep(&root, to);
+}
+
+/// Copies the files of a state.
+fn keep(root: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in ["state.json", "journal.0", "journal.1", "lock"] {
+        // Without the room for what is written next.
+        let Ok(mut bytes) = fs::read(root.join(name)) else { continue };
+        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        fs::write(to.join(name), bytes).unwrap();
+    }
+}
 
 fn write(to: &Path) {
     let directory = tempfile::tempdir().unwrap();
@@ -41,10 +77,7 @@ fn write(to: &Path) {
     tree.add("removed", Parent::Snapshot("second")).unwrap();
     tree.remove("removed").unwrap();
     tree.create("made", None, &AddOptions::new().size(Bytes::mib(1))).unwrap().commit_sealed().unwrap();
-    fs::create_dir_all(to).unwrap();
-    for name in ["state.json", "journal.0", "journal.1", "lock"] {
-        fs::copy(root.join(name), to.join(name)).unwrap();
-    }
+    keep(&root, to);
 }
 
 #[test]
@@ -64,7 +97,44 @@ fn format_2_is_read() {
     read("format-2");
 }
 
-fn read(format: &str) -> TempDir {
+#[test]
+fn the_last_records_of_format_2_are_read() {
+    if let Some(mut to) = std::env::var_os("DM_THIN_WRITE_STATE") {
+        to.push("-final");
+        write_final(to.as_ref());
+    }
+    let (_root, store) = load("format-2-final");
+    store.read(|graph| {
+        let found: Vec<_> = graph
+            .snapshots
+            .iter()
+            .map(|(id, it)| {
+                let labels: Vec<_> = it.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                (id.as_str(), it.size, it.sealed.is_some(), it.lineage(), labels)
+            })
+            .collect();
+        let golden = SnapshotId::new("k8s.io/1/golden: latest").unwrap();
+        assert_eq!(
+            found,
+            [
+                (golden.as_str(), Bytes::gib(10), true, Lineage::Base, vec!["digest=sha256:1".to_owned()]),
+                (
+                    "vm",
+                    Bytes::gib(20),
+                    false,
+                    Lineage::Snapshot(golden.clone()),
+                    vec!["owner=1000".to_owned()]
+                ),
+            ]
+        );
+        let origin = graph.snapshots[&golden].thin_id;
+        assert_eq!(graph.ready.get(&origin).map(|&count| usize::from(count)), Some(1));
+        assert_eq!((graph.making.len(), graph.removed.len()), (1, 1), "the ready one, and the removed one");
+    });
+}
+
+/// The state as it is kept, in a directory of its own.
+fn load(format: &str) -> (TempDir, Store) {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/states").join(format);
     let root = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(kept).unwrap() {
@@ -73,6 +143,11 @@ fn read(format: &str) -> TempDir {
     }
     let dir = RealDir::new(fs::File::open(root.path()).unwrap());
     let store = Store::load(root.path().into(), Arc::new(dir)).unwrap().unwrap();
+    (root, store)
+}
+
+fn read(format: &str) -> TempDir {
+    let (root, store) = load(format);
     let snapshots: Vec<_> = store.read(|graph| {
         let snapshots = graph.snapshots.iter().map(|(id, it)| {
             let labels: Vec<_> = it.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -57,6 +57,8 @@ pub(in crate::tree) struct Store {
     wanted: Changed,
     /// Of the process that opened it: a child of fork writes nothing.
     owner: Process,
+    /// How much of the journals' ends was not written completely, and cut off when this was loaded.
+    pub(in crate::tree) cut: Bytes,
 }
 
 /// Where the next line goes. The lock serialises writers.
@@ -71,6 +73,15 @@ struct JournalEnd {
     /// Bytes of each journal that are known to be written: a line over them changes neither its size nor its extents, so
     /// that syncing it takes no commit of the file system's journal.
     written: [u64; 2],
+}
+
+/// What was written since the store was opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::tree) struct Counters {
+    pub(in crate::tree) lines: u64,
+    pub(in crate::tree) bytes: Bytes,
+    pub(in crate::tree) syncs: u64,
+    pub(in crate::tree) checkpoints: u64,
 }
 
 #[derive(Debug)]
@@ -91,6 +102,7 @@ struct Inner {
     compacting: bool,
     /// A write failed so that what is on disk is unknown.
     failed: bool,
+    counters: Counters,
     /// The next id to try.
     next_id: u32,
     /// The line that reserved the window: to be durable before an id of it is used.
@@ -145,14 +157,16 @@ impl Store {
             journals[current].write_at(len, b"\n").map_err(Error::io("write", &paths[current]))?;
             (len, ends[current]) = (len + 1, len + 1);
         }
+        let mut cut = Bytes(0);
         for which in [0, 1] {
             // What the power cut off must not follow a line that is written next. The file keeps its size, and so the
             // room for removals.
             let whole = usize::try_from(ends[which]).unwrap_or(usize::MAX);
             let rest = contents[which].get(whole..).unwrap_or_default();
-            if rest.iter().any(|byte| *byte != 0) {
-                let cut = journals[which].write_at(ends[which], &vec![0; rest.len()]);
-                cut.map_err(Error::io("cut", &paths[which]))?;
+            if let Some(last) = rest.iter().rposition(|byte| *byte != 0) {
+                cut.0 += last as u64 + 1;
+                let zeroed = journals[which].write_at(ends[which], &vec![0; rest.len()]);
+                zeroed.map_err(Error::io("cut", &paths[which]))?;
             }
             // What was read may have been written by a process that died before its sync.
             journals[which].sync().map_err(Error::io("sync", &paths[which]))?;
@@ -161,7 +175,7 @@ impl Store {
         let end = JournalEnd { current, len, rooms: [0; 2], written: [0; 2] };
         // A version that knows one journal must not find a state of its format beside two.
         let other_is_free = !replayed.needs_other && state.format == FORMAT;
-        let store = Self::new(root, dir, journals, mark, state, end, checkpoint_len);
+        let store = Self { cut, ..Self::new(root, dir, journals, mark, state, end, checkpoint_len) };
         store.lock().other_is_free = other_is_free;
         store.lock().state.format = FORMAT;
         // Best effort: on a disk that is full by now, the last manager's room is still there.
@@ -203,6 +217,7 @@ impl Store {
             wanted: None,
             compacting: false,
             failed: false,
+            counters: Counters::default(),
             next_id: state.graph.ids.from,
             window_seq: state.journal.seq,
             window_from: state.graph.ids.from,
@@ -216,7 +231,7 @@ impl Store {
         };
         let (end, inner) = (Lock::new(Rank::JournalEnd, end), Lock::new(Rank::State, inner));
         let (changed, wanted, owner) = (Changed::default(), Changed::default(), Process::current());
-        Self { root, tree, dir, journals, mark, end, inner, changed, wanted, owner }
+        Self { root, tree, dir, journals, mark, end, inner, changed, wanted, owner, cut: Bytes(0) }
     }
 
     fn check_process(&self) -> Result<()> {
@@ -227,6 +242,10 @@ impl Store {
     /// [`Error::StateUnknown`] after a write or a sync that failed.
     pub(in crate::tree) fn check_known(&self) -> Result<()> {
         if self.lock().failed { Err(Error::StateUnknown) } else { Ok(()) }
+    }
+
+    pub(in crate::tree) fn counters(&self) -> Counters {
+        self.lock().counters
     }
 
     /// The files of the root.
@@ -348,6 +367,8 @@ impl Store {
             (inner.window_seq, inner.is_new_window) = (position.seq, true);
         }
         inner.state.journal = position;
+        inner.counters.lines += 1;
+        inner.counters.bytes.0 += line.len() as u64;
         end.len += line.len() as u64;
         Ok(position.seq)
     }
@@ -443,6 +464,7 @@ impl Store {
             }
             inner = self.lock();
             inner.syncing = false;
+            inner.counters.syncs += 1;
             match result {
                 Ok(()) => inner.synced = inner.synced.max(written),
                 // What the kernel could not write it may have dropped: a second sync would lie.
@@ -530,7 +552,9 @@ impl Store {
             self.dir.rename(STATE_TMP, STATE)?;
             self.dir.sync()
         };
-        write().map_err(Error::io("write", self.root.join(STATE)))
+        write().map_err(Error::io("write", self.root.join(STATE)))?;
+        self.lock().counters.checkpoints += 1;
+        Ok(())
     }
 }
 
