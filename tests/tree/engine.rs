@@ -292,6 +292,8 @@ fn a_tree_in_use_is_looked_at_without_its_lock() {
     let found = seen.get(id(7)).unwrap();
     assert_eq!((found.device, found.number), (Some(device), tree.get(id(7)).unwrap().number));
     assert_eq!((seen.uuid(), seen.to_text()), (tree.uuid(), tree.to_text()));
+    assert_eq!(seen.holders(id(7)).unwrap(), tree.holders(id(7)).unwrap());
+    assert_eq!((seen.holders(id(8)), seen.holders("none")), (Some(vec![]), None));
     let (name, status) = seen.pool().unwrap();
     assert_eq!((name, status), (tree.pool().name(), &tree.pool().status().unwrap()));
     tree.close().unwrap();

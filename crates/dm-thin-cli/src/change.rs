@@ -156,14 +156,6 @@ pub fn ready(root: &Path, parent: Option<&str>, count: usize) -> Result<()> {
     Ok(tree.refill_ready()?)
 }
 
-pub fn holders(output: &Output, root: &Path, id: &str) -> Result<()> {
-    // What one needs to know is who has it open, whoever has the tree.
-    let holders = place::open(root)?.holders(id)?;
-    let rows = holders.iter().map(|holder| vec![holder.to_string()]).collect();
-    let json = holders.iter().map(|holder| json!(holder.to_string())).collect();
-    output.rows("holders", &["HOLDER"], &[], rows, json)
-}
-
 /// What a finding means for whoever reads it.
 fn advice(finding: &Finding) -> &'static str {
     match finding {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 /// Trees of thin snapshots.
 ///
-/// Commands that only look (trees, ls, tree, df, info, which, doctor) take no lock and work beside the program that has the
+/// Commands that only look (trees, ls, tree, df, info, which, holders, dump, doctor) take no lock and work beside the program that has the
 /// tree open. All others need the lock for a moment.
 ///
 /// Exit status: 0 done; 1 failed; 2 not understood; 3 busy, or another program has the tree open; 4 no space. `check`: 0

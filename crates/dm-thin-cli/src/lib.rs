@@ -60,7 +60,7 @@ fn run(cli: Cli, output: &Output) -> Result<u8> {
         Command::Tree => look::tree(output, root),
         Command::Df => look::df(output, root),
         Command::Info { id } => look::info(output, root, &id),
-        Command::Holders { id } => change::holders(output, root, &id),
+        Command::Holders { id } => look::holders(output, root, &id),
         Command::Check => return change::check(output, root),
         Command::Repair(destroys) => return change::repair(output, root, &destroys),
         Command::Init(init) => change::init(output, root, init),

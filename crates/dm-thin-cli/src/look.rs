@@ -159,6 +159,14 @@ pub fn info(output: &Output, root: &Path, id: &str) -> Result<()> {
     output.fields("snapshot", fields, snapshot_json(&info, mapped))
 }
 
+pub fn holders(output: &Output, root: &Path, id: &str) -> Result<()> {
+    let unknown = || dm_thin::tree::Error::UnknownSnapshot { id: id.to_owned() };
+    let holders = place::look(root)?.holders(id).ok_or_else(unknown)?;
+    let rows = holders.iter().map(|holder| vec![holder.to_string()]).collect();
+    let json = holders.iter().map(|holder| json!(holder.to_string())).collect();
+    output.rows("holders", &["HOLDER"], &[], rows, json)
+}
+
 /// Of so many, used so many.
 fn percent(used: Blocks, total: Blocks) -> String {
     format!("{:.1}%", if total.0 == 0 { 0.0 } else { used.0 as f64 * 100.0 / total.0 as f64 })

@@ -193,6 +193,7 @@ impl Test {
         // While another process has it, looking works, and changing says who has it.
         let tree = SnapshotTree::open(&self.root, Options::new()).unwrap();
         self.ok(&["ls"]);
+        assert_eq!(self.json("holders", &["holders", "golden"]).as_array().unwrap().len(), 0);
         self.fails(3, &[&std::process::id().to_string()], &["add", "late"]);
         tree.close().unwrap();
         drop(tree);

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::dm::{DeviceMapper, DmName};
-use crate::kernel::{DeviceNumber, Links, ProcessName};
+use crate::kernel::{DeviceNumber, Kernel, Links, ProcessName};
 use crate::thin::{PoolStatus, ThinId, ThinPool};
+use crate::tree::holders::holder::Holder;
 use crate::tree::names::Names;
 use crate::tree::ops::render;
 use crate::tree::ops::status::SnapshotInfo;
@@ -29,6 +30,7 @@ pub struct ReadOnlyTree {
     mounts: BTreeMap<DeviceNumber, PathBuf>,
     pool: Option<(DmName, PoolStatus)>,
     manager: Option<ProcessName>,
+    kernel: Arc<dyn Kernel>,
 }
 
 impl SnapshotTree {
@@ -76,7 +78,8 @@ impl SnapshotTree {
         let status = |name: DmName| -> Result<_> { Ok((name, ThinPool::open(dm.clone(), &name)?.status()?)) };
         let pool = pool.map(status).transpose()?;
         let manager = holders::of_lock(&**kernel, &directory);
-        Ok(ReadOnlyTree { devices, mounts: mounts.collect(), pool, manager, state })
+        let (mounts, kernel) = (mounts.collect(), kernel.clone());
+        Ok(ReadOnlyTree { devices, mounts, pool, manager, state, kernel })
     }
 }
 
@@ -105,6 +108,12 @@ impl ReadOnlyTree {
     pub fn get(&self, id: impl AsRef<str>) -> Option<SnapshotInfo> {
         let found = self.state.graph.snapshots.get_key_value(id.as_ref());
         found.map(|(id, snapshot)| self.info(id, snapshot))
+    }
+
+    /// As [`SnapshotTree::holders`], now; `None` if there is no such snapshot.
+    pub fn holders(&self, id: impl AsRef<str>) -> Option<Vec<Holder>> {
+        let number = self.get(id)?.number;
+        Some(number.map(|number| holders::of_device(&*self.kernel, number)).unwrap_or_default())
     }
 
     fn info(&self, id: &SnapshotId, snapshot: &Snapshot) -> SnapshotInfo {
