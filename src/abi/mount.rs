@@ -33,6 +33,12 @@ bitflags! {
         /// Mounts below do not propagate in either direction.
         #[doc(alias = "MS_PRIVATE")]
         const PRIVATE = 1 << 18;
+        /// Mounts below propagate into it, and not back.
+        #[doc(alias = "MS_SLAVE")]
+        const SLAVE = 1 << 19;
+        /// Mounts below propagate in both directions.
+        #[doc(alias = "MS_SHARED")]
+        const SHARED = 1 << 20;
         /// Access times are kept relative to modification.
         #[doc(alias = "MS_RELATIME")]
         const RELATIME = 1 << 21;
@@ -43,6 +49,11 @@ bitflags! {
         #[doc(alias = "MS_LAZYTIME")]
         const LAZYTIME = 1 << 25;
     }
+}
+
+impl MountFlags {
+    /// Those of the propagation: `mount(2)` takes one of them in a call of its own, of what is mounted already.
+    pub const PROPAGATION: Self = Self::PRIVATE.union(Self::SLAVE).union(Self::SHARED);
 }
 
 bitflags! {

@@ -273,6 +273,21 @@ fn a_snapshot_is_mounted_read_only_and_described() {
     let line = mounts.lines().find(|line| line.contains("/mounted ")).unwrap();
     assert!(line.contains(" ext4 ro,noatime,errors=panic"), "{line}");
     assert!(fs::write(target.join("file"), "").is_err() && !target.join("etc").exists());
+    let propagation = || {
+        let lines = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = lines.lines().find(|line| line.contains("/mounted ")).unwrap().to_owned();
+        line.contains(" shared:")
+    };
+    tree.unmount("a").unwrap();
+    for (flag, shared) in [(MountFlags::SHARED, true), (MountFlags::PRIVATE, false)] {
+        tree.mount_with("a", &target, &read_only.clone().flags(flag)).unwrap();
+        assert_eq!(propagation(), shared);
+        tree.unmount("a").unwrap();
+    }
+    let refused = tree.mount_with("a", &target, &read_only.clone().flags(MountFlags::PROPAGATION));
+    assert!(matches!(refused.unwrap_err(), Error::Mount(_)));
+    assert_eq!(tree.get("a").unwrap().device, None, "nothing is left");
+    tree.mount_with("a", &target, &read_only).unwrap();
     // Only the device can grow.
     let size = Bytes(tree.get("a").unwrap().size.0 + Bytes::mib(64).0);
     assert!(matches!(tree.resize("a", size).unwrap_err(), Error::Mkfs { .. }));

@@ -26,7 +26,7 @@ impl MountOptions {
         self
     }
 
-    /// Flags of mount(2), in addition.
+    /// Flags of mount(2), in addition; one of [`MountFlags::PROPAGATION`] is set in a second call, when it is mounted.
     #[must_use]
     pub fn flags(mut self, flags: MountFlags) -> Self {
         self.flags |= flags;
@@ -50,7 +50,7 @@ pub struct MountCall {
     pub source: PathBuf,
     /// The kernel's name of the file system.
     pub filesystem: &'static str,
-    /// Flags.
+    /// Flags. One of [`MountFlags::PROPAGATION`] is for a second call, without source.
     pub flags: MountFlags,
     /// Options for the file system.
     pub options: String,

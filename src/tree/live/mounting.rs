@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::abi::mount::UnmountFlags;
+use crate::abi::mount::{MountFlags, UnmountFlags};
 use crate::kernel::MountError;
 use crate::kernel::{DeviceNumber, Kernel, MountId};
 use crate::retry::Retry;
@@ -77,7 +77,24 @@ impl Mounts {
             error
         })?;
         self.confirm(id, mount);
-        Ok(Mounted { target, count: 1, id: mount, place })
+        let mounted = Mounted { target, count: 1, id: mount, place };
+        self.propagate(&mounted, self.how.options.flags | options.flags).inspect_err(|_| {
+            // Best effort: return the original error. A mount that stays is taken over by the next open.
+            let _ = self.unmount(id, &mounted);
+        })?;
+        Ok(mounted)
+    }
+
+    /// Sets the propagation of a mount, if the flags have one.
+    fn propagate(&self, mounted: &Mounted, flags: MountFlags) -> Result<()> {
+        let propagation = flags & MountFlags::PROPAGATION;
+        if propagation.is_empty() {
+            return Ok(());
+        }
+        self.kernel.mount(None, &mounted.path(), None, propagation, "").map_err(|errno| {
+            let call = format!("mount {} (flags {:#x})", mounted.target.display(), propagation.bits());
+            Error::Mount(Box::new(MountError { call, errno }))
+        })
     }
 
     /// Takes down the mount, and removes the directory if this tree made it. One that is not there any more is fine:
@@ -185,7 +202,8 @@ impl Mounts {
     /// Mounts on the directory at `at`, which an error calls `target`.
     fn call_mount(&self, call: &MountCall, (at, target): (&Path, &Path)) -> Result<()> {
         let MountCall { source, filesystem, flags, options } = call;
-        self.kernel.mount(Some(source), at, Some(filesystem), *flags, options).map_err(|errno| {
+        let flags = flags.difference(MountFlags::PROPAGATION);
+        self.kernel.mount(Some(source), at, Some(filesystem), flags, options).map_err(|errno| {
             let (source, target, flags) = (source.display(), target.display(), flags.bits());
             let options = if options.is_empty() { String::new() } else { format!(", options {options}") };
             let call = format!("mount {source} on {target} ({filesystem}, flags {flags:#x}{options})");
