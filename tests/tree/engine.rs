@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dm_thin::Errno;
+use dm_thin::abi::mount::MountFlags;
 use dm_thin::dm::{DmName, DmUuid};
 use dm_thin::kernel::{Access, Kernel};
 use dm_thin::tree::{
-    AddOptions, DeviceOptions, Error, Filesystem, Labels, Lineage, Parent, ReceiveOptions, RemoveOptions,
-    SendOptions, SnapshotDevice, SnapshotTree,
+    AddOptions, DeviceOptions, Error, Filesystem, Labels, Lineage, MountOptions, Parent, ReceiveOptions,
+    RemoveOptions, SendOptions, SnapshotDevice, SnapshotTree,
 };
 use dm_thin::units::{Bytes, Sectors};
 
@@ -442,4 +443,39 @@ fn a_node_that_cannot_be_given_away_leaves_nothing_active() {
     assert_eq!(tree.get("a").unwrap().device, None);
     tree.activate_with("a", &DeviceOptions::new().owner(1000, 1000).mode(0o660)).unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn a_propagation_that_fails_leaves_no_mount() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().filesystem(Filesystem::Ext4)).unwrap();
+    let target = rig.directory.path().join("mounted");
+    tree.add("a", Parent::Base).unwrap();
+    let private = MountOptions::new().flags(MountFlags::PRIVATE);
+    let mounts = || rig.kernel.log().iter().filter(|call| call.name == "mount").count();
+    rig.kernel.clear_log();
+    tree.mount_with("a", &target, &private).unwrap();
+    assert_eq!(mounts(), 2, "one that mounts, one that sets the propagation");
+    tree.unmount("a").unwrap();
+    // The second one fails.
+    rig.kernel.clear_log();
+    tree.mount("a", &target).unwrap();
+    let calls = rig.kernel.log().iter().position(|call| call.name == "mount").unwrap() as u64;
+    tree.unmount("a").unwrap();
+    let failed = (calls + 1..calls + 20).any(|call| {
+        rig.kernel.fail_at(call, Errno::EPERM);
+        let result = tree.mount_with("a", &target, &private);
+        rig.kernel.heal();
+        match result {
+            Ok(()) => tree.unmount("a").map(|()| false).unwrap(),
+            Err(error) => {
+                assert_eq!(tree.get("a").unwrap().mounted, None);
+                error.to_string().contains("flags 0x40000")
+            }
+        }
+    });
+    assert!(failed, "no call was the second one");
+    assert_eq!(tree.check().unwrap(), []);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
 }
