@@ -118,7 +118,12 @@ fn devices() {
     let path = tree.activate("a").unwrap();
     let (id, device) = (tree.get("a").unwrap().id, name(&path));
     let wrong = |device: &DmName, problem| Finding::WrongDevice { id: id.clone(), device: *device, problem };
+    // The same without the lock.
+    let options = rig.options();
+    let seen = || SnapshotTree::open_read_only(rig.root(), &options).unwrap().check().unwrap();
+    assert_eq!(seen(), []);
     dm(&rig).suspend(&device, DmFlags::empty()).unwrap();
+    assert_eq!(seen(), [wrong(&device, DeviceProblem::Suspended)]);
     finds(&tree, &[wrong(&device, DeviceProblem::Suspended)], true);
     dm(&rig).remove(&device).unwrap();
     finds(&tree, &[Finding::DeviceGone { id: id.clone() }], true);
@@ -132,6 +137,7 @@ fn devices() {
     dm(&rig).create(&namesake, None).unwrap();
     dm(&rig).create(&stray, Some(&uuid.parse().unwrap())).unwrap();
     let thin_id = ThinId::new(17).unwrap();
+    assert_eq!(seen(), [Finding::UnknownDevice { device: stray, thin_id }]);
     finds(&tree, &[Finding::UnknownDevice { device: stray, thin_id }], true);
     dm(&rig).remove(&namesake).unwrap();
 

@@ -5,12 +5,15 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use crate::dm::{DeviceStatus, TableKind};
+use crate::dm::{DeviceMapper, DeviceStatus, TableKind};
+use crate::kernel::DeviceNumber;
 use crate::loopdev::LoopControl;
 use crate::thin;
 use crate::thin::{PoolMode, PoolStatus, ThinId, ThinTable};
+use crate::tree::names::Names;
 use crate::tree::state::graph::Graph;
 use crate::tree::state::identity::{self, Relation};
+use crate::tree::state::journal::State;
 use crate::tree::state::record::{Removed, Snapshot};
 use crate::tree::{DeviceProblem, Finding, PoolSource, SnapshotId, SnapshotTree, mount_table};
 use crate::tree::{Error, Result};
@@ -45,32 +48,14 @@ impl SnapshotTree {
     }
 
     fn check_pool(&self, findings: &mut Vec<Finding>) -> Result<()> {
-        let usage = match self.pool.thin.status()? {
-            PoolStatus::Usage(usage) => usage,
-            status => {
-                findings.push(Finding::Pool { mode: status.mode(), needs_check: false });
-                return Ok(());
-            }
-        };
-        let (mode, needs_check) = (usage.mode, usage.needs_check);
-        if mode != PoolMode::ReadWrite || needs_check {
-            findings.push(Finding::Pool { mode, needs_check });
-        }
-        if usage.held_metadata_root.is_some()
+        let status = self.pool.thin.status()?;
+        findings.extend(self.store.read_state(|state| pool_findings(&status, state)));
+        if let PoolStatus::Usage(usage) = status
+            && usage.held_metadata_root.is_some()
             && !self.pool.hold().is_left()
             && self.pool.thin.is_held_elsewhere()?
         {
             findings.push(Finding::MetadataSnapHeld);
-        }
-        let pool = usage.transaction_id;
-        let (expected, belongs) = self.store.read_state(|state| {
-            let relation = identity::compare(state, pool, "");
-            let belongs =
-                state.pool.source.is_shared() || matches!(relation, Ok(Relation::Same | Relation::Behind));
-            (identity::transaction_id(state), belongs)
-        });
-        if !belongs {
-            findings.push(Finding::Generation { state: expected, pool });
         }
         Ok(())
     }
@@ -155,30 +140,10 @@ impl SnapshotTree {
         status: &DeviceStatus,
         findings: &mut Vec<Finding>,
     ) -> Result<()> {
-        let lines = self.pool.dm().table(&status.name, TableKind::Live)?;
-        let mut wrong = |problem| {
-            findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
-        };
-        if status.is_suspended() {
-            wrong(DeviceProblem::Suspended);
-        }
-        if status.name != self.pool.names.name(id.as_str())? {
-            wrong(DeviceProblem::Name);
-        }
-        let read_only = status.is_read_only();
-        if read_only != (snapshot.sealed.is_some() || self.live.view(id).read_only) {
-            wrong(DeviceProblem::Mode { read_only });
-        }
-        let expected =
-            ThinTable { pool: self.pool.thin.number(), id: snapshot.thin_id, external_origin: None };
-        let right = matches!(&lines[..], [line]
-            if line.target_type.as_str() == "thin"
-                && line.length == snapshot.size.sectors()
-                && line.text.parse::<ThinTable>().is_ok_and(|table| table == expected));
-        if !right {
-            let found = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            wrong(DeviceProblem::Table { found });
-        }
+        let read_only = snapshot.sealed.is_some() || self.live.view(id).read_only;
+        let (pool, names) = (self.pool.thin.number(), &self.pool.names);
+        let problems = device_problems(self.pool.dm(), names, pool, (id, snapshot), status, Some(read_only))?;
+        findings.extend(wrong_device(id, status, problems));
         Ok(())
     }
 
@@ -214,6 +179,65 @@ impl SnapshotTree {
         }
         Ok(())
     }
+}
+
+/// What is wrong with the device of a snapshot, which is to be read-only or not, if that is known.
+pub(super) fn device_problems(
+    dm: &DeviceMapper,
+    names: &Names,
+    pool: DeviceNumber,
+    (id, snapshot): (&SnapshotId, &Snapshot),
+    status: &DeviceStatus,
+    read_only: Option<bool>,
+) -> Result<Vec<DeviceProblem>> {
+    let lines = dm.table(&status.name, TableKind::Live)?;
+    let mut problems = Vec::new();
+    if status.is_suspended() {
+        problems.push(DeviceProblem::Suspended);
+    }
+    if status.name != names.name(id.as_str())? {
+        problems.push(DeviceProblem::Name);
+    }
+    if read_only.is_some_and(|expected| expected != status.is_read_only()) {
+        problems.push(DeviceProblem::Mode { read_only: status.is_read_only() });
+    }
+    let expected = ThinTable { pool, id: snapshot.thin_id, external_origin: None };
+    let right = matches!(&lines[..], [line]
+        if line.target_type.as_str() == "thin"
+            && line.length == snapshot.size.sectors()
+            && line.text.parse::<ThinTable>().is_ok_and(|table| table == expected));
+    if !right {
+        let found = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        problems.push(DeviceProblem::Table { found });
+    }
+    Ok(problems)
+}
+
+pub(super) fn wrong_device(
+    id: &SnapshotId,
+    status: &DeviceStatus,
+    problems: Vec<DeviceProblem>,
+) -> impl Iterator<Item = Finding> {
+    let (id, device) = (id.clone(), status.name);
+    problems.into_iter().map(move |problem| Finding::WrongDevice { id: id.clone(), device, problem })
+}
+
+/// What the status of the pool shows, compared with the state.
+pub(super) fn pool_findings(status: &PoolStatus, state: &State) -> Vec<Finding> {
+    let PoolStatus::Usage(usage) = status else {
+        return vec![Finding::Pool { mode: status.mode(), needs_check: false }];
+    };
+    let mut findings = Vec::new();
+    let (mode, needs_check) = (usage.mode, usage.needs_check);
+    if mode != PoolMode::ReadWrite || needs_check {
+        findings.push(Finding::Pool { mode, needs_check });
+    }
+    let pool = usage.transaction_id;
+    let relation = identity::compare(state, pool, "");
+    if !(state.pool.source.is_shared() || matches!(relation, Ok(Relation::Same | Relation::Behind))) {
+        findings.push(Finding::Generation { state: identity::transaction_id(state), pool });
+    }
+    findings
 }
 
 fn deferred((&thin_id, removed): (&ThinId, &Removed)) -> Finding {

@@ -5,13 +5,15 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use uuid::Uuid;
 
 use crate::dm::{DeviceMapper, DmName};
-use crate::kernel::{DeviceNumber, Kernel, Links, ProcessName};
+use crate::kernel::{DeviceNumber, Links, ProcessName};
 use crate::thin::{PoolStatus, ThinId, ThinPool};
 use crate::tree::holders::holder::Holder;
 use crate::tree::names::Names;
+use crate::tree::ops::check::{device_problems, pool_findings, wrong_device};
 use crate::tree::ops::render;
 use crate::tree::ops::status::SnapshotInfo;
 use crate::tree::pool::tree_pool::active_devices;
@@ -20,7 +22,7 @@ use crate::tree::state::journal::State;
 use crate::tree::state::record::Snapshot;
 use crate::tree::state::store::peek;
 use crate::tree::{Error, Result};
-use crate::tree::{Node, Options, PoolSource, SnapshotId, SnapshotTree, holders, mount_table};
+use crate::tree::{Finding, Node, Options, PoolSource, SnapshotId, SnapshotTree, holders, mount_table};
 
 /// A tree as it was at one moment: [`SnapshotTree::open_read_only`].
 #[derive(Debug, Clone)]
@@ -30,7 +32,10 @@ pub struct ReadOnlyTree {
     mounts: BTreeMap<DeviceNumber, PathBuf>,
     pool: Option<(DmName, PoolStatus)>,
     manager: Option<ProcessName>,
-    kernel: Arc<dyn Kernel>,
+    dm: Arc<DeviceMapper>,
+    names: Names,
+    root: PathBuf,
+    dir: Arc<dyn StateDir>,
 }
 
 impl SnapshotTree {
@@ -78,8 +83,8 @@ impl SnapshotTree {
         let status = |name: DmName| -> Result<_> { Ok((name, ThinPool::open(dm.clone(), &name)?.status()?)) };
         let pool = pool.map(status).transpose()?;
         let manager = holders::of_lock(&**kernel, &directory);
-        let (mounts, kernel) = (mounts.collect(), kernel.clone());
-        Ok(ReadOnlyTree { devices, mounts, pool, manager, state, kernel })
+        let (mounts, root) = (mounts.collect(), root.to_owned());
+        Ok(ReadOnlyTree { devices, mounts, pool, manager, state, dm, names, root, dir })
     }
 }
 
@@ -113,7 +118,41 @@ impl ReadOnlyTree {
     /// As [`SnapshotTree::holders`], now; `None` if there is no such snapshot.
     pub fn holders(&self, id: impl AsRef<str>) -> Option<Vec<Holder>> {
         let number = self.get(id)?.number;
-        Some(number.map(|number| holders::of_device(&*self.kernel, number)).unwrap_or_default())
+        Some(number.map(|number| holders::of_device(&**self.dm.kernel(), number)).unwrap_or_default())
+    }
+
+    /// As [`SnapshotTree::check`], as far as that can be told without the lock, now: the mode and the transaction id of
+    /// the pool, and the devices of the snapshots. Volumes, mounts and files of the pool are not compared, and nothing
+    /// is found if the pool is not active.
+    ///
+    /// # Errors
+    /// Only what keeps it from looking.
+    pub fn check(&self) -> Result<Vec<Finding>> {
+        let Some((pool, _)) = &self.pool else { return Ok(Vec::new()) };
+        let before = active_devices(&self.dm, &self.names)?;
+        let state = peek(&self.root, &*self.dir)?;
+        let pool = ThinPool::open(self.dm.clone(), pool)?;
+        let mut findings = pool_findings(&pool.status()?, &state);
+        let known = state.graph.by_thin_id();
+        // What came or went while the state was read is not compared.
+        for (status, thin_id) in active_devices(&self.dm, &self.names)? {
+            if !before.iter().any(|(other, _)| other.number == status.number && other.name == status.name) {
+                continue;
+            }
+            match known.get(&thin_id) {
+                Some((id, snapshot)) => {
+                    let (dm, number) = (&self.dm, pool.number());
+                    match device_problems(dm, &self.names, number, (id, snapshot), &status, None) {
+                        Err(error) if error.errno() == Some(Errno::ENXIO) => {}
+                        problems => findings.extend(wrong_device(id, &status, problems?)),
+                    }
+                }
+                None if state.graph.removed.contains_key(&thin_id)
+                    || state.graph.making(thin_id).is_some() => {}
+                None => findings.push(Finding::UnknownDevice { device: status.name, thin_id }),
+            }
+        }
+        Ok(findings)
     }
 
     fn info(&self, id: &SnapshotId, snapshot: &Snapshot) -> SnapshotInfo {
