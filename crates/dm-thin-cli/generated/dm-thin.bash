@@ -1237,7 +1237,7 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__ls)
-            opts="-l -b -H -h --long --label --sort --root --tree --json --bytes --no-header --help"
+            opts="-l -x -b -H -h --long --exclusive --label --sort --root --tree --json --bytes --no-header --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

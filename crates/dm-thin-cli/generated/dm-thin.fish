@@ -63,7 +63,7 @@ complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "send" -d 'Writes a 
 complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "receive" -d 'Reads what `send` wrote from standard input'
 complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "import" -d 'Makes a snapshot of a raw image'
 complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "export" -d 'Writes a sealed snapshot to a raw image'
-complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "events" -d 'Events of the pool as they come'
+complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "events" -d 'Events of the pool as they come, one line of JSON each, until the pool is gone'
 complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "dump" -d 'The state: checkpoint and journal, merged, as JSON'
 complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "repair-metadata" -d 'Repairs damaged metadata of the pool: see `--restore`'
 complete -c dm-thin -n "__fish_dm_thin_needs_command" -f -a "doctor" -d 'What this machine lacks, and what died on it, with the commands that mend it'
@@ -82,6 +82,7 @@ size\t''"
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -l root -d 'The directory of the tree' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -l tree -d 'The tree, by its UUID: it has to be active' -r
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -s l -l long -d 'Times, thin device ids and labels, too'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -s x -l exclusive -d 'What removing each would free, too: needs the lock, and reads the pool\'s metadata'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -s b -l bytes -d 'Amounts in bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand ls" -s H -l no-header -d 'Without header, separated by tabs'
@@ -93,6 +94,7 @@ size\t''"
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -l root -d 'The directory of the tree' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -l tree -d 'The tree, by its UUID: it has to be active' -r
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -s l -l long -d 'Times, thin device ids and labels, too'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -s x -l exclusive -d 'What removing each would free, too: needs the lock, and reads the pool\'s metadata'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -s b -l bytes -d 'Amounts in bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand list" -s H -l no-header -d 'Without header, separated by tabs'
@@ -360,7 +362,7 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_see
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "receive" -d 'Reads what `send` wrote from standard input'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "import" -d 'Makes a snapshot of a raw image'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "export" -d 'Writes a sealed snapshot to a raw image'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "events" -d 'Events of the pool as they come'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "events" -d 'Events of the pool as they come, one line of JSON each, until the pool is gone'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "dump" -d 'The state: checkpoint and journal, merged, as JSON'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "repair-metadata" -d 'Repairs damaged metadata of the pool: see `--restore`'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help" -f -a "doctor" -d 'What this machine lacks, and what died on it, with the commands that mend it'

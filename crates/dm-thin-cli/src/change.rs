@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::cli::{Add, Destroys, Init};
 use crate::failure::{Failure, Result};
-use crate::output::{Output, confirm, line};
+use crate::output::{Output, confirm, line, note};
 use crate::place;
 
 /// `KEY=VALUE`.
@@ -93,8 +93,7 @@ pub fn remove(
     if destroys.dry_run {
         let tree = place::look(root)?;
         for id in ids {
-            let unknown = || dm_thin::tree::Error::UnknownSnapshot { id: id.clone() };
-            let info = tree.get(id).ok_or_else(unknown)?;
+            let info = place::find(&tree, id)?;
             line(&format!("would remove {id} ({})", output.size(info.size)))?;
         }
         return Ok(());
@@ -110,8 +109,7 @@ pub fn remove(
 
 pub fn label(output: &Output, root: &Path, id: &str, changes: &[String]) -> Result<()> {
     let labels = if changes.is_empty() {
-        let unknown = || dm_thin::tree::Error::UnknownSnapshot { id: id.to_owned() };
-        place::look(root)?.get(id).ok_or_else(unknown)?.labels
+        place::find(&place::look(root)?, id)?.labels
     } else {
         let changes = changes.iter().map(|change| pair(change)).collect::<Result<Vec<_>>>()?;
         place::open(root)?.change_labels(id, |labels| {
@@ -156,9 +154,9 @@ pub fn ready(root: &Path, parent: Option<&str>, count: usize) -> Result<()> {
     Ok(tree.refill_ready()?)
 }
 
-/// What a finding means for whoever reads it.
-fn advice(finding: &Finding) -> &'static str {
-    match finding {
+/// What to do about a finding that `repair` does not correct.
+fn advice(finding: &Finding) -> Option<&'static str> {
+    Some(match finding {
         Finding::Pool { .. } => "grow the pool or remove snapshots; needs_check is cleared by the next open",
         Finding::MissingVolume { .. } => "its data is lost: remove it",
         Finding::Truncated { .. } => "a part of the pool is lost: restore the file",
@@ -166,36 +164,46 @@ fn advice(finding: &Finding) -> &'static str {
         Finding::Generation { .. } => {
             "state and pool are of different times: see Options::accept_older_state"
         }
-        _ => "dm-thin repair",
-    }
+        _ => return None,
+    })
 }
 
 /// Prints what was found; the exit status.
 fn report(output: &Output, what: &str, findings: &[Finding]) -> Result<u8> {
-    let is_bad = |finding: &&Finding| advice(finding) != "dm-thin repair";
-    let severity = |finding: &Finding| if is_bad(&finding) { "damage" } else { "repairable" };
-    let rows = findings.iter().map(|it| vec![severity(it).into(), it.to_string(), advice(it).into()]);
-    let json = findings
-        .iter()
-        .map(|it| json!({ "severity": severity(it), "what": it.to_string(), "advice": advice(it) }));
-    if findings.is_empty() && !output.json {
+    let (mut rows, mut json, mut status) = (Vec::new(), Vec::new(), 0);
+    for finding in findings {
+        let (severity, advice, code) = match advice(finding) {
+            Some(advice) => ("damage", advice, 2),
+            None => ("repairable", "dm-thin repair", 1),
+        };
+        status = status.max(code);
+        rows.push(vec![severity.to_owned(), finding.to_string(), advice.to_owned()]);
+        json.push(json!({ "severity": severity, "what": finding.to_string(), "advice": advice }));
+    }
+    if rows.is_empty() && !output.json {
         line("nothing found")?;
     } else {
-        output.rows(what, &["SEVERITY", "WHAT", "WHAT TO DO"], &[], rows.collect(), json.collect())?;
+        output.rows(what, &["SEVERITY", "WHAT", "WHAT TO DO"], &[], rows, json.into())?;
     }
-    Ok(match findings {
-        [] => 0,
-        findings if findings.iter().any(|finding| is_bad(&finding)) => 2,
-        _ => 1,
-    })
+    Ok(status)
 }
 
+/// Without the lock only what needs none is compared.
 pub fn check(output: &Output, root: &Path) -> Result<u8> {
-    let tree = place::open(root)?;
-    for found in tree.recovered().iter().filter(|found| found.is_repair()) {
-        crate::output::note(&format!("on opening: {found}"));
-    }
-    report(output, "findings", &tree.check()?)
+    let findings = match place::open(root) {
+        Ok(tree) => {
+            for found in tree.recovered().iter().filter(|found| found.is_repair()) {
+                note(&format!("on opening: {found}"));
+            }
+            tree.check()?
+        }
+        Err(failure) if failure.locked => {
+            note(&format!("{}: only the pool and the devices are compared", failure.message));
+            place::look(root)?.check()?
+        }
+        Err(failure) => return Err(failure),
+    };
+    report(output, "findings", &findings)
 }
 
 pub fn repair(output: &Output, root: &Path, destroys: &Destroys) -> Result<u8> {

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 /// Trees of thin snapshots.
 ///
-/// Commands that only look (trees, ls, tree, df, info, which, holders, dump, doctor) take no lock and work beside the program that has the
-/// tree open. All others need the lock for a moment.
+/// Commands that only look (trees, ls, tree, df, info, which, holders, events, dump, doctor) take no lock and work beside the program that
+/// has the tree open; beside it, `check` compares what it can without the lock. All others need the lock for a moment.
 ///
 /// Exit status: 0 done; 1 failed; 2 not understood; 3 busy, or another program has the tree open; 4 no space. `check`: 0
 /// nothing found, 1 what `repair` corrects, 2 what it does not.
@@ -162,7 +162,7 @@ pub enum Command {
     },
     /// Writes a sealed snapshot to a raw image
     Export { id: String, image: PathBuf },
-    /// Events of the pool as they come
+    /// Events of the pool as they come, one line of JSON each, until the pool is gone
     Events,
     /// The state: checkpoint and journal, merged, as JSON
     Dump,
@@ -195,6 +195,9 @@ pub struct Ls {
     /// Times, thin device ids and labels, too
     #[arg(long, short)]
     pub long: bool,
+    /// What removing each would free, too: needs the lock, and reads the pool's metadata
+    #[arg(long, short = 'x')]
+    pub exclusive: bool,
     /// Only those with that label
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Option<String>,

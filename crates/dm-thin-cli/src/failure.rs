@@ -12,6 +12,8 @@ pub struct Failure {
     pub hint: Option<String>,
     /// The exit status.
     pub code: u8,
+    /// Another program has the tree open.
+    pub locked: bool,
 }
 
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -23,7 +25,7 @@ pub const FULL: u8 = 4;
 
 impl Failure {
     pub fn new(message: impl Display) -> Self {
-        Self { message: message.to_string(), hint: None, code: FAILED }
+        Self { message: message.to_string(), hint: None, code: FAILED, locked: false }
     }
 
     pub fn usage(message: impl Display) -> Self {
@@ -44,7 +46,8 @@ impl From<Error> for Failure {
             Error::InvalidOption { .. } | Error::InvalidName { .. } => USAGE,
             _ => FAILED,
         };
-        Self { hint: hint(&error), message: error.to_string(), code }
+        let locked = matches!(error, Error::Locked { .. });
+        Self { hint: hint(&error), message: error.to_string(), code, locked }
     }
 }
 

@@ -12,7 +12,6 @@ mod streams;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::{CommandFactory, Parser};
@@ -103,14 +102,11 @@ fn run(cli: Cli, output: &Output) -> Result<u8> {
     .map(|()| 0)
 }
 
-/// Prints the pool's events as lines of JSON, until the command is interrupted.
+/// Prints the pool's events as lines of JSON, until the pool is gone or the command is interrupted.
 fn events(root: &Path) -> Result<()> {
-    let tree = place::open(root)?;
-    let mut watcher = tree.watch()?;
-    loop {
-        if let Some(event) = watcher.next_within(Duration::from_secs(3600))? {
-            let extended = event.extended.map(|extended| format!("{extended:?}"));
-            output::line(&json!({ "event": event.event.to_string(), "extended": extended }).to_string())?;
-        }
+    let pool = place::pool(&place::look(root)?)?;
+    for event in pool.watch()? {
+        output::line(&json!({ "version": output::JSON_VERSION, "event": event? }).to_string())?;
     }
+    Ok(())
 }

@@ -17,22 +17,33 @@ use crate::failure::{Failure, Result};
 use crate::output::{Output, age, line, seconds};
 use crate::place;
 
-/// What the kernel says of the snapshots that are active: how much they map.
-pub fn mapped(tree: &ReadOnlyTree) -> BTreeMap<String, Bytes> {
-    let mut mapped = BTreeMap::new();
-    let Some((pool, _)) = tree.pool() else { return mapped };
-    let Ok(dm) = DeviceMapper::open() else { return mapped };
-    let Ok(pool) = ThinPool::open(Arc::new(dm), pool) else { return mapped };
+/// What the kernel says of a snapshot that is active.
+#[derive(Debug, Clone, Copy)]
+pub struct InUse {
+    /// How much it maps, shared or not.
+    mapped: Bytes,
+    /// How often its device is open, mounts included.
+    open: u32,
+}
+
+/// The snapshots that are active.
+pub fn in_use(tree: &ReadOnlyTree) -> BTreeMap<String, InUse> {
+    let mut found = BTreeMap::new();
+    let Ok(pool) = place::pool(tree) else { return found };
     for info in tree.list() {
         let name =
             info.device.as_ref().and_then(|device| device.file_name()?.to_str()?.parse::<DmName>().ok());
         // Deactivated meanwhile, it is not known.
-        let status = name.and_then(|name| pool.active_volume(&name).ok()?.status().ok());
-        if let Some(ThinStatus::Mapped { mapped: sectors, .. }) = status {
-            mapped.insert(info.id.to_string(), sectors.bytes());
-        }
+        let seen = name.and_then(|name| {
+            let open = pool.device_mapper().status(&name).ok()?.open_count;
+            match pool.active_volume(&name).ok()?.status().ok()? {
+                ThinStatus::Mapped { mapped, .. } => Some(InUse { mapped: mapped.bytes(), open }),
+                _ => None,
+            }
+        });
+        found.extend(seen.map(|seen| (info.id.to_string(), seen)));
     }
-    mapped
+    found
 }
 
 pub fn parent(lineage: &Lineage) -> String {
@@ -57,7 +68,7 @@ fn labels(info: &SnapshotInfo) -> String {
     labels.join(",")
 }
 
-pub fn snapshot_json(info: &SnapshotInfo, mapped: Option<Bytes>) -> Value {
+pub fn snapshot_json(info: &SnapshotInfo, in_use: Option<InUse>, exclusive: Option<Bytes>) -> Value {
     let (kind, of) = match &info.parent {
         Lineage::Snapshot(id) => ("snapshot", Some(id.to_string())),
         Lineage::Removed(id) => ("removed", Some(id.to_string())),
@@ -68,7 +79,9 @@ pub fn snapshot_json(info: &SnapshotInfo, mapped: Option<Bytes>) -> Value {
         "thin_id": info.thin_id.get(),
         "parent": { "kind": kind, "id": of },
         "size": info.size.0,
-        "mapped": mapped.map(|mapped| mapped.0),
+        "mapped": in_use.map(|it| it.mapped.0),
+        "open": in_use.map(|it| it.open),
+        "exclusive": exclusive.map(|it| it.0),
         "state": state(info),
         "sealed": info.sealed.map(|uuid| uuid.to_string()),
         "device": info.device,
@@ -91,32 +104,47 @@ pub fn ls(output: &Output, root: &Path, options: &Ls) -> Result<()> {
         Sort::Age => list.sort_by_key(|info| std::cmp::Reverse(info.created)),
         Sort::Size => list.sort_by_key(|info| std::cmp::Reverse(info.size)),
     }
-    let mapped = mapped(&tree);
-    let mapped = |info: &SnapshotInfo| mapped.get(info.id.as_str()).copied();
-    let mut columns = vec!["ID", "PARENT", "SIZE", "MAPPED", "STATE", "MOUNT", "AGE"];
+    let in_use = in_use(&tree);
+    let in_use = |info: &SnapshotInfo| in_use.get(info.id.as_str()).copied();
+    // What a snapshot has alone stands in the pool's metadata, which is its manager's.
+    let usage = if options.exclusive { place::open(root)?.usage()? } else { Vec::new() };
+    let usage: BTreeMap<_, _> = usage.into_iter().map(|it| (it.id, it.exclusive)).collect();
+    let mut columns = vec!["ID", "PARENT", "SIZE", "MAPPED"];
+    columns.extend(options.exclusive.then_some("EXCL"));
+    columns.extend(["STATE", "OPEN", "MOUNT", "AGE"]);
     if options.long {
         columns.extend(["THIN-ID", "DEVICE", "SEALED", "LABELS"]);
     }
+    let text = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let rows = list.iter().map(|info| {
-        let mount = info.mounted.as_ref().map_or("-".to_owned(), |mount| mount.display().to_string());
+        let used = in_use(info);
         let mut row = vec![
             info.id.to_string(),
             parent(&info.parent),
             output.size(info.size),
-            output.size_or(mapped(info)),
-            state(info).to_owned(),
-            mount,
-            age(info.created),
+            output.size_or(used.map(|it| it.mapped)),
         ];
+        row.extend(options.exclusive.then(|| output.size_or(usage.get(&info.id).copied())));
+        row.extend([
+            state(info).to_owned(),
+            text(used.map(|it| it.open.to_string())),
+            text(info.mounted.as_ref().map(|mount| mount.display().to_string())),
+            age(info.created),
+        ]);
         if options.long {
-            let number = info.number.map_or("-".to_owned(), |number| number.to_string());
-            let sealed = info.sealed.map_or("-".to_owned(), |uuid| uuid.to_string());
-            row.extend([info.thin_id.to_string(), number, sealed, labels(info)]);
+            row.extend([
+                info.thin_id.to_string(),
+                text(info.number.map(|number| number.to_string())),
+                text(info.sealed.map(|uuid| uuid.to_string())),
+                labels(info),
+            ]);
         }
         row
     });
-    let json = list.iter().map(|info| snapshot_json(info, mapped(info))).collect();
-    output.rows("snapshots", &columns, &["SIZE", "MAPPED", "AGE", "THIN-ID"], rows.collect(), json)
+    let json =
+        list.iter().map(|info| snapshot_json(info, in_use(info), usage.get(&info.id).copied())).collect();
+    let right = ["SIZE", "MAPPED", "EXCL", "OPEN", "AGE", "THIN-ID"];
+    output.rows("snapshots", &columns, &right, rows.collect(), json)
 }
 
 pub fn tree(output: &Output, root: &Path) -> Result<()> {
@@ -132,9 +160,8 @@ pub fn tree(output: &Output, root: &Path) -> Result<()> {
 
 pub fn info(output: &Output, root: &Path, id: &str) -> Result<()> {
     let tree = place::look(root)?;
-    let unknown = || dm_thin::tree::Error::UnknownSnapshot { id: id.to_owned() };
-    let info = tree.get(id).ok_or_else(unknown)?;
-    let mapped = mapped(&tree).get(id).copied();
+    let info = place::find(&tree, id)?;
+    let in_use = in_use(&tree).remove(id);
     let text = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let children = tree
         .walk()
@@ -146,7 +173,8 @@ pub fn info(output: &Output, root: &Path, id: &str) -> Result<()> {
         ("parent", parent(&info.parent)),
         ("children", children.to_string()),
         ("size", output.size(info.size)),
-        ("mapped", output.size_or(mapped)),
+        ("mapped", output.size_or(in_use.map(|it| it.mapped))),
+        ("open", text(in_use.map(|it| it.open.to_string()))),
         ("state", state(&info).to_owned()),
         ("device", text(info.device.as_ref().map(|device| device.display().to_string()))),
         ("number", text(info.number.map(|number| number.to_string()))),
@@ -156,12 +184,13 @@ pub fn info(output: &Output, root: &Path, id: &str) -> Result<()> {
         ("age", age(info.created)),
         ("labels", labels(&info)),
     ];
-    output.fields("snapshot", fields, snapshot_json(&info, mapped))
+    output.fields("snapshot", fields, snapshot_json(&info, in_use, None))
 }
 
 pub fn holders(output: &Output, root: &Path, id: &str) -> Result<()> {
-    let unknown = || dm_thin::tree::Error::UnknownSnapshot { id: id.to_owned() };
-    let holders = place::look(root)?.holders(id).ok_or_else(unknown)?;
+    let tree = place::look(root)?;
+    place::find(&tree, id)?;
+    let holders = tree.holders(id).unwrap_or_default();
     let rows = holders.iter().map(|holder| vec![holder.to_string()]).collect();
     let json = holders.iter().map(|holder| json!(holder.to_string())).collect();
     output.rows("holders", &["HOLDER"], &[], rows, json)
@@ -178,10 +207,9 @@ fn usage(status: &PoolStatus) -> Option<&PoolUsage> {
 
 pub fn df(output: &Output, root: &Path) -> Result<()> {
     let tree = place::look(root)?;
-    let inactive =
-        || Failure::new("the pool is not active").hint("any command that changes something activates it");
-    let (name, status) = tree.pool().ok_or_else(inactive)?;
-    let usage = usage(status).ok_or_else(|| Failure::new(format!("the pool {name} has failed")))?;
+    let pool = place::pool(&tree)?;
+    let (name, status) = (pool.name(), pool.status()?);
+    let usage = usage(&status).ok_or_else(|| Failure::new(format!("the pool {name} has failed")))?;
     let dm = Arc::new(DeviceMapper::open()?);
     let block = ThinPool::open(dm, name)?.table()?.0.block_size;
     let metadata_block = Bytes::kib(4).sectors();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use dm_thin::dm::{DeviceMapper, DmName};
 use dm_thin::kernel::{DeviceNumber, Kernel, Links, RealKernel};
 use dm_thin::thin::ThinPool;
-use dm_thin::tree::{Options, ReadOnlyTree, SnapshotTree};
+use dm_thin::tree::{Options, ReadOnlyTree, SnapshotInfo, SnapshotTree};
 use uuid::Uuid;
 
 use crate::cli::Cli;
@@ -46,6 +46,20 @@ pub fn look(root: &Path) -> Result<ReadOnlyTree> {
     Ok(SnapshotTree::open_read_only(root, &Options::new())?)
 }
 
+/// A snapshot of a tree that was looked at.
+pub fn find(tree: &ReadOnlyTree, id: &str) -> Result<SnapshotInfo> {
+    let unknown = || dm_thin::tree::Error::UnknownSnapshot { id: id.to_owned() };
+    Ok(tree.get(id).ok_or_else(unknown)?)
+}
+
+/// The pool of a tree that was looked at.
+pub fn pool(tree: &ReadOnlyTree) -> Result<ThinPool> {
+    let inactive =
+        || Failure::new("the pool is not active").hint("any command that changes something activates it");
+    let (name, _) = tree.pool().ok_or_else(inactive)?;
+    Ok(ThinPool::open(Arc::new(DeviceMapper::open()?), name)?)
+}
+
 /// Opens a tree that is there. What is active stays active when it is dropped.
 pub fn open(root: &Path) -> Result<SnapshotTree> {
     check_tree(root)?;
@@ -59,7 +73,13 @@ pub fn check_tree(root: &Path) -> Result<()> {
             let text = format!("there is no tree in {}", root.display());
             Err(Failure::new(text).hint("`dm-thin init` makes one"))
         }
-        Err(error) => Err(Failure::new(format!("{}: {error}", root.display()))),
+        Err(error) => {
+            let failure = Failure::new(format!("{}: {error}", root.display()));
+            Err(match error.kind() {
+                std::io::ErrorKind::PermissionDenied => failure.hint("run it as root"),
+                _ => failure,
+            })
+        }
     }
 }
 

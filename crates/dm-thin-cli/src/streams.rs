@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::failure::{Failure, Result};
 use crate::output::Output;
-use crate::{change, place};
+use crate::{change, look, place};
 
 /// A bar on standard error, if that is a terminal.
 fn bar() -> ProgressBar {
@@ -117,10 +117,10 @@ pub fn export(root: &Path, id: &str, image: &Path) -> Result<()> {
 /// The state as the command's JSON: what an operator sends with a report.
 pub fn dump(output: &Output, root: &Path) -> Result<()> {
     let tree = place::look(root)?;
-    let mapped = crate::look::mapped(&tree);
+    let in_use = look::in_use(&tree);
     let list = tree.list();
     let snapshots =
-        list.iter().map(|info| crate::look::snapshot_json(info, mapped.get(info.id.as_str()).copied()));
+        list.iter().map(|info| look::snapshot_json(info, in_use.get(info.id.as_str()).copied(), None));
     let mut state = String::new();
     let failed = |error: io::Error| Failure::new(format!("{}: {error}", root.join("state.json").display()));
     File::open(root.join("state.json"))

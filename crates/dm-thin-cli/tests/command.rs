@@ -1,11 +1,15 @@
 //! Every verb of the command on a real kernel, in the guest: this program runs itself as `dm-thin`.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Output, Stdio};
+use std::rc::Rc;
 
 use dm_thin::tree::{Options, SnapshotTree};
+use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 
 const AS_COMMAND: &str = "DM_THIN_TEST_IS_COMMAND";
@@ -15,7 +19,9 @@ fn main() -> ExitCode {
         return dm_thin_cli::main();
     }
     let directory = tempfile::TempDir::new_in("/var/lib").unwrap();
-    let test = Test { root: directory.path().join("root").to_str().unwrap().to_owned() };
+    let schema: Value = serde_json::from_str(include_str!("../schema.json")).unwrap();
+    let schema = Rc::new(jsonschema::validator_for(&schema).unwrap());
+    let test = Test { root: directory.path().join("root").to_str().unwrap().to_owned(), schema };
     test.everything(directory.path());
     test.failures(directory.path());
     println!("every verb did what it says");
@@ -24,13 +30,24 @@ fn main() -> ExitCode {
 
 struct Test {
     root: String,
+    schema: Rc<jsonschema::Validator>,
 }
 
 impl Test {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(arguments).env(AS_COMMAND, "1").env("DM_THIN_ROOT", &self.root).stdin(Stdio::null());
         command
+            .arg0("dm-thin")
+            .args(arguments)
+            .env(AS_COMMAND, "1")
+            .env("DM_THIN_ROOT", &self.root)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The same with another tree.
+    fn other(&self, root: &Path) -> Self {
+        Self { root: root.to_str().unwrap().to_owned(), schema: self.schema.clone() }
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -49,9 +66,49 @@ impl Test {
 
     fn json(&self, what: &str, arguments: &[&str]) -> Value {
         let text = self.ok(&[&["--json"], arguments].concat());
-        let mut value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
-        assert_eq!(value["version"], 1);
-        value[what].take()
+        self.parse(&text)[what].take()
+    }
+
+    /// One line of JSON, as the schema describes it.
+    fn parse(&self, text: &str) -> Value {
+        let value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        self.schema
+            .validate(&value)
+            .unwrap_or_else(|error| panic!("{text}: {}: {error}", error.instance_path));
+        value
+    }
+
+    /// What a terminal of 80 and of 200 columns shows is what tests/terminal.txt has: without ages and uuids, which change.
+    fn terminal(&self) {
+        let mut shown = String::new();
+        for columns in [80, 200] {
+            for verb in [
+                &["ls"][..],
+                &["ls", "--long", "--exclusive"],
+                &["tree"],
+                &["df"],
+                &["info", "golden"],
+                &["check"],
+                &["add", "--help"],
+            ] {
+                let size = Winsize { ws_row: 50, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                let terminal = openpty(&size, None).unwrap();
+                let mut command = self.command(verb);
+                command.env("TERM", "xterm-256color").stderr(terminal.slave.try_clone().unwrap());
+                let mut child = command.stdout(terminal.slave).spawn().unwrap();
+                drop(command); // it has the slave's descriptors
+                let mut text = Vec::new();
+                // EIO once nobody has the terminal any more.
+                let end = File::from(terminal.master).read_to_end(&mut text).unwrap_err();
+                assert_eq!(end.raw_os_error(), Some(nix::libc::EIO));
+                assert!(child.wait().unwrap().success());
+                let text = String::from_utf8(text).unwrap();
+                shown.push_str(&format!("[{columns}] $ dm-thin {}\n", verb.join(" ")));
+                text.lines().for_each(|line| shown.push_str(&format!("{}\n", without_chance(line))));
+            }
+        }
+        let expected = include_str!("terminal.txt");
+        assert!(shown == expected, "tests/terminal.txt is not what is shown now:\n{shown}");
     }
 
     /// A command that fails with that status, and says so in these words.
@@ -62,6 +119,25 @@ impl Test {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {errors}");
         for word in words {
             assert!(errors.contains(word), "{arguments:?}: {errors}");
+        }
+    }
+
+    /// Of a user who is nobody.
+    fn not_root(&self, directory: &Path) {
+        let program = directory.join("dm-thin");
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+        for arguments in [&["ls"][..], &["add", "x"], &["trees"], &["which", "254:0"]] {
+            let mut command = self.command(arguments);
+            let mut nobody = Command::new(&program);
+            nobody
+                .args(arguments)
+                .envs(command.stdin(Stdio::null()).get_envs().filter_map(|(key, value)| Some((key, value?))));
+            let output = nobody.uid(65534).gid(65534).output().unwrap();
+            let errors = String::from_utf8(output.stderr).unwrap();
+            println!("nobody$ dm-thin {}\n{errors}", arguments.join(" "));
+            assert_eq!(output.status.code(), Some(1), "{errors}");
+            assert!(errors.contains("run it as root"), "{errors}");
         }
     }
 
@@ -89,6 +165,8 @@ impl Test {
         assert_eq!(list[1]["size"], 64 << 20);
         assert!(list[1]["mapped"].as_u64().unwrap() > 0);
         assert_eq!(list[0]["labels"]["kind"], "image");
+        let alone = self.json("snapshots", &["ls", "--exclusive"]);
+        assert!(alone[1]["exclusive"].as_u64().unwrap() <= list[1]["mapped"].as_u64().unwrap());
         assert_eq!(self.json("snapshots", &["ls", "--label", "kind=image"]).as_array().unwrap().len(), 1);
         let table = self.ok(&["ls", "-l", "--sort", "age"]);
         assert!(table.starts_with("ID") && table.contains("64 MiB"), "{table}");
@@ -106,6 +184,7 @@ impl Test {
         let held = File::open(device).unwrap();
         let holders = self.json("holders", &["holders", "vm"]);
         assert!(holders[0].as_str().unwrap().contains(&std::process::id().to_string()), "{holders}");
+        assert_eq!(self.json("snapshot", &["info", "vm"])["open"], 1);
         self.fails(3, &["busy", "dm-thin holders vm"], &["deactivate", "vm"]);
         drop(held);
         let state = self.json("state", &["dump"]);
@@ -118,6 +197,8 @@ impl Test {
         let mut command = self.command(&["--tree", uuid, "-H", "ls"]);
         let output = command.env_remove("DM_THIN_ROOT").output().unwrap();
         assert!(String::from_utf8_lossy(&output.stdout).starts_with("golden"), "{output:?}");
+
+        self.terminal();
 
         // Changing.
         self.ok(&["label", "vm", "owner=1000", "old=x"]);
@@ -150,7 +231,7 @@ impl Test {
         let stream = self.run(&["send", "machine", "--since", "golden"]);
         assert_eq!(stream.stdout.len() as u64, size, "{}", String::from_utf8_lossy(&stream.stderr));
         let whole = self.run(&["send", "golden", "--recursive"]).stdout;
-        let other = Test { root: directory.join("other").to_str().unwrap().to_owned() };
+        let other = self.other(&directory.join("other"));
         other.ok(&["init", "--data-size", "512M", "--metadata-size", "8M", "--base-size", "64M"]);
         let mut receiver = other.command(&["receive"]).stdin(Stdio::piped()).spawn().unwrap();
         receiver.stdin.take().unwrap().write_all(&whole).unwrap();
@@ -195,18 +276,54 @@ impl Test {
         self.ok(&["ls"]);
         assert_eq!(self.json("holders", &["holders", "golden"]).as_array().unwrap().len(), 0);
         self.fails(3, &[&std::process::id().to_string()], &["add", "late"]);
+        let checked = self.run(&["check"]);
+        assert_eq!(checked.status.code(), Some(0));
+        assert_eq!(String::from_utf8(checked.stdout).unwrap(), "nothing found\n");
+        let said = String::from_utf8(checked.stderr).unwrap();
+        assert!(said.contains("only the pool and the devices are compared"), "{said}");
         tree.close().unwrap();
         drop(tree);
-        // A full pool.
-        self.ok(&["add", "large", "--size", "2G"]);
-        let device = self.ok(&["activate", "large"]);
+        self.not_root(directory);
+
+        // A full pool, and what its events say meanwhile.
+        fs::write("/sys/module/dm_thin_pool/parameters/no_space_timeout", "3").unwrap();
+        let small = self.other(&directory.join("small"));
+        let sizes = ["--data-size", "64M", "--metadata-size", "8M", "--base-size", "1G"];
+        small.ok(&[&["init", "--filesystem", "none"], &sizes[..]].concat());
+        small.ok(&["add", "large"]);
+        let device = small.ok(&["activate", "large"]);
+        let mut events = small.command(&["events"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(events.stdout.take().unwrap()).lines().map(Result::unwrap);
         let file = File::options().write(true).open(device.trim()).unwrap();
         let block = vec![1; 1 << 20];
-        let full = (0..2048).any(|_| (&file).write_all(&block).and_then(|()| file.sync_data()).is_err());
+        let full = (0..128).any(|_| (&file).write_all(&block).and_then(|()| file.sync_data()).is_err());
         assert!(full, "the pool never became full");
         drop(file);
-        self.fails(4, &["dm-thin df"], &["add", "one-more"]);
-        self.ok(&["rm", "--yes", "large"]);
-        self.ok(&["close"]);
+        let low = small.parse(&told.next().unwrap());
+        assert!(low["event"]["low_water"]["free"].is_u64(), "{low}");
+        assert!(told.by_ref().any(|line| small.parse(&line)["event"] == "out_of_data_space"));
+        small.fails(4, &["dm-thin df"], &["add", "one-more"]);
+        small.ok(&["rm", "--yes", "large"]);
+        small.ok(&["close"]);
+        assert!(told.any(|line| small.parse(&line)["event"] == "removed"));
+        assert!(events.wait().unwrap().success());
     }
+}
+
+/// A line without what chance decides: uuids, ages (in columns of three), and how full the file system below is.
+fn without_chance(line: &str) -> String {
+    if let Some(name @ ("age" | "below")) = line.split(' ').next() {
+        return name.to_owned();
+    }
+    let mut masked = line.to_owned();
+    for word in line.split(' ').filter(|word| !word.is_empty()) {
+        let end = word.as_ptr() as usize - line.as_ptr() as usize + word.len();
+        let is_uuid = word.len() == 36 && word.bytes().filter(|&byte| byte == b'-').count() == 4;
+        let is_age = word.strip_suffix(['s', 'm']).is_some_and(|count| count.parse::<u8>().is_ok());
+        let width = if is_uuid { 36 } else { 3 };
+        if is_uuid || is_age {
+            masked.replace_range(end - width..end, &"#".repeat(width));
+        }
+    }
+    masked
 }
