@@ -8,10 +8,13 @@
 mod bench;
 mod commands;
 mod crash;
+#[path = "../../examples/device_mapper.rs"]
+mod device_mapper;
 mod differential;
 mod dm;
 mod dying;
 mod engine;
+mod examples;
 mod filesystems;
 mod fork;
 mod full_disk;
@@ -21,10 +24,14 @@ mod large;
 mod layers;
 #[path = "../../examples/look.rs"]
 mod look;
+#[path = "../../examples/loop_devices.rs"]
+mod loop_devices;
 mod loopdev;
 mod messages;
 mod metadata;
 mod mounts;
+#[path = "../../examples/network_disk.rs"]
+mod network_disk;
 mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;

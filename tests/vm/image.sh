@@ -4,7 +4,7 @@
 # The guest loads `modules`; it can load those in `optional` on demand, where the kernel has them.
 drivers=(virtio_pci virtio_console virtio_blk) # loaded by init before all others
 modules=(loop dm-mod dm-thin-pool dm-flakey xfs)
-optional=(crc32c-intel dm-log-writes dm-zero dm-delay dm-dust dm-snapshot dm-crypt dm-era overlay nbd btrfs)
+optional=(crc32c-intel xts dm-log-writes dm-zero dm-delay dm-dust dm-snapshot dm-crypt dm-era overlay nbd btrfs)
 
 # command:package
 needed=(
