@@ -29,6 +29,36 @@ pub(super) const LARGEST: usize = 64 << 20;
 /// The device-mapper driver. Cheap to share between threads behind an [`Arc`]; each method is one
 /// ioctl, plus, when devices come, go or change their name, what it takes until the node under
 /// `/dev/mapper` shows that.
+///
+/// ```
+/// use dm_thin::abi::dm::DmFlags;
+/// use dm_thin::dm::targets::{Target, Zero};
+/// use dm_thin::dm::{DeviceMapper, DmName, DmUuid, TableKind};
+/// use dm_thin::units::Sectors;
+///
+/// # #[cfg(not(feature = "model"))]
+/// # fn main() {}
+/// # #[cfg(feature = "model")]
+/// # fn main() -> dm_thin::dm::Result<()> {
+/// # let kernel = std::sync::Arc::new(dm_thin::model::ModelKernel::new());
+/// # let _ = || // on the model, and not on this machine
+/// # -> dm_thin::dm::Result<_> {
+/// let dm = DeviceMapper::open()?;
+/// # Ok(dm) };
+/// # let dm = DeviceMapper::with_kernel(kernel, dm_thin::dm::UdevPolicy::None)?;
+/// let (name, uuid) = (DmName::new("zeroes")?, DmUuid::new("EXAMPLE-zeroes")?);
+/// let device = dm.create_active(&name, &uuid, &[Zero.over(Sectors(0), Sectors(2048))], DmFlags::empty())?;
+/// println!("{} is {}", dm.node_path(&name).display(), device.number);
+///
+/// let table = dm.table(&name, TableKind::Live)?;
+/// assert_eq!(table[0].to_string(), "0 2048 zero ");
+/// // A device that is not there is an error with ENXIO; `find` answers `None`.
+/// dm.remove(&name)?;
+/// assert_eq!(dm.status(&name).unwrap_err().errno(), Some(dm_thin::Errno::ENXIO));
+/// assert!(dm.find(&name)?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DeviceMapper {
     kernel: Arc<dyn Kernel>,

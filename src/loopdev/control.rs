@@ -19,6 +19,23 @@ const PATH: &str = "/dev/loop-control";
 const LOOP_MAJOR: u32 = 7;
 
 /// The loop driver.
+///
+/// ```no_run
+/// use std::fs::File;
+/// use std::path::Path;
+///
+/// use dm_thin::loopdev::{AttachOptions, LoopControl};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let path = Path::new("/var/lib/disk.img");
+/// let file = File::options().read(true).write(true).open(path)?;
+/// // The kernel detaches an autoclear device when nobody has it open any more.
+/// let options = AttachOptions::new().direct_io(true).autoclear(true);
+/// let device = LoopControl::open()?.attach(&file, path, &options)?;
+/// println!("{} has {}", device.path().display(), device.size()?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct LoopControl {
     pub(super) kernel: Arc<dyn Kernel>,

@@ -42,6 +42,26 @@ impl Origin<'_> {
 /// The kernel does not say whether the commit after a message worked. Every answer carries the pool's
 /// event number, though, and the event number rises when the pool changes its mode. So a message costs
 /// one ioctl, and only when the number moved the status is read: a success is one that is on disk.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use dm_thin::dm::{DeviceMapper, DmName};
+/// use dm_thin::thin::{Origin, PoolStatus, ThinId, ThinPool};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // One that LVM, a script or another program has made; `create` makes one: see the module.
+/// let dm = Arc::new(DeviceMapper::open()?);
+/// let pool = ThinPool::open(dm, &DmName::new("vg-pool-tpool")?)?;
+/// if let PoolStatus::Usage(usage) = pool.status()? {
+///     println!("{} of {} data blocks", usage.used_data, usage.total_data);
+/// }
+/// pool.create_thin(ThinId::new(1)?)?;
+/// pool.create_snap(ThinId::new(2)?, &Origin::Inactive(ThinId::new(1)?))?;
+/// pool.delete(ThinId::new(2)?)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ThinPool {
     pub(super) dm: Arc<DeviceMapper>,
