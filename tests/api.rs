@@ -22,6 +22,7 @@ const NUMBERS: &[(&str, &str)] = &[
     ("Damage::*", "what a block has, and what it should have"),
     ("DeviceOptions::mode", "std::os::unix::fs::PermissionsExt::mode()"),
     ("DeviceOptions::owner", "std::os::unix::fs::chown()"),
+    ("DeviceShares::*", "percent"),
     ("DeviceNumber::*", "the numbers that it is made of, and its encoding"),
     ("DeviceStatus::open_count", "a count"),
     ("DeviceStatus::target_count", "a count"),

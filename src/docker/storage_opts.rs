@@ -2,7 +2,7 @@
 
 use crate::abi::mount::MountFlags;
 use crate::dm::DmName;
-use crate::thin::MinFree;
+use crate::thin::{DeviceShares, ExtendRule, MinFree};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, Options, PoolSource};
 use crate::units::Bytes;
@@ -28,15 +28,19 @@ impl Options {
     /// | `dm.min_free_space` | `10%` of data and metadata, or a size, for the data only; 0 for neither |
     /// | `dm.xfs_nospace_max_retries` | a number |
     /// | `dm.override_udev_sync_check` | a truth value; there is no such check to override |
+    /// | `dm.directlvm_device` | an absolute path: one device for the pool, here behind a label, not in a volume group |
+    /// | `dm.directlvm_device_force` | a truth value |
+    /// | `dm.thinp_percent`, `dm.thinp_metapercent` | percent of the device at first: 95 and 1, if not given |
+    /// | `dm.thinp_autoextend_threshold`, `dm.thinp_autoextend_percent` | percent: 80 and 20, if not given; a threshold of 100 is never |
     ///
-    /// `dm.directlvm_device` and its kin, and `dm.libdm_log_level`, have no meaning here: they are refused with
-    /// what replaces them.
+    /// `dm.libdm_log_level` has no meaning here: it is refused with what replaces it.
     ///
     /// # Errors
     /// [`Error::StorageOption`] names the option and the reason.
     pub fn from_storage_opts<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> Result<Self> {
         let mut options = Self::new();
-        let (mut data, mut metadata, mut pool) = (None, None, None);
+        let (mut data, mut metadata, mut pool, mut device) = (None, None, None, None);
+        let (mut shares, mut rule) = (None, None);
         for text in texts {
             let text = text.as_ref();
             let (key, value) =
@@ -46,6 +50,10 @@ impl Options {
             let wrong = |reason| refused(text, reason);
             let size = || value.parse::<Bytes>().map_err(|_| wrong("not a size such as 20G, 512m or 4096"));
             let truth = || truth(value).ok_or_else(|| wrong("neither true nor false"));
+            let percent = || match value.parse::<u8>() {
+                Ok(percent @ 1..=100) => Ok(percent),
+                _ => Err(wrong("not from 1 to 100 percent")),
+            };
             let path = || match value {
                 path if path.starts_with('/') => Ok(path.to_owned()),
                 _ => Err(wrong("not an absolute path")),
@@ -85,6 +93,27 @@ impl Options {
                 "dm.xfs_nospace_max_retries" => {
                     options.xfs_nospace_max_retries(value.parse().map_err(|_| wrong("not a number"))?)
                 }
+                "dm.directlvm_device" => {
+                    device = Some(path()?);
+                    options
+                }
+                "dm.directlvm_device_force" => options.force_device(truth()?),
+                "dm.thinp_percent" => {
+                    shares.get_or_insert(LVM_SHARES).data = percent()?;
+                    options
+                }
+                "dm.thinp_metapercent" => {
+                    shares.get_or_insert(LVM_SHARES).metadata = percent()?;
+                    options
+                }
+                "dm.thinp_autoextend_threshold" => {
+                    rule.get_or_insert(LVM_RULE).threshold = percent()?;
+                    options
+                }
+                "dm.thinp_autoextend_percent" => {
+                    rule.get_or_insert(LVM_RULE).step = percent()?;
+                    options
+                }
                 "dm.datadev" | "dm.metadatadev" | "dm.thinpooldev" => {
                     match key {
                         "dm.datadev" => data = Some(path()?),
@@ -99,6 +128,23 @@ impl Options {
                 }
                 _ => return Err(wrong(reason(key))),
             };
+        }
+        if let Some(path) = device {
+            if data.is_some() || metadata.is_some() || pool.is_some() {
+                let reason = "excludes dm.datadev, dm.metadatadev and dm.thinpooldev";
+                return Err(refused("dm.directlvm_device", reason));
+            }
+            let shares = shares.unwrap_or(LVM_SHARES);
+            shares
+                .check()
+                .map_err(|_| refused("dm.thinp_percent", "more than 100 with dm.thinp_metapercent"))?;
+            let options = options.pool_source(PoolSource::Device { path: path.into() }).device_shares(shares);
+            // As in lvm.conf, 100 is never.
+            let rule = Some(rule.unwrap_or(LVM_RULE)).filter(|rule| rule.threshold < 100);
+            return Ok(rule.into_iter().fold(options, Options::auto_extend));
+        }
+        if shares.is_some() || rule.is_some() {
+            return Err(refused("dm.thinp_percent and its kin", "need dm.directlvm_device"));
         }
         let source = match (data, metadata, pool) {
             (None, None, None) => return Ok(options),
@@ -116,18 +162,13 @@ impl Options {
     }
 }
 
+/// What the driver gave to LVM.
+const LVM_SHARES: DeviceShares = DeviceShares { data: 95, metadata: 1 };
+const LVM_RULE: ExtendRule = ExtendRule { threshold: 80, step: 20, maximum: Bytes(u64::MAX) };
+
 /// Why a key is refused.
 fn reason(key: &str) -> &'static str {
     match key {
-        "dm.directlvm_device" | "dm.directlvm_device_force" => {
-            "LVM is not used; see PoolSource::Device and Options::force_device, or give a pool by dm.thinpooldev"
-        }
-        "dm.thinp_percent" | "dm.thinp_metapercent" => {
-            "divides a volume group of LVM, which is not used; PoolSource::Device sizes the metadata by rule"
-        }
-        "dm.thinp_autoextend_threshold" | "dm.thinp_autoextend_percent" => {
-            "configures LVM, which is not used; see Options::auto_extend"
-        }
         "dm.libdm_log_level" => "libdevmapper is not used; errors say what its log would",
         _ => "unknown option",
     }
@@ -202,6 +243,8 @@ mod tests {
     fn each_option_is_the_setter_of_its_name() {
         let new = Options::new;
         let devices = PoolSource::Devices { data: "/dev/a".into(), metadata: "/dev/b".into() };
+        let direct =
+            || new().pool_source(PoolSource::Device { path: "/dev/a".into() }).device_shares(LVM_SHARES);
         for (texts, same) in [
             (&["dm.basesize=20G"][..], new().base_size(Bytes::gib(20))),
             (&["dm.basesize=1.5g"], new().base_size(Bytes::mib(1536))),
@@ -219,6 +262,8 @@ mod tests {
             (&["dm.datadev=/dev/a", "dm.metadatadev=/dev/b"], new().pool_source(devices)),
             (&["dm.thinpooldev=/dev/mapper/p"], new().pool_source(PoolSource::Pool { name: "p".to_owned() })),
             (&["dm.thinpooldev=p"], new().pool_source(PoolSource::Pool { name: "p".to_owned() })),
+            (&["dm.directlvm_device=/dev/a"], direct().auto_extend(LVM_RULE)),
+            (&["dm.directlvm_device=/dev/a", "dm.thinp_autoextend_threshold=100"], direct()),
             (&["dm.blkdiscard=false"], new().blkdiscard(false)),
             (&["dm.use_deferred_removal=true"], new().deferred_removal(true)),
             (&["dm.use_deferred_deletion=T"], new().deferred_deletion(true)),
@@ -243,12 +288,10 @@ mod tests {
         assert_eq!(reason("dm.nonsense=1"), "storage option dm.nonsense=1: unknown option");
         assert_eq!(reason("basesize"), "storage option basesize: not of the form key=value");
         for (text, why) in [
-            ("dm.directlvm_device=/dev/sdb", "dm.thinpooldev"),
-            ("dm.directlvm_device_force=true", "dm.thinpooldev"),
-            ("dm.thinp_percent=95", "LVM"),
-            ("dm.thinp_metapercent=1", "LVM"),
-            ("dm.thinp_autoextend_threshold=80", "auto_extend"),
-            ("dm.thinp_autoextend_percent=20", "auto_extend"),
+            ("dm.directlvm_device=sdb", "absolute"),
+            ("dm.thinp_percent=95", "need dm.directlvm_device"),
+            ("dm.thinp_metapercent=101", "not from 1 to 100"),
+            ("dm.thinp_autoextend_threshold=0", "not from 1 to 100"),
             ("dm.libdm_log_level=3", "libdevmapper"),
             ("dm.thinpooldev=", "not the name of a device"),
             ("dm.thinpooldev=/dev/mapper/", "not the name of a device"),
@@ -265,6 +308,10 @@ mod tests {
         ] {
             assert!(reason(text).contains(why), "{}", reason(text));
         }
+        let much = ["dm.directlvm_device=/dev/a", "dm.thinp_percent=99", "dm.thinp_metapercent=2"];
+        assert!(Options::from_storage_opts(much).unwrap_err().to_string().contains("more than 100"));
+        let both = ["dm.directlvm_device=/dev/a", "dm.datadev=/dev/a", "dm.metadatadev=/dev/b"];
+        assert!(Options::from_storage_opts(both).unwrap_err().to_string().contains("excludes"));
         let both = ["dm.thinpooldev=p", "dm.datadev=/dev/a", "dm.metadatadev=/dev/b"];
         assert!(Options::from_storage_opts(both).is_err());
     }

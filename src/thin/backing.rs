@@ -28,6 +28,28 @@ pub trait Backing: fmt::Debug + Send + Sync {
     fn extend(&self, size: Sectors) -> Result<()>;
 }
 
+impl<B: Backing + ?Sized> Backing for Box<B> {
+    fn number(&self) -> DeviceNumber {
+        (**self).number()
+    }
+
+    fn size(&self) -> Result<Sectors> {
+        (**self).size()
+    }
+
+    fn limit(&self) -> Result<Sectors> {
+        (**self).limit()
+    }
+
+    fn below(&self) -> Result<Option<BackingSpace>> {
+        (**self).below()
+    }
+
+    fn extend(&self, size: Sectors) -> Result<()> {
+        (**self).extend(size)
+    }
+}
+
 /// What is below a device that promises more than it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BackingSpace {

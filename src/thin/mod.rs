@@ -82,7 +82,9 @@ pub use extend::{AutoExtend, ExtendRule, Extended, Extension};
 pub use guard::{MinFree, SpaceGuard};
 pub use id::{InvalidThinId, ThinId, TransactionId};
 pub(crate) use labelled::blank;
-pub use labelled::{Label, LabelledDevice, LabelledOptions, Segment, SubDevice, SubDeviceBacking};
+pub use labelled::{
+    DeviceShares, Label, LabelledDevice, LabelledOptions, Segment, SubDevice, SubDeviceBacking,
+};
 pub use message::Message;
 pub use mode::PoolMode;
 pub use pool::{Origin, ThinPool};

@@ -7,7 +7,7 @@ use crate::abi::mount::MountFlags;
 use crate::dm::{DmName, UdevPolicy};
 use crate::kernel::{Kernel, RealKernel};
 use crate::thin::tools::CheckPolicy;
-use crate::thin::{ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
+use crate::thin::{DeviceShares, ExtendRule, METADATA_MAX, MinFree, PoolFeatures, PoolTable, SpaceGuard};
 use crate::tree::state::files::StateDir;
 use crate::tree::state::filesystem::Filesystem;
 use crate::tree::state::journal::{PoolRecord, State};
@@ -46,6 +46,7 @@ pub struct Options {
     pub(super) deferred_deletion: bool,
     pub(super) blkdiscard: Option<bool>,
     pub(super) check_metadata: CheckPolicy,
+    pub(super) device_shares: Option<DeviceShares>,
     pub(super) auto_extend: Option<ExtendRule>,
     pub(super) min_free_data: MinFree,
     pub(super) min_free_metadata: MinFree,
@@ -86,6 +87,7 @@ impl Default for Options {
             deferred_deletion: false,
             blkdiscard: None,
             check_metadata: CheckPolicy::Never,
+            device_shares: None,
             auto_extend: None,
             min_free_data: MinFree::Percent(10),
             min_free_metadata: MinFree::Percent(10),
@@ -192,10 +194,15 @@ impl Options {
         /// Whether the pool's metadata is checked by `thin_check` before [`open`](crate::tree::SnapshotTree::open)
         /// activates the pool. Default never. A pool that is active already is taken as it is.
         check_metadata: CheckPolicy => check_metadata;
-        /// When, by how much and how far the data file of a pool on loop files is made larger, and with the same
-        /// percentages the metadata file: never, if not set. It is done by [`open`](crate::tree::SnapshotTree::open),
-        /// and by whoever iterates over [`watch`](crate::tree::SnapshotTree::watch). No more is promised than the
-        /// file system below has left.
+        /// How much of a labelled device ([`PoolSource::Device`]) the pool gets when it is made. Default: all of it, the
+        /// metadata by rule. What is left is for [`auto_extend`](Self::auto_extend) and
+        /// [`grow_pool`](crate::tree::SnapshotTree::grow_pool).
+        device_shares: DeviceShares => Some(device_shares);
+        /// When, by how much and how far the data of a pool on loop files or on a labelled device is made larger, and
+        /// with the same percentages the metadata: never, if not set. It is done by
+        /// [`open`](crate::tree::SnapshotTree::open), and by whoever iterates over
+        /// [`watch`](crate::tree::SnapshotTree::watch). No more is promised than the file system below, or the device,
+        /// has left.
         ///
         /// The threshold is the pool's low water mark then.
         auto_extend: ExtendRule => Some(auto_extend);
@@ -264,6 +271,13 @@ impl Options {
             }
             crate::thin::check_block_size(size.sectors())?;
         }
+        if let Some(shares) = self.device_shares {
+            shares.check()?;
+            if !matches!(self.pool_source, None | Some(PoolSource::Device { .. })) {
+                let reason = "the pool is not on a labelled device";
+                return Err(invalid("device shares", format!("{shares:?}"), reason));
+            }
+        }
         if self.pool_source.as_ref().is_some_and(|source| *source != PoolSource::LoopFiles) {
             let given = [("data size", self.data_size), ("metadata size", self.metadata_size)];
             if let Some((option, size)) = given.into_iter().find_map(|(option, size)| Some((option, size?))) {
@@ -292,8 +306,9 @@ impl Options {
     fn check_extension(&self) -> Result<()> {
         let Some(rule) = self.auto_extend else { return Ok(()) };
         rule.check()?;
-        if self.pool_source.as_ref().is_some_and(|source| *source != PoolSource::LoopFiles) {
-            return Err(invalid("extension maximum", rule.maximum, "the pool is not on loop files"));
+        if self.pool_source.as_ref().is_some_and(|source| !source.can_grow()) {
+            let reason = "the pool is neither on loop files nor on a labelled device";
+            return Err(invalid("extension maximum", rule.maximum, reason));
         }
         self.data_size.map_or(Ok(()), |size| self.check_maximum(size))?;
         match self.min_free_data {
@@ -383,7 +398,7 @@ impl Options {
         if let Some(asked) = self.pool_source.as_ref().filter(|asked| **asked != pool.source) {
             return Err(conflicting("pool", format!("{:?}", pool.source), format!("{asked:?}")));
         }
-        if self.auto_extend.is_some() && pool.source != PoolSource::LoopFiles {
+        if self.auto_extend.is_some() && !pool.source.can_grow() {
             let asked = format!("{:?}", PoolSource::LoopFiles);
             return Err(conflicting("pool", format!("{:?}", pool.source), asked));
         }

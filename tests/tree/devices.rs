@@ -11,8 +11,9 @@ use dm_thin::dm::targets::{Linear, Target};
 use dm_thin::dm::{DeviceMapper, DmFlags, DmName, TargetSpec, UdevPolicy};
 use dm_thin::kernel::{Access, DeviceNumber, Kernel};
 use dm_thin::thin;
+use dm_thin::thin::{DeviceShares, Extension};
 use dm_thin::tree::Error;
-use dm_thin::tree::{Options, Parent, PoolSource, SnapshotTree};
+use dm_thin::tree::{Filesystem, Options, Parent, PoolSource, SnapshotTree};
 use dm_thin::units::{Bytes, Sectors};
 
 use crate::rig::Rig;
@@ -37,7 +38,7 @@ fn two() -> PoolSource {
 /// Sizes are the devices'.
 fn options(rig: &Rig, source: PoolSource) -> Options {
     let options = Options::new().kernel(rig.kernel.clone()).udev(UdevPolicy::None);
-    let options = options.base_size(Bytes::mib(16)).filesystem(dm_thin::tree::Filesystem::None);
+    let options = options.base_size(Bytes::mib(16)).filesystem(Filesystem::None);
     options.pool_source(source)
 }
 
@@ -337,6 +338,94 @@ fn a_labelled_device_in_use_is_refused() {
     assert_eq!(tree.check().unwrap(), []);
     tree.close().unwrap();
     assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+/// Docker's options for a device of its own: half of it at first, the rest as it is needed.
+fn direct(rig: &Rig) -> Options {
+    let device = format!("dm.directlvm_device={DATA}");
+    let words = ["dm.thinp_percent=50", "dm.thinp_metapercent=4", "dm.basesize=1G"];
+    let grow = ["dm.thinp_autoextend_threshold=60", "dm.thinp_autoextend_percent=50"];
+    let options = Options::from_storage_opts([&[&*device][..], &words, &grow].concat()).unwrap();
+    options.kernel(rig.kernel.clone()).udev(UdevPolicy::None).filesystem(Filesystem::None)
+}
+
+fn fill(rig: &Rig, tree: &SnapshotTree, blocks: std::ops::Range<u64>) {
+    let device = tree.activate("full").unwrap();
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), blocks).unwrap();
+}
+
+fn data_size(tree: &SnapshotTree) -> Bytes {
+    tree.pool().table().unwrap().1.bytes()
+}
+
+#[test]
+fn a_labelled_device_is_extended_into_what_was_left() {
+    let rig = disks();
+    let tree = rig.open(direct(&rig)).unwrap();
+    // Of 64 MiB without the label's one.
+    let half = Bytes(504 * 65_536);
+    assert_eq!(data_size(&tree), half);
+    tree.add("full", Parent::Base).unwrap();
+    fill(&rig, &tree, 0..320);
+    let to = Extension::To(Bytes(half.0 / 2 * 3).sectors());
+    assert_eq!(tree.extend_pool().unwrap().data, to);
+    fill(&rig, &tree, 320..700);
+    // All that the device has beside label and metadata.
+    let Extension::To(size) = tree.extend_pool().unwrap().data else { panic!("not extended") };
+    assert!(size.bytes() > Bytes::mib(58) && size.bytes() < Bytes(SIZE), "{}", size.bytes());
+    assert_eq!(tree.extend_pool().unwrap().data, Extension::Exhausted);
+    let more = tree.grow_pool(Bytes(SIZE)).unwrap_err();
+    assert!(more.to_string().contains("more than is free on the device"), "{more}");
+    tree.deactivate("full").unwrap();
+    tree.close().unwrap();
+    drop(tree);
+    let tree = rig.open(direct(&rig)).unwrap();
+    assert_eq!((data_size(&tree), tree.check().unwrap()), (size.bytes(), vec![]));
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn extending_a_labelled_device_is_atomic_across_crashes() {
+    let (before, after) = (Bytes(504 * 65_536), Bytes(756 * 65_536));
+    for call in 1.. {
+        let rig = disks();
+        let tree = rig.open(direct(&rig)).unwrap();
+        tree.add("full", Parent::Base).unwrap();
+        fill(&rig, &tree, 0..320);
+        rig.kernel.cut_at(call);
+        let told = tree.extend_pool().map(|done| done.data);
+        let cut = rig.kernel.is_cut();
+        drop(tree);
+        rig.kernel.heal();
+        // Opening extends it, too, and finds what the label says already.
+        let tree = rig.open(direct(&rig)).unwrap_or_else(|error| panic!("call {call}: {error}"));
+        assert!(data_size(&tree) >= after && data_size(&tree) > before, "call {call}");
+        assert_eq!(tree.check().unwrap(), [], "call {call}");
+        tree.deactivate("full").unwrap();
+        tree.close().unwrap();
+        assert!(rig.kernel.is_clean(), "call {call}: {:?}", rig.kernel.leftovers());
+        if !cut {
+            assert_eq!(told.unwrap(), Extension::To(after.sectors()));
+            assert!(call > 10, "{call}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn shares_of_a_device_that_cannot_be_are_refused() {
+    let rig = disks();
+    for (data, metadata) in [(0, 1), (100, 1), (255, 255)] {
+        let shares = DeviceShares { data, metadata };
+        let device = PoolSource::Device { path: DATA.into() };
+        let error = rig.open(options(&rig, device).device_shares(shares)).unwrap_err();
+        assert!(error.to_string().contains("more than 100 percent"), "{error}");
+    }
+    let shares = DeviceShares { data: 50, metadata: 1 };
+    let error = rig.open(options(&rig, two()).device_shares(shares)).unwrap_err();
+    assert!(error.to_string().contains("not on a labelled device"), "{error}");
+    assert!(rig.kernel.is_clean());
 }
 
 #[test]

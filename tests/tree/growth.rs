@@ -168,7 +168,7 @@ fn invalid_extend_rules_are_refused() {
     assert!(rig.kernel.is_clean());
     let devices = PoolSource::Devices { data: "/dev/a".into(), metadata: "/dev/b".into() };
     let options = Options::new().kernel(rig.kernel.clone()).pool_source(devices);
-    assert!(said(RULE, options).contains("not on loop files"));
+    assert!(said(RULE, options).contains("neither on loop files nor"));
     let tree = rig.open(rig.options().min_free_data(MinFree::Percent(0)).auto_extend(threshold(91))).unwrap();
     tree.close().unwrap();
 }

@@ -7,13 +7,15 @@ use nix::errno::Errno;
 use uuid::Uuid;
 
 use super::label::{COPIES, Label, RESERVED, SIZE, SubDevice};
-use super::{LabelledOptions, blank};
+use super::{DeviceShares, LabelledOptions, blank};
 use crate::dm;
 use crate::dm::targets::{Linear, Target};
 use crate::dm::{DeviceMapper, DmFlags, DmName, DmUuid, TargetSpec};
 use crate::kernel::{Access, DeviceFile, DeviceNumber, FileLock, Kernel};
+use crate::thin::space::percent_of;
 use crate::thin::{Error, Result};
-use crate::thin::{METADATA_BLOCK_SIZE, PoolFeatures, PoolTable, check_block_size, metadata_size};
+use crate::thin::{METADATA_BLOCK_SIZE, METADATA_MAX, METADATA_MIN};
+use crate::thin::{PoolFeatures, PoolTable, check_block_size, metadata_size};
 use crate::units::{Blocks, Sectors};
 
 /// A block device that is split into a pool's metadata and data. Dropping it changes nothing.
@@ -301,16 +303,27 @@ fn plan(size: Sectors, options: &LabelledOptions) -> Result<Label> {
     let (uuid, block_size) = (options.uuid.unwrap_or_else(Uuid::new_v4), options.block_size);
     let mut label = Label { uuid, generation: 1, block_size, segments: Vec::new() };
     let room = Sectors(size.0.saturating_sub(RESERVED.0));
-    let metadata =
-        options.metadata.unwrap_or_else(|| metadata_size(options.data.unwrap_or(room), block_size));
+    options.shares.map_or(Ok(()), DeviceShares::check)?;
+    let share = |percent: fn(DeviceShares) -> u8| {
+        options.shares.map(|shares| Sectors(percent_of(room.0, percent(shares))))
+    };
+    let metadata_share = share(|shares| shares.metadata).map(|size| {
+        let block = METADATA_BLOCK_SIZE.sectors().0;
+        Sectors(size.0 - size.0 % block).clamp(METADATA_MIN, METADATA_MAX)
+    });
+    let metadata = options
+        .metadata
+        .or(metadata_share)
+        .unwrap_or_else(|| metadata_size(options.data.unwrap_or(room), block_size));
     let invalid = |option, value: Sectors, reason| {
         Err(Error::InvalidOption { option, value: value.to_string(), reason })
     };
-    if metadata < crate::thin::METADATA_MIN || !metadata.0.is_multiple_of(METADATA_BLOCK_SIZE.sectors().0) {
+    if metadata < METADATA_MIN || !metadata.0.is_multiple_of(METADATA_BLOCK_SIZE.sectors().0) {
         return invalid("metadata size", metadata, "not 2 MiB or more in multiples of 4 KiB");
     }
     let rest = Sectors(room.0.saturating_sub(metadata.0));
-    let data = options.data.unwrap_or(rest);
+    let data_share = share(|shares| shares.data).map(|size| size.min(rest));
+    let data = options.data.or(data_share).unwrap_or(rest);
     let data = Sectors(data.0 - data.0 % block_size.0);
     if data.0 == 0 || data > rest {
         return invalid("data size", data, "does not fit on the device beside label and metadata");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub use device::LabelledDevice;
 pub use label::{Label, Segment, SubDevice};
-pub use options::LabelledOptions;
+pub use options::{DeviceShares, LabelledOptions};
 
 use super::{Backing, BackingSpace};
 use crate::kernel::DeviceNumber;

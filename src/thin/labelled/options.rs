@@ -2,7 +2,32 @@
 
 use uuid::Uuid;
 
+use crate::thin::{Error, Result};
 use crate::units::{Bytes, Sectors};
+
+/// How much of a device its metadata and data get at first, in percent; the rest is left to extend them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceShares {
+    /// The data: 1 to 100.
+    pub data: u8,
+    /// The metadata, but never less than 2 MiB: 0 to 99.
+    pub metadata: u8,
+}
+
+impl DeviceShares {
+    /// # Errors
+    /// [`Error::InvalidOption`] unless both are there and fit beside each other.
+    pub(crate) fn check(self) -> Result<()> {
+        match self.data.checked_add(self.metadata) {
+            Some(0..=100) if self.data > 0 => Ok(()),
+            _ => Err(Error::InvalidOption {
+                option: "device shares",
+                value: format!("{} % data, {} % metadata", self.data, self.metadata),
+                reason: "no data, or more than 100 percent",
+            }),
+        }
+    }
+}
 
 /// How a device is labelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,13 +36,15 @@ pub struct LabelledOptions {
     pub(super) block_size: Sectors,
     pub(super) metadata: Option<Sectors>,
     pub(super) data: Option<Sectors>,
+    pub(super) shares: Option<DeviceShares>,
     pub(super) uuid: Option<Uuid>,
     pub(super) force: bool,
 }
 
 impl Default for LabelledOptions {
     fn default() -> Self {
-        Self { block_size: Bytes::kib(64).sectors(), metadata: None, data: None, uuid: None, force: false }
+        let block_size = Bytes::kib(64).sectors();
+        Self { block_size, metadata: None, data: None, shares: None, uuid: None, force: false }
     }
 }
 
@@ -45,6 +72,13 @@ impl LabelledOptions {
     #[must_use]
     pub fn data(mut self, size: Sectors) -> Self {
         self.data = Some(size);
+        self
+    }
+
+    /// Percentages of the device, where no size is set.
+    #[must_use]
+    pub fn shares(mut self, shares: DeviceShares) -> Self {
+        self.shares = Some(shares);
         self
     }
 

@@ -1,39 +1,43 @@
 //! A larger pool, while it is in use.
 
+use std::sync::Arc;
+
 use crate::loopdev::LoopControl;
 use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX};
+use crate::thin::{SubDevice, SubDeviceBacking};
+use crate::tree::pool::source;
 use crate::tree::state::size::check_size;
 use crate::tree::{Error, Result};
-use crate::tree::{PoolSource, SnapshotTree, pool::source};
+use crate::tree::{PoolSource, SnapshotTree};
 use crate::units::Bytes;
 
 impl SnapshotTree {
-    /// Makes the data file of a pool on loop files `size` large, and the pool with it. Nothing is interrupted.
-    /// Opening the tree with a larger [`Options::data_size`](crate::tree::Options::data_size) does the same.
+    /// Makes the data of a pool on loop files or on a labelled device `size` large, and the pool with it. Nothing is
+    /// interrupted. Opening the tree with a larger [`Options::data_size`](crate::tree::Options::data_size) does the same.
     ///
-    /// A pool on devices grows with them: [`ThinPool::grow_data`](crate::thin::ThinPool::grow_data), through
+    /// A pool on two devices grows with them: [`ThinPool::grow_data`](crate::thin::ThinPool::grow_data), through
     /// [`pool`](Self::pool).
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] for not a possible device size, and for a pool that is not on loop files;
-    /// [`Error::OptionConflict`] for a size below what the pool has. Whatever fails, what has grown stays grown.
+    /// [`Error::InvalidOption`] for not a possible device size, for more than a labelled device has left, and for a
+    /// pool that is on neither; [`Error::OptionConflict`] for a size below what the pool has. Whatever fails, what has
+    /// grown stays grown.
     pub fn grow_pool(&self, size: Bytes) -> Result<()> {
         check_size("data size", size)?;
         let _resizing = self.pool.resizing();
         self.check_open()?;
-        let (on, recorded, block_size) = self
-            .store
-            .read_state(|state| (state.pool.source.clone(), state.pool.data_size, state.pool.block_size));
-        if on != PoolSource::LoopFiles {
-            let reason = "the pool is not on loop files, it grows with its devices";
-            return Err(Error::InvalidOption { option: "data size", value: size.to_string(), reason });
-        }
+        let (recorded, block_size) =
+            self.store.read_state(|state| (state.pool.data_size, state.pool.block_size));
+        let [data, _] = self.backings()?.ok_or_else(|| Error::InvalidOption {
+            option: "data size",
+            value: size.to_string(),
+            reason: "the pool is not on loop files, it grows with its devices",
+        })?;
         if size < recorded {
             let (recorded, asked) = (recorded.to_string(), size.to_string());
             return Err(Error::OptionConflict { option: "data size", recorded, asked });
         }
-        let file = self.pool_file("data")?;
-        file.extend(size.sectors())?;
+        data.extend(size.sectors())?;
         self.pool.thin.grow_data(source::whole_blocks(size, block_size))?;
         self.record_data_size(size)?;
         // The low water mark of a rule is a part of the size.
@@ -59,10 +63,11 @@ impl SnapshotTree {
         let Some(rule) = self.options.auto_extend else {
             return Ok(Extended::default());
         };
-        let metadata = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
-        let policy = AutoExtend::new()
-            .data(rule, self.pool_file("data")?)?
-            .metadata(metadata, self.pool_file("metadata")?.allocate())?;
+        let Some([data, metadata]) = self.backings()? else {
+            return Ok(Extended::default());
+        };
+        let metadata_rule = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
+        let policy = AutoExtend::new().data(rule, data)?.metadata(metadata_rule, metadata)?;
         let done = policy.apply(&self.pool.thin)?;
         if let Extension::To(size) = done.data {
             self.record_data_size(size.bytes())?;
@@ -70,9 +75,24 @@ impl SnapshotTree {
         Ok(done)
     }
 
-    fn pool_file(&self, name: &str) -> Result<LoopFile> {
-        let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-        Ok(LoopFile::find(control, self.root.pool_path().join(name))?)
+    /// What is below the pool's data and metadata, where that can grow.
+    fn backings(&self) -> Result<Option<[Box<dyn Backing>; 2]>> {
+        let record = self.store.read_state(|state| state.pool.clone());
+        Ok(match (record.source.clone(), record.label) {
+            (PoolSource::LoopFiles, _) => {
+                let file = |name: &str| -> Result<_> {
+                    let control = LoopControl::with_kernel(self.options.kernel.clone())?;
+                    Ok(LoopFile::find(control, self.root.pool_path().join(name))?)
+                };
+                Some([Box::new(file("data")?), Box::new(file("metadata")?.allocate())])
+            }
+            (PoolSource::Device { .. }, Some(label)) => {
+                let device = Arc::new(source::labelled(self.pool.thin.device_mapper(), &record, label)?);
+                let part = |part| SubDeviceBacking::new(device.clone(), part).map(Box::new);
+                Some([part(SubDevice::Data)?, part(SubDevice::Metadata)?])
+            }
+            _ => None,
+        })
     }
 
     /// Opening takes the file as large as it is; what is recorded is the least that it may be.

@@ -46,6 +46,11 @@ impl PoolSource {
         *self == Self::default()
     }
 
+    /// Whether a tree extends its pool by itself: there may be more room below it.
+    pub(in crate::tree) fn can_grow(&self) -> bool {
+        matches!(self, Self::LoopFiles | Self::Device { .. })
+    }
+
     /// Whether others may have thin devices in the pool.
     pub(in crate::tree) fn is_shared(&self) -> bool {
         matches!(self, Self::Pool { .. })

@@ -44,7 +44,11 @@ pub(super) fn make(options: &Options, dm: &Arc<DeviceMapper>, path: &Path, pool:
 }
 
 fn split_options(options: &Options, pool: &PoolRecord) -> LabelledOptions {
-    LabelledOptions::new().block_size(pool.block_size.sectors()).force(options.force_device)
+    let split = LabelledOptions::new().block_size(pool.block_size.sectors()).force(options.force_device);
+    match options.device_shares {
+        Some(shares) => split.shares(shares),
+        None => split,
+    }
 }
 
 pub(super) fn unmake(dm: &Arc<DeviceMapper>, pool: &PoolRecord) {
@@ -77,7 +81,11 @@ pub(super) fn set_up(
 }
 
 /// The device with that label, at its path or elsewhere.
-fn labelled(dm: &Arc<DeviceMapper>, pool: &PoolRecord, label: Uuid) -> Result<LabelledDevice> {
+pub(in crate::tree) fn labelled(
+    dm: &Arc<DeviceMapper>,
+    pool: &PoolRecord,
+    label: Uuid,
+) -> Result<LabelledDevice> {
     if let PoolSource::Device { path } = &pool.source
         && let Ok(device) = LabelledDevice::open(dm.clone(), path)
         && device.label().uuid == label

@@ -19,6 +19,7 @@ use crate::tree::state::root::Root;
 
 pub(in crate::tree) use adopted::{adopted, check_block_size};
 pub(in crate::tree) use inactive::{InactivePool, whole_blocks};
+pub(in crate::tree) use labelled::labelled;
 pub(in crate::tree) use loop_files::has_files;
 
 /// The pool of a new tree. Devices are blank, a pool that is there is one.
