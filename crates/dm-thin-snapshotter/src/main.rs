@@ -1,0 +1,37 @@
+//! `dm-thin-snapshotter`: serves containerd with snapshots of a thin pool.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use dm_thin_snapshotter::config::Arguments;
+use dm_thin_snapshotter::server;
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = match EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("--log {}: {error}", arguments.log);
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let trees = match arguments.trees() {
+        Ok(trees) => trees,
+        Err(error) => {
+            error!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    // Dropped at the end, it waits for the calls that run.
+    let runtime = tokio::runtime::Runtime::new();
+    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(server::run(trees))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The process: sockets, the service manager, the end.
+
+use std::error::Error;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dm_thin::tree::SnapshotTree;
+use listenfd::ListenFd;
+use nix::sys::stat::{Mode, umask};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::config::TreeConfig;
+use crate::generated::snapshots::snapshots_server::SnapshotsServer;
+use crate::service::Service;
+use crate::snapshots::Snapshots;
+
+/// How long calls in flight, and clients that do not hang up, are waited for.
+const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Serves the trees until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A socket that cannot be bound, a tree that cannot be opened, a server that failed.
+pub async fn run(trees: Vec<TreeConfig>) -> Result {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut listed = ListenFd::from_env();
+    let listeners = (0..listed.len()).filter_map(|number| listed.take_unix_listener(number).ok().flatten());
+    let mut inherited: Vec<_> = listeners.collect();
+    // Before the trees, so that a socket in use is an error at once, and clients can wait.
+    let sockets = trees.iter().map(|tree| socket(&mut inherited, tree)).collect::<Result<Vec<_>>>()?;
+    let (end, ending) = watch::channel(());
+    let mut served = Vec::new();
+    let mut servers = JoinSet::new();
+    for (config, socket) in trees.into_iter().zip(sockets) {
+        let snapshots = Arc::new(open(config.clone()).await?);
+        info!(root = %config.root.display(), address = %config.address.display(), "serving");
+        let service = SnapshotsServer::new(Service::new(snapshots.clone()));
+        let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(socket)?);
+        let mut ending = ending.clone();
+        let ended = async move { drop(ending.changed().await) };
+        servers.spawn(Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, ended));
+        served.push((config, snapshots));
+    }
+    notify("READY=1");
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        server = servers.join_next() => server,
+    };
+    notify("STOPPING=1");
+    drop(end);
+    let finish = async { while servers.join_next().await.is_some() {} };
+    if tokio::time::timeout(END_TIMEOUT, finish).await.is_err() {
+        warn!("clients did not hang up");
+    }
+    tokio::task::spawn_blocking(|| {
+        served.into_iter().for_each(|(config, snapshots)| close(&config, &snapshots))
+    })
+    .await?;
+    match failed {
+        Some(server) => Ok(server??),
+        None => Ok(()),
+    }
+}
+
+async fn open(config: TreeConfig) -> Result<Snapshots> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let tree = SnapshotTree::open(&config.root, config.options())?;
+        tree.recovered().iter().for_each(|recovered| info!("{recovered}"));
+        Snapshots::new(tree)
+    });
+    Ok(opened.await??)
+}
+
+/// Without this everything stays active, and the next start takes it over.
+fn close(config: &TreeConfig, snapshots: &Snapshots) {
+    if config.deactivate_on_exit
+        && let Err(error) = snapshots.tree().close()
+    {
+        warn!(root = %config.root.display(), %error, "not all is deactivated");
+    }
+    if !config.deactivate_on_exit {
+        info!(root = %config.root.display(), "ended; devices stay active");
+    }
+}
+
+/// The socket of a tree: the service manager's if it has one of that address, else a new one.
+fn socket(inherited: &mut Vec<UnixListener>, config: &TreeConfig) -> Result<UnixListener> {
+    let is_it = |listener: &UnixListener| {
+        listener.local_addr().is_ok_and(|address| address.as_pathname() == Some(&config.address))
+    };
+    if let Some(number) = inherited.iter().position(is_it) {
+        let listener = inherited.swap_remove(number);
+        listener.set_nonblocking(true)?;
+        return Ok(listener);
+    }
+    if let Some(directory) = config.socket_directory() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(directory)?;
+    }
+    let listener = bind(&config.address).map_err(|error| format!("{}: {error}", config.address.display()))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Binds a socket that only its owner can connect to. One that nobody listens on is replaced.
+fn bind(address: &Path) -> io::Result<UnixListener> {
+    match std::fs::symlink_metadata(address) {
+        Ok(found) if found.file_type().is_socket() => match UnixStream::connect(address) {
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(address)?,
+            Err(error) => return Err(error),
+        },
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "not a socket")),
+        Err(_) => {}
+    }
+    let previous = umask(Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(address);
+    umask(previous);
+    bound
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: &str) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || {
+        let socket = UnixDatagram::unbound()?;
+        let address = match address.to_str().and_then(|address| address.strip_prefix('@')) {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&address)?,
+        };
+        socket.send_to_addr(state.as_bytes(), &address)
+    };
+    if let Err(error) = send() {
+        warn!(%error, "the service manager cannot be told {state}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        drop(bind(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "a file").unwrap();
+        assert_eq!(bind(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
+    }
+}
