@@ -1,6 +1,7 @@
 //! The calls of a snapshotter, on a tree.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,6 +65,9 @@ impl Snapshots {
     /// Those of the tree.
     pub fn new(tree: SnapshotTree) -> tree::Result<Self> {
         let status = tree.status()?;
+        if status.filesystem == Filesystem::Ext4 {
+            make_empty(&tree, status.base_size)?;
+        }
         let mut entries = BTreeMap::new();
         for snapshot in tree.list() {
             let id = snapshot.id.as_str();
@@ -313,7 +317,10 @@ impl Snapshots {
     /// What was written to a committed snapshot since it was made.
     fn changed(&self, id: &str, parent: &str) -> Result<Bytes> {
         let parent_id = if parent.is_empty() { None } else { Some(self.id(parent)?) };
-        let since = parent_id.as_deref().map_or(Since::Base, Since::Snapshot);
+        let since = match self.origin(parent_id.as_deref()) {
+            Parent::Snapshot(id) => Since::Snapshot(id),
+            _ => Since::Base,
+        };
         let mut changed = self.tree.changed(since, id).map_err(status)?;
         changed.try_fold(Bytes(0), |sum, range| {
             let range = range.map_err(status)?;
@@ -352,10 +359,18 @@ impl Snapshots {
             options = options.size(size);
         }
         let (id, kind) = (record::id_of(&info.key), info.kind);
-        let from = parent.map_or(Parent::Base, Parent::Snapshot);
-        let device = self.tree.add_activated(&id, from, &options).map_err(status)?;
+        let device = self.tree.add_activated(&id, self.origin(parent), &options).map_err(status)?;
         self.entries().insert(info.key.clone(), Entry { info, id: Some(id), usage: None });
         Ok(self.describe(&device, kind))
+    }
+
+    /// What a snapshot is made from.
+    fn origin<'a>(&self, parent: Option<&'a str>) -> Parent<'a> {
+        match parent {
+            Some(id) => Parent::Snapshot(id),
+            None if self.filesystem == Filesystem::Ext4 => Parent::Snapshot(record::EMPTY),
+            None => Parent::Base,
+        }
     }
 
     /// The size that an active snapshot is asked to have, if that is more than its parent's.
@@ -436,6 +451,35 @@ impl Snapshots {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Makes the snapshot that those without a parent are made from: the directory `lost+found` of a new ext4 is in no image.
+/// It is made again after the base was enlarged.
+fn make_empty(tree: &SnapshotTree, size: Bytes) -> tree::Result<()> {
+    match tree.get(record::EMPTY) {
+        Ok(empty) if empty.sealed.is_some() && empty.size == size => return Ok(()),
+        Ok(empty) => {
+            if empty.mounted.is_some() {
+                tree.unmount(record::EMPTY)?;
+            }
+            tree.remove(record::EMPTY)?;
+        }
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error),
+    }
+    let target = tree.root().join("empty");
+    tree.add(record::EMPTY, Parent::Base)?;
+    tree.mount(record::EMPTY, &target)?;
+    let path = target.join("lost+found");
+    let removed = match std::fs::remove_dir(&path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(Error::Io { action: "remove", path, source })
+        }
+        _ => Ok(()),
+    };
+    tree.unmount(record::EMPTY)?;
+    removed?;
+    tree.seal(record::EMPTY).map(drop)
 }
 
 fn check_key(key: &str) -> Result<()> {
