@@ -168,7 +168,10 @@ impl<'a> Parser<'a> {
             Some('t') => b'\t',
             Some('v') => 0x0b,
             Some('\\') => b'\\',
-            Some(c) if c == quote => return Ok(push(bytes, c)),
+            Some(c) if c == quote => {
+                push(bytes, c);
+                return Ok(());
+            }
             Some('0'..='7') => {
                 self.at -= 1;
                 let value = self.digits(8, 3)?;
@@ -181,7 +184,8 @@ impl<'a> Parser<'a> {
                     return Err(self.error("illegal numeric escape sequence"));
                 }
                 // As Go: half of a surrogate pair is the replacement character.
-                return Ok(push(bytes, char::from_u32(value).unwrap_or(char::REPLACEMENT_CHARACTER)));
+                push(bytes, char::from_u32(value).unwrap_or(char::REPLACEMENT_CHARACTER));
+                return Ok(());
             }
             _ => return Err(self.error("illegal escape sequence")),
         };
