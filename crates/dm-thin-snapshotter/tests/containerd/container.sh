@@ -1,0 +1,78 @@
+# In the guest: containerd and runc on the snapshotter; see container.
+set -euo pipefail
+export PATH=/var/lib/root/usr/bin:/var/lib/root/usr/sbin:$PATH
+export TMPDIR=/var/lib/tmp CONTAINERD_SNAPSHOTTER=dm-thin
+socket=/run/dm-thin/snapshotter.sock image=docker.io/local/bb:1
+mkdir -p $TMPDIR /run /sys/fs/cgroup
+# runc runs itself without an environment.
+mkdir -p /lib/x86_64-linux-gnu
+cp -a /var/lib/root/usr/lib/x86_64-linux-gnu/libseccomp.so.2* /lib/x86_64-linux-gnu/
+grep -q ' /sys/fs/cgroup ' /proc/mounts || mount -t cgroup2 none /sys/fs/cgroup
+
+serve() {
+	/var/lib/dm-thin-snapshotter --root /var/lib/tree --address $socket --data-size 4G --base-size 64M --log debug &
+	snapshotter=$!
+	for _ in {1..600}; do [[ -S $socket ]] && return; sleep 0.1; done
+	echo "no socket"; exit 1
+}
+step() { echo "== $*"; }
+
+serve
+cat >/var/lib/config.toml <<END
+version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[proxy_plugins.dm-thin]
+  type = "snapshot"
+  address = "$socket"
+END
+containerd --config /var/lib/config.toml --log-level warn &
+for _ in {1..600}; do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
+
+step import
+ctr image import --snapshotter dm-thin /var/lib/bb.tar
+ctr snapshots --snapshotter dm-thin ls
+
+# The guest's / is no mount that pivot_root can leave.
+run() { ctr run --no-pivot --snapshotter dm-thin "$@"; }
+step "a container"
+said=$(run --rm $image first /bin/sh -c 'cat /etc/layer; grep " / " /proc/mounts; echo data >/file; cat /file')
+echo "$said"
+[[ $said = two*/dev/mapper/dm-thin-*ext4\ rw*data ]]
+
+step "a read-only container, of a view"
+said=$(run --rm --read-only $image second /bin/sh -c 'cat /etc/layer; echo x >/file || echo refused')
+echo "$said"
+[[ $said = *two*refused* ]]
+
+step "a container with a larger file system"
+size=268435456
+said=$(run --rm --snapshotter-label containerd.io/snapshot/max-size=$size $image third /bin/sh -c 'df /')
+echo "$said"
+[[ $(tr -s ' \n' ' ' <<<"$said" | cut -d ' ' -f 9) -gt $((size / 1024 * 9 / 10)) ]]
+
+step "a restart of the snapshotter under a running container"
+run -d $image fourth /bin/sh -c 'while :; do sleep 1; done'
+kill $snapshotter
+wait $snapshotter
+serve
+said=$(ctr task exec --exec-id e fourth /bin/sh -c 'echo still >/file; cat /file')
+echo "$said"
+[[ $said = still ]]
+ctr snapshots --snapshotter dm-thin usage
+ctr task kill --signal 9 fourth
+for _ in {1..100}; do ctr task ls | grep -q STOPPED && break; sleep 0.2; done
+ctr task rm fourth || true
+ctr container rm fourth
+
+step "removed with the image"
+ctr image rm --sync $image
+ctr content prune references >/dev/null 2>&1 || true
+for _ in {1..50}; do [[ $(ctr snapshots --snapshotter dm-thin ls | wc -l) = 1 ]] && break; sleep 0.2; done
+ctr snapshots --snapshotter dm-thin ls
+[[ $(ctr snapshots --snapshotter dm-thin ls | wc -l) = 1 ]]
+kill %2
+kill $snapshotter
+wait $snapshotter
+step done
