@@ -84,7 +84,7 @@ impl Arguments {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<TreeConfig>, String> {
+pub(crate) fn parse(text: &str) -> Result<Vec<TreeConfig>, String> {
     let File { tree: trees } = toml::from_str(text).map_err(|error| error.to_string())?;
     if trees.is_empty() {
         return Err("no [[tree]]".to_owned());

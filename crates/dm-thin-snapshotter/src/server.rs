@@ -154,6 +154,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_socket_of_the_service_manager_is_the_one_of_that_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join("run").join(name);
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        let mut inherited: Vec<_> =
+            ["a", "b"].iter().map(|name| UnixListener::bind(path(name)).unwrap()).collect();
+        let tree = |name: &str| {
+            let text = format!("[[tree]]\nroot = \"/r\"\naddress = {:?}", path(name));
+            crate::config::parse(&text).unwrap().remove(0)
+        };
+        for (name, left) in [("b", 1), ("c", 1), ("a", 0)] {
+            let found = socket(&mut inherited, &tree(name)).unwrap();
+            assert_eq!(found.local_addr().unwrap().as_pathname(), Some(&*path(name)));
+            assert_eq!(inherited.len(), left, "{name}");
+        }
+    }
+
+    #[test]
     fn a_stale_socket_is_replaced_and_one_in_use_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");

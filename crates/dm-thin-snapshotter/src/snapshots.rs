@@ -72,8 +72,10 @@ impl Snapshots {
         for snapshot in tree.list() {
             let id = snapshot.id.as_str();
             if record::is_unfinished(&snapshot.labels) {
-                info!(id, "removing what an interrupted commit left");
-                tree.remove(id)?;
+                match tree.remove(id) {
+                    Ok(()) => info!(id, "removed what an interrupted commit left"),
+                    Err(error) => warn!(id, %error, "what an interrupted commit left cannot be removed"),
+                }
                 continue;
             }
             match Record::read(&snapshot.labels) {
@@ -180,8 +182,11 @@ impl Snapshots {
             Err(error) if error.is_busy() => self.commit_copy(&id, &new_id, &record)?,
             result => result.map(drop).map_err(status)?,
         }
+        let is_gone = !self.tree.contains(&id);
         let mut entries = self.entries();
-        entries.remove(key);
+        if is_gone {
+            entries.remove(key);
+        }
         entries.insert(name.to_owned(), Entry { info, id: Some(new_id), usage: None });
         Ok(())
     }
@@ -197,7 +202,11 @@ impl Snapshots {
             let _ = self.tree.remove(new_id);
         })?;
         let deferred = RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO);
-        self.tree.remove_with(id, &deferred).map(drop).map_err(status)
+        if let Err(error) = self.tree.remove_with(id, &deferred) {
+            // Committed it is. What is left is listed, so that containerd's garbage collection removes it.
+            warn!(id, %error, "a snapshot was committed and cannot be removed");
+        }
+        Ok(())
     }
 
     /// Removes a snapshot.
@@ -215,7 +224,11 @@ impl Snapshots {
             )));
         }
         match &entry.id {
-            Some(id) => self.tree.remove(id).map_err(status)?,
+            Some(id) => match self.tree.remove(id) {
+                // A removal that failed may have removed it.
+                Err(error) if error.is_not_found() => {}
+                result => result.map_err(status)?,
+            },
             None => self.remove_shared(&entry.info)?,
         }
         self.entries().remove(key);

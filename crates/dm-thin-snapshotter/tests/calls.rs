@@ -1,6 +1,7 @@
 //! The ten calls on a tree of a model kernel, through the service.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -192,6 +193,69 @@ fn a_snapshot_in_use_is_committed_as_it_is_now() {
     drop(snapshots);
     let again = fixture.open();
     assert_eq!(keys(&again.list(&[]).unwrap()), ["layer", "n"]);
+}
+
+/// Runs `work` with the process killed at its first, second, … call of the kernel, and looks at what the next start finds.
+fn killed_at_each_call(
+    prepare: impl Fn(&Fixture, &Snapshots),
+    work: impl Fn(&Snapshots) -> Result<(), Status>,
+    look: impl Fn(&Snapshots, u64),
+) {
+    for n in 1.. {
+        let fixture = Fixture::new();
+        let snapshots = fixture.open();
+        prepare(&fixture, &snapshots);
+        fixture.kernel.unwind_at_cut(true);
+        fixture.kernel.cut_at(n);
+        let done = catch_unwind(AssertUnwindSafe(|| work(&snapshots)));
+        drop(catch_unwind(AssertUnwindSafe(|| drop(snapshots))));
+        fixture.kernel.heal();
+        look(&fixture.open(), n);
+        if let Ok(result) = done {
+            result.unwrap();
+            assert!(n > 3, "no call to be killed at");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_commit_of_what_is_in_use_is_done_or_not_done_after_a_kill() {
+    let open = std::cell::RefCell::new(None);
+    let prepare = |fixture: &Fixture, snapshots: &Snapshots| {
+        layer(snapshots, "layer", "");
+        let device = snapshots.prepare("k", "layer", none()).unwrap().remove(0).source;
+        *open.borrow_mut() = Some(fixture.kernel.open(Path::new(&device), Access::READ).unwrap());
+    };
+    let look = |snapshots: &Snapshots, n| {
+        let infos = snapshots.list(&[]).unwrap();
+        let tree = snapshots.tree().list().len();
+        assert_eq!(tree, infos.len(), "call {n}: {infos:?}");
+        assert!(infos.iter().all(|info| info.key == "layer" || info.parent == "layer"), "call {n}");
+        let found = keys(&infos);
+        assert!(
+            [&["k", "layer"][..], &["k", "layer", "n"], &["layer", "n"]].contains(&&*found),
+            "call {n}: {found:?}"
+        );
+        if !found.contains(&"n") {
+            snapshots.commit("n", "k", "layer", none()).unwrap();
+        }
+        snapshots.prepare("child", "n", none()).unwrap();
+    };
+    killed_at_each_call(prepare, |snapshots| snapshots.commit("n", "k", "", none()), look);
+}
+
+#[test]
+fn a_view_is_there_or_not_after_a_kill() {
+    let look = |snapshots: &Snapshots, n| {
+        let is_there = snapshots.stat("v").is_ok();
+        assert_eq!(snapshots.view("v", "layer", none()).is_err(), is_there, "call {n}");
+        snapshots.mounts("v").unwrap();
+        snapshots.remove("v").unwrap();
+        snapshots.remove("layer").unwrap();
+    };
+    let view = |snapshots: &Snapshots| snapshots.view("v", "layer", none()).map(drop);
+    killed_at_each_call(|_, snapshots| layer(snapshots, "layer", ""), view, look);
 }
 
 #[test]

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # In the guest: containerd and runc on the snapshotter; see container.
 set -euo pipefail
 export PATH=/var/lib/root/usr/bin:/var/lib/root/usr/sbin:$PATH
@@ -50,7 +51,7 @@ step "a container with a larger file system"
 size=268435456
 said=$(run --rm --snapshotter-label containerd.io/snapshot/max-size=$size $image third /bin/sh -c 'df /')
 echo "$said"
-[[ $(tr -s ' \n' ' ' <<<"$said" | cut -d ' ' -f 9) -gt $((size / 1024 * 9 / 10)) ]]
+[[ $(tr -s ' \n' ' ' <<<"$said" | cut -d ' ' -f 9) -gt $((size * 9 / 10 / 1024)) ]]
 
 step "a restart of the snapshotter under a running container"
 run -d $image fourth /bin/sh -c 'while :; do sleep 1; done'
@@ -75,4 +76,4 @@ ctr snapshots --snapshotter dm-thin ls
 kill %2
 kill $snapshotter
 wait $snapshotter
-step done
+step "all done"
