@@ -1,6 +1,7 @@
 //! The process: sockets, the service manager, the end.
 
 use std::error::Error;
+use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
@@ -53,13 +54,14 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
         servers.spawn(Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, ended));
         served.push((config, snapshots));
     }
-    notify("READY=1");
+    let manager = std::env::var_os("NOTIFY_SOCKET");
+    notify(manager.as_deref(), "READY=1");
     let failed = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         server = servers.join_next() => server,
     };
-    notify("STOPPING=1");
+    notify(manager.as_deref(), "STOPPING=1");
     drop(end);
     let finish = async { while servers.join_next().await.is_some() {} };
     if tokio::time::timeout(END_TIMEOUT, finish).await.is_err() {
@@ -131,14 +133,14 @@ fn bind(address: &Path) -> io::Result<UnixListener> {
     bound
 }
 
-/// Tells the service manager, if there is one.
-fn notify(state: &str) {
-    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+/// Tells the service manager, if there is one, as sd_notify(3) does.
+fn notify(manager: Option<&OsStr>, state: &str) {
+    let Some(address) = manager else { return };
     let send = || {
         let socket = UnixDatagram::unbound()?;
         let address = match address.to_str().and_then(|address| address.strip_prefix('@')) {
             Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(&address)?,
+            None => SocketAddr::from_pathname(address)?,
         };
         socket.send_to_addr(state.as_bytes(), &address)
     };
@@ -169,6 +171,26 @@ mod tests {
             assert_eq!(found.local_addr().unwrap().as_pathname(), Some(&*path(name)));
             assert_eq!(inherited.len(), left, "{name}");
         }
+    }
+
+    #[test]
+    fn the_service_manager_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let name = format!("dm-thin-test-{}", std::process::id());
+        let abstract_address = SocketAddr::from_abstract_name(&name).unwrap();
+        let managers = [
+            (path.clone().into_os_string(), UnixDatagram::bind(&path).unwrap()),
+            (format!("@{name}").into(), UnixDatagram::bind_addr(&abstract_address).unwrap()),
+        ];
+        for (address, socket) in managers {
+            notify(Some(&address), "READY=1");
+            let mut said = [0; 16];
+            let length = socket.recv(&mut said).unwrap();
+            assert_eq!(&said[..length], b"READY=1");
+        }
+        notify(None, "READY=1");
+        notify(Some(OsStr::new("/nowhere/at/all")), "READY=1");
     }
 
     #[test]
