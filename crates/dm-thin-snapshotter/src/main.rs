@@ -8,9 +8,13 @@ use dm_thin_snapshotter::server;
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
+/// What libraries log, unless `--log` says something else of them.
+const QUIET: &str = "h2=info,hyper_util=info,tonic=info";
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = match EnvFilter::try_new(&arguments.log) {
+    // The frames of HTTP/2 are logged only if they are asked for by name.
+    let filter = match EnvFilter::try_new(format!("{QUIET},{}", arguments.log)) {
         Ok(filter) => filter,
         Err(error) => {
             eprintln!("--log {}: {error}", arguments.log);
