@@ -66,6 +66,10 @@ pub struct TreeConfig {
     #[arg(long, value_name = "KIND", value_parser = filesystem)]
     #[serde(default, deserialize_with = "filesystem_of")]
     pub filesystem: Option<Filesystem>,
+    /// Keep so many snapshots ready of each layer that several were made of lately, so that a container gets one at once.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    #[serde(default)]
+    pub ready: usize,
     /// Deactivate at the end what nobody has open. Else all devices stay, and a restart takes them over.
     #[arg(long)]
     #[serde(default)]

@@ -81,7 +81,7 @@ async fn open(config: TreeConfig) -> Result<Snapshots> {
     let opened = tokio::task::spawn_blocking(move || {
         let tree = SnapshotTree::open(&config.root, config.options())?;
         tree.recovered().iter().for_each(|recovered| info!("{recovered}"));
-        Snapshots::new(tree)
+        Snapshots::new(tree, config.ready)
     });
     Ok(opened.await??)
 }

@@ -24,6 +24,9 @@ const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 /// asks for the others, too.
 const USAGE_AGE: Duration = Duration::from_secs(2);
 
+/// Of so many layers snapshots are kept ready: those that were used last.
+const READY_LAYERS: usize = 8;
+
 type Result<T, E = Status> = std::result::Result<T, E>;
 
 /// How a snapshot is mounted.
@@ -46,6 +49,10 @@ pub struct Snapshots {
     /// By key or name; what the labels of the tree's snapshots say.
     entries: Mutex<BTreeMap<String, Entry>>,
     locks: Locks,
+    /// How many snapshots are kept ready of a layer in use.
+    ready: usize,
+    /// Layers that snapshots were made of, and how many; the last one first.
+    recent: Mutex<Vec<(String, usize)>>,
     active_usage: Mutex<Option<(Instant, BTreeMap<String, Bytes>)>>,
 }
 
@@ -59,11 +66,12 @@ struct Entry {
 }
 
 impl Snapshots {
-    /// Serves a tree that is open. What a commit that was interrupted left in it is removed.
+    /// Serves a tree that is open. What a commit that was interrupted left in it is removed. So many snapshots are kept
+    /// `ready` of each layer that several were made of lately.
     ///
     /// # Errors
     /// Those of the tree.
-    pub fn new(tree: SnapshotTree) -> tree::Result<Self> {
+    pub fn new(tree: SnapshotTree, ready: usize) -> tree::Result<Self> {
         let status = tree.status()?;
         if status.filesystem == Filesystem::Ext4 {
             make_empty(&tree, status.base_size)?;
@@ -88,7 +96,13 @@ impl Snapshots {
                 Err(error) => warn!(id, %error, "the record of a snapshot cannot be read, it is not served"),
             }
         }
+        // Those of the last run may be in use no more; they are found out as new ones are.
+        for origin in status.ready.iter().filter_map(|ready| ready.origin.as_ref()) {
+            tree.keep_ready(Parent::Snapshot(origin.as_str()), 0)?;
+        }
         Ok(Self {
+            ready,
+            recent: Mutex::default(),
             filesystem: status.filesystem,
             base_size: status.base_size,
             tree,
@@ -112,7 +126,29 @@ impl Snapshots {
         let _guard = self.locks.lock(&[key], &[parent]);
         let parent_id = self.check_new(key, parent)?;
         let info = Info::new(key, Kind::Active, parent, labels);
-        self.add(info, parent_id.as_deref())
+        let mounts = self.add(info, parent_id.as_deref())?;
+        parent_id.iter().for_each(|id| self.keep_ready(id));
+        Ok(mounts)
+    }
+
+    /// Has snapshots of a layer made ready when it is used for the second time: once is what the next layer does.
+    fn keep_ready(&self, id: &str) {
+        if self.ready == 0 {
+            return;
+        }
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = recent.iter().position(|(other, _)| other == id);
+        let uses = known.map_or(1, |at| recent.remove(at).1 + 1);
+        recent.insert(0, (id.to_owned(), uses));
+        let kept = recent.len().min(READY_LAYERS);
+        let old = recent.split_off(kept).into_iter();
+        let old = old.filter(|(_, uses)| *uses > 1).map(|(id, _)| (id, 0));
+        for (id, count) in old.chain((uses == 2).then(|| (id.to_owned(), self.ready))) {
+            match self.tree.keep_ready(Parent::Snapshot(&id), count) {
+                Err(error) if !error.is_not_found() => warn!(id, %error, "no snapshots are kept ready"),
+                _ => {}
+            }
+        }
     }
 
     /// Makes a read-only snapshot: if its parent has room for its record, that shares the parent's device.

@@ -35,7 +35,7 @@ impl Fixture {
         let small = small.base_size(base).filesystem(filesystem);
         let small = small.busy_timeout(std::time::Duration::ZERO).background_threads(false);
         let options = small.kernel(self.kernel.clone()).udev(UdevPolicy::None);
-        Snapshots::new(SnapshotTree::open(self.directory.path().join("root"), options).unwrap()).unwrap()
+        Snapshots::new(SnapshotTree::open(self.directory.path().join("root"), options).unwrap(), 2).unwrap()
     }
 
     fn open(&self) -> Snapshots {
@@ -419,6 +419,35 @@ fn a_snapshot_is_as_large_as_its_label_says() {
     assert_eq!(size("smaller", "4096").unwrap(), Bytes::mib(16));
     assert_eq!(code(size("none", "10G")), Code::InvalidArgument);
     assert_eq!(code(snapshots.stat("none")), Code::NotFound);
+}
+
+#[test]
+fn snapshots_are_ready_of_a_layer_that_is_used_again() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.open();
+    (0..12).for_each(|number| layer(&snapshots, &format!("l{number}"), ""));
+    let ready = |snapshots: &Snapshots| {
+        snapshots.tree().refill_ready().unwrap();
+        let status = snapshots.tree().status().unwrap().ready.into_iter();
+        let counts = status.map(|ready| (ready.origin.unwrap().to_string(), ready.count));
+        counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>()
+    };
+    snapshots.prepare("a", "l0", none()).unwrap();
+    assert_eq!(ready(&snapshots), []);
+    snapshots.prepare("b", "l0", none()).unwrap();
+    assert_eq!(ready(&snapshots), [("l0".to_owned(), 2)]);
+    let mounts = snapshots.prepare("c", "l0", labels(&[("a", "1")])).unwrap();
+    assert_eq!(snapshots.tree().status().unwrap().ready[0].hits, 1);
+    assert_eq!((snapshots.mounts("c").unwrap(), snapshots.stat("c").unwrap().labels.len()), (mounts, 1));
+    // Eight other layers were used since.
+    (1..9).for_each(|number| {
+        drop(snapshots.prepare(&format!("d{number}"), &format!("l{number}"), none()).unwrap())
+    });
+    assert_eq!(ready(&snapshots), []);
+    snapshots.prepare("e", "l8", none()).unwrap();
+    assert_eq!(ready(&snapshots), [("l8".to_owned(), 2)]);
+    drop(snapshots);
+    assert_eq!(ready(&fixture.open()), []);
 }
 
 #[test]
