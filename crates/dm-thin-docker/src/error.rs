@@ -1,0 +1,123 @@
+use std::io;
+use std::path::PathBuf;
+
+use dm_thin::thin::metadata::MetadataError;
+use dm_thin::units::Bytes;
+
+use crate::{DeviceName, DeviceState};
+
+/// The result of an operation on a [`Store`](crate::Store).
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Error of opening a store, or of an export.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The directory, or a file that the caller has named, cannot be opened.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// The directory has neither files of Docker's devicemapper driver nor a pool.
+    #[error("{}: neither a Docker directory with devicemapper files nor a directory with `metadata` and `data`", path.display())]
+    NothingFound {
+        /// The directory.
+        path: PathBuf,
+    },
+
+    /// The directory has a pool alone, and that cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Unreadable {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+
+    /// No image, container or device has that name.
+    #[error("no image, container or device {name:?}")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+
+    /// An abbreviated id that several devices have.
+    #[error("{name:?} is the beginning of several ids")]
+    Ambiguous {
+        /// The abbreviation.
+        name: String,
+    },
+
+    /// There is no pool to read the device from.
+    #[error("device {device}: its pool is not in the directory, or cannot be read")]
+    NoPool {
+        /// The device.
+        device: DeviceName,
+    },
+
+    /// The pool does not have the device.
+    #[error("device {device} cannot be read: {state}")]
+    NoData {
+        /// The device.
+        device: DeviceName,
+        /// Why.
+        state: DeviceState,
+    },
+
+    /// The pool's metadata is damaged.
+    #[error("device {device}: {source}")]
+    Metadata {
+        /// The device.
+        device: DeviceName,
+        /// The damage.
+        source: MetadataError,
+    },
+
+    /// A block of the device is not in the data file.
+    #[error(
+        "device {device}: block {block} is at {offset} of the data file, which has {size}; not copied completely?"
+    )]
+    BeyondData {
+        /// The device.
+        device: DeviceName,
+        /// The virtual block.
+        block: u64,
+        /// Where its end should be.
+        offset: Bytes,
+        /// Size of the data file.
+        size: Bytes,
+    },
+
+    /// A block is mapped beyond the end of the device.
+    #[error("device {device}: block {block} is mapped, beyond its size of {size}")]
+    BeyondDevice {
+        /// The device.
+        device: DeviceName,
+        /// The virtual block.
+        block: u64,
+        /// Size of the device.
+        size: Bytes,
+    },
+
+    /// The data file cannot be read.
+    #[error("read the data file at {offset}: {source}")]
+    Read {
+        /// Where, in bytes.
+        offset: u64,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// The output cannot be written.
+    #[error("write {}: {source}", path.as_ref().map_or_else(|| "the output".into(), |path| path.to_string_lossy()))]
+    Write {
+        /// Its path, if it has been named.
+        path: Option<PathBuf>,
+        /// Why.
+        source: io::Error,
+    },
+}
