@@ -40,6 +40,9 @@ _dm__thin() {
             dm__thin,diff)
                 cmd="dm__thin__subcmd__diff"
                 ;;
+            dm__thin,docker)
+                cmd="dm__thin__subcmd__docker"
+                ;;
             dm__thin,doctor)
                 cmd="dm__thin__subcmd__doctor"
                 ;;
@@ -130,6 +133,24 @@ _dm__thin() {
             dm__thin,which)
                 cmd="dm__thin__subcmd__which"
                 ;;
+            dm__thin__subcmd__docker,export)
+                cmd="dm__thin__subcmd__docker__subcmd__export"
+                ;;
+            dm__thin__subcmd__docker,help)
+                cmd="dm__thin__subcmd__docker__subcmd__help"
+                ;;
+            dm__thin__subcmd__docker,ls)
+                cmd="dm__thin__subcmd__docker__subcmd__ls"
+                ;;
+            dm__thin__subcmd__docker__subcmd__help,export)
+                cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__export"
+                ;;
+            dm__thin__subcmd__docker__subcmd__help,help)
+                cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__help"
+                ;;
+            dm__thin__subcmd__docker__subcmd__help,ls)
+                cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__ls"
+                ;;
             dm__thin__subcmd__help,activate)
                 cmd="dm__thin__subcmd__help__subcmd__activate"
                 ;;
@@ -153,6 +174,9 @@ _dm__thin() {
                 ;;
             dm__thin__subcmd__help,diff)
                 cmd="dm__thin__subcmd__help__subcmd__diff"
+                ;;
+            dm__thin__subcmd__help,docker)
+                cmd="dm__thin__subcmd__help__subcmd__docker"
                 ;;
             dm__thin__subcmd__help,doctor)
                 cmd="dm__thin__subcmd__help__subcmd__doctor"
@@ -238,6 +262,12 @@ _dm__thin() {
             dm__thin__subcmd__help,which)
                 cmd="dm__thin__subcmd__help__subcmd__which"
                 ;;
+            dm__thin__subcmd__help__subcmd__docker,export)
+                cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__export"
+                ;;
+            dm__thin__subcmd__help__subcmd__docker,ls)
+                cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__ls"
+                ;;
             *)
                 ;;
         esac
@@ -245,7 +275,7 @@ _dm__thin() {
 
     case "${cmd}" in
         dm__thin)
-            opts="-b -H -h -V --root --tree --json --bytes --no-header --help --version trees ls list tree df info which holders check repair init add rm mv label commit seal unseal mount umount unmount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help"
+            opts="-b -H -h -V --root --tree --json --bytes --no-header --help --version trees ls list tree df info which holders check repair init add rm mv label commit seal unseal mount umount unmount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor docker close help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -466,6 +496,148 @@ _dm__thin() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        dm__subcmd__thin__subcmd__docker)
+            opts="-b -H -h --root --tree --json --bytes --no-header --help ls export help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tree)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__export)
+            opts="-b -H -h --metadata --data --raw --root --tree --json --bytes --no-header --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --metadata)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --data)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --raw)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tree)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help)
+            opts="ls export help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__export)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__ls)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__ls)
+            opts="-a -b -H -h --metadata --data --all --root --tree --json --bytes --no-header --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --metadata)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --data)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tree)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         dm__subcmd__thin__subcmd__doctor)
             opts="-b -H -h --root --tree --json --bytes --no-header --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -577,7 +749,7 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__help)
-            opts="trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor close help"
+            opts="trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor docker close help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -691,6 +863,48 @@ _dm__thin() {
         dm__subcmd__thin__subcmd__help__subcmd__diff)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__help__subcmd__docker)
+            opts="ls export"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__help__subcmd__docker__subcmd__export)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__help__subcmd__docker__subcmd__ls)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

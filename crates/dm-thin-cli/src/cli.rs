@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dm_thin::units::Bytes;
 use uuid::Uuid;
 
+use crate::docker::DockerCommand;
+
 /// Trees of thin snapshots.
 ///
 /// Commands that only look (trees, ls, tree, df, info, which, holders, events, dump, doctor) take no lock and work beside the program that
@@ -176,6 +178,9 @@ pub enum Command {
     },
     /// What this machine lacks, and what died on it, with the commands that mend it
     Doctor,
+    /// Reads the directory of Docker's devicemapper storage driver
+    #[command(subcommand)]
+    Docker(DockerCommand),
     /// Deactivates everything, and the pool
     Close,
 }

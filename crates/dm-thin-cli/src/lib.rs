@@ -3,6 +3,7 @@
 
 mod change;
 mod cli;
+mod docker;
 mod doctor;
 mod failure;
 mod look;
@@ -49,12 +50,13 @@ fn run(cli: Cli, output: &Output) -> Result<u8> {
         Command::Trees => return look::trees(output).map(|()| 0),
         Command::Which { device } => return look::which(output, device).map(|()| 0),
         Command::Doctor => return doctor::doctor(output),
+        Command::Docker(command) => return docker::run(output, command).map(|()| 0),
         _ => {}
     }
     let root = place::root(&cli)?;
     let root = root.as_path();
     match cli.command {
-        Command::Trees | Command::Which { .. } | Command::Doctor => Ok(()),
+        Command::Trees | Command::Which { .. } | Command::Doctor | Command::Docker(_) => Ok(()),
         Command::Ls(options) => look::ls(output, root, &options),
         Command::Tree => look::tree(output, root),
         Command::Df => look::df(output, root),

@@ -22,10 +22,16 @@ fn the_manual_is_of_this_version() {
     check("dm-thin.1", &page);
     let mut command = dm_thin_cli::arguments();
     command.build();
+    check_verbs("dm-thin", &command);
+}
+
+fn check_verbs(name: &str, command: &clap::Command) {
     for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        let name = format!("{name}-{}", verb.get_name());
         let mut page = Vec::new();
         clap_mangen::Man::new(verb.clone()).render(&mut page).unwrap();
-        check(&format!("dm-thin-{}.1", verb.get_name()), &page);
+        check(&format!("{name}.1"), &page);
+        check_verbs(&name, verb);
     }
 }
 

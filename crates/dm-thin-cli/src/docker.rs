@@ -1,0 +1,175 @@
+//! The directory of Docker's devicemapper driver: what is in it, and out of it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use dm_thin_docker::{Device, DeviceName, DeviceState, Error, PoolFiles, Store};
+use serde_json::json;
+
+use crate::failure::{Failure, Result};
+use crate::output::{Output, note};
+
+#[derive(Debug, Subcommand)]
+pub enum DockerCommand {
+    /// Lists images, containers, and devices that belong to neither
+    Ls {
+        #[command(flatten)]
+        place: Place,
+        /// The devices of lower layers and of containers' init layers, too
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// Writes the file system of an image, container or device to a new file
+    Export {
+        #[command(flatten)]
+        place: Place,
+        /// A container's name, an image's tag, an id or its beginning, `base`, or `thin-` and a thin id
+        id: String,
+        #[command(flatten)]
+        format: ExportFormat,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Place {
+    /// /var/lib/docker, a copy of it, or a directory with `metadata` and `data` of a pool
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The pool's metadata, if it is not in DIR: the _tmeta volume of LVM
+    #[arg(long, requires = "data", value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// The pool's data, if it is not in DIR: the _tdata volume of LVM
+    #[arg(long, requires = "metadata", value_name = "FILE")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct ExportFormat {
+    /// A sparse raw image; the content is in its directory rootfs
+    #[arg(long, value_name = "FILE")]
+    raw: Option<PathBuf>,
+}
+
+pub fn run(output: &Output, command: &DockerCommand) -> Result<()> {
+    match command {
+        DockerCommand::Ls { place, all } => ls(output, place, *all),
+        DockerCommand::Export { place, id, format } => export(output, place, id, format),
+    }
+}
+
+impl Place {
+    fn open(&self) -> Result<Store> {
+        let store = match (self.metadata.clone(), self.data.clone()) {
+            (Some(metadata), Some(data)) => Store::open_with(&self.directory, &PoolFiles { metadata, data }),
+            _ => Store::open(&self.directory),
+        };
+        Ok(store?)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let hint = match &error {
+            Error::NotFound { .. } | Error::Ambiguous { .. } => "`dm-thin docker ls --all DIR` lists all ids",
+            Error::NoPool { .. } => "--metadata and --data name the pool's metadata and data",
+            Error::NoData { .. } => {
+                "if the pool has it, it is among the stranded devices of `dm-thin docker ls`"
+            }
+            Error::Metadata { .. } => {
+                "thin_repair of thin-provisioning-tools makes new metadata, for --metadata"
+            }
+            _ => return Self::new(error),
+        };
+        Self::new(error).hint(hint)
+    }
+}
+
+fn ls(output: &Output, place: &Place, all: bool) -> Result<()> {
+    let store = place.open()?;
+    let findings = store.findings();
+    if output.json {
+        let text = |it: &dm_thin_docker::Finding| json!({ "text": it.to_string(), "details": it });
+        return output.object(
+            "docker",
+            json!({
+                "pool": store.pool(),
+                "transaction_id": store.transaction_id(),
+                "transaction": store.transaction_state(),
+                "images": store.images(),
+                "layers": store.layers().collect::<Vec<_>>(),
+                "containers": store.containers(),
+                "devices": store.devices().collect::<Vec<_>>(),
+                "findings": findings.iter().map(text).collect::<Vec<_>>(),
+            }),
+        );
+    }
+    let (mut rows, mut owned) = (Vec::new(), Vec::new());
+    let mut row = |kind: &str, name: &str, id: &str, device: Option<&DeviceName>| {
+        let found = device.and_then(|name| store.device(name));
+        owned.extend(device.cloned());
+        rows.push(cells(output, kind, name, id, found));
+    };
+    for image in store.images() {
+        let tags = image.tags.join(", ");
+        row("image", if tags.is_empty() { "-" } else { &tags }, &image.id, image.device.as_ref());
+    }
+    for container in store.containers() {
+        row("container", container.name.as_deref().unwrap_or("-"), &container.id, container.device.as_ref());
+    }
+    let healthy = |device: &&Device| device.state == DeviceState::Ok;
+    let layers: Vec<_> = store.layers().filter_map(|layer| layer.device.as_ref()).collect();
+    let inits: Vec<_> = store.containers().iter().filter_map(|container| container.init.as_ref()).collect();
+    for device in store.devices().filter(|device| !owned.contains(&device.name)) {
+        let inner = device.name == DeviceName::Base
+            || layers.contains(&&device.name)
+            || inits.contains(&&device.name);
+        if all || !inner || !healthy(&device) {
+            let name = device.name.to_string();
+            rows.push(cells(
+                output,
+                "device",
+                if name.len() < 64 { &name } else { "-" },
+                &name,
+                Some(device),
+            ));
+        }
+    }
+    let columns = ["KIND", "NAME", "ID", "THIN ID", "SIZE", "MAPPED", "STATE"];
+    output.rows("docker", &columns, &["THIN ID", "SIZE", "MAPPED"], rows, json!(null))?;
+    for finding in findings {
+        note(&format!("found: {finding}"));
+    }
+    Ok(())
+}
+
+fn cells(output: &Output, kind: &str, name: &str, id: &str, device: Option<&Device>) -> Vec<String> {
+    let id = match id.get(..12) {
+        Some(short) if id.ends_with("-init") => format!("{short}-init"),
+        Some(short) => short.to_owned(),
+        None => "-".to_owned(),
+    };
+    let thin_id = device.and_then(|device| device.thin_id);
+    vec![
+        kind.to_owned(),
+        name.to_owned(),
+        id,
+        thin_id.map_or("-".to_owned(), |id| id.to_string()),
+        output.size_or(device.and_then(|device| device.size)),
+        output.size_or(device.and_then(|device| device.mapped)),
+        device.map_or("no device".to_owned(), |device| device.state.to_string()),
+    ]
+}
+
+fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Result<()> {
+    let store = place.open()?;
+    let device = store.find(id)?;
+    if device.state != DeviceState::Ok {
+        note(&format!("device {} is {}", device.name, device.state));
+    }
+    let Some(path) = &format.raw else { return Ok(()) };
+    let exported = store.export_raw_to(device, path)?;
+    let text = format!("{}, {} of it data", output.size(exported.size), output.size(exported.written));
+    let json = json!({ "device": device.name, "size": exported.size, "written": exported.written });
+    output.done(&text, "exported", json)
+}
