@@ -519,7 +519,7 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__docker__subcmd__export)
-            opts="-b -H -h --metadata --data --raw --root --tree --json --bytes --no-header --help"
+            opts="-b -H -h --metadata --data --raw --tar --root --tree --json --bytes --no-header --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -534,6 +534,10 @@ _dm__thin() {
                     return 0
                     ;;
                 --raw)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tar)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -348,6 +348,7 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l metadata -d 'The pool\'s metadata, if it is not in DIR: the _tmeta volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l data -d 'The pool\'s data, if it is not in DIR: the _tdata volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l raw -d 'A sparse raw image; the content is in its directory rootfs' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l tar -d 'A tar archive of rootfs, for `docker import`: needs root, and mounts a copy' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l root -d 'The directory of the tree' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l tree -d 'The tree, by its UUID: it has to be active' -r
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'

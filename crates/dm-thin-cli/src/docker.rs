@@ -49,6 +49,9 @@ pub struct ExportFormat {
     /// A sparse raw image; the content is in its directory rootfs
     #[arg(long, value_name = "FILE")]
     raw: Option<PathBuf>,
+    /// A tar archive of rootfs, for `docker import`: needs root, and mounts a copy
+    #[arg(long, value_name = "FILE")]
+    tar: Option<PathBuf>,
 }
 
 pub fn run(output: &Output, command: &DockerCommand) -> Result<()> {
@@ -73,6 +76,9 @@ impl From<Error> for Failure {
         let hint = match &error {
             Error::NotFound { .. } | Error::Ambiguous { .. } => "`dm-thin docker ls --all DIR` lists all ids",
             Error::NoPool { .. } => "--metadata and --data name the pool's metadata and data",
+            Error::NotPermitted { .. } | Error::NoFilesystem { .. } => {
+                "--raw needs neither root nor a file system"
+            }
             Error::NoData { .. } => {
                 "if the pool has it, it is among the stranded devices of `dm-thin docker ls`"
             }
@@ -166,6 +172,15 @@ fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Re
     let device = store.find(id)?;
     if device.state != DeviceState::Ok {
         note(&format!("device {} is {}", device.name, device.state));
+    }
+    if let Some(path) = &format.tar {
+        let archived = store.export_tar(device, path)?;
+        if !archived.consistent {
+            note("its journal could not be read: files that were written last can be incomplete");
+        }
+        let json =
+            json!({ "device": device.name, "entries": archived.entries, "consistent": archived.consistent });
+        return output.done(&format!("{} entries", archived.entries), "exported", json);
     }
     let Some(path) = &format.raw else { return Ok(()) };
     let exported = store.export_raw_to(device, path)?;

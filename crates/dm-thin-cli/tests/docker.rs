@@ -58,6 +58,7 @@ fn export_writes_a_raw_image_or_says_why_not() {
     for (arguments, words) in [
         (["docker", "export", directory, "web", "--raw", raw], "File exists"),
         (["docker", "export", directory, "none", "--raw", raw], "docker ls"),
+        (["docker", "export", directory, "web", "--tar", &format!("{raw}.tar")], "--raw needs neither"),
         (["docker", "export", "/proc", "web", "--raw", raw], "neither a Docker directory"),
     ] {
         let output = run(&arguments);

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use dm_thin::Errno;
 use dm_thin::thin::metadata::MetadataError;
 use dm_thin::units::Bytes;
 
@@ -119,5 +120,44 @@ pub enum Error {
         path: Option<PathBuf>,
         /// Why.
         source: io::Error,
+    },
+
+    /// Mounting needs root (CAP_SYS_ADMIN).
+    #[error(
+        "the content of a device has to be mounted, which needs root (CAP_SYS_ADMIN): {errno}; a raw image does not"
+    )]
+    NotPermitted {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+
+    /// A device has neither an ext4 nor an XFS file system.
+    #[error("device {device}: neither an ext4 nor an XFS file system")]
+    NoFilesystem {
+        /// The device.
+        device: DeviceName,
+    },
+
+    /// No loop device for the copy.
+    #[error("{source}")]
+    Loop {
+        /// Why.
+        source: Box<dm_thin::loopdev::Error>,
+    },
+
+    /// The file system cannot be mounted.
+    #[error("device {device}: mount: {errno}; `fsck` of a raw image may repair it")]
+    Mount {
+        /// The device.
+        device: DeviceName,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+
+    /// The file system has no directory `rootfs`: it is the base device's, or not Docker's.
+    #[error("device {device}: no directory rootfs")]
+    NoRootfs {
+        /// The device.
+        device: DeviceName,
     },
 }

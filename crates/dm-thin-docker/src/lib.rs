@@ -7,6 +7,7 @@
 //! Nothing is written below the directory, and no file in it is trusted: symbolic links are not followed, sizes and
 //! numbers are bounded, and a file that cannot be read is a [`Finding`] while the others are listed.
 
+mod archive;
 mod device;
 mod directory;
 mod error;
@@ -14,14 +15,17 @@ mod export;
 mod filesystem;
 mod finding;
 mod layers;
+mod mount;
 mod pool;
 mod store;
 
+pub use archive::tar_rootfs;
 pub use device::{Device, DeviceName, DeviceState};
 pub use error::{Error, Result};
 pub use export::Exported;
 pub use finding::Finding;
 pub use layers::{Container, Image, Layer};
+pub use mount::Archived;
 pub use pool::PoolInfo;
 pub use store::{PoolFiles, Store, TransactionState};
 

@@ -234,3 +234,44 @@ pub fn check(fixture: &Fixture) {
     }
     serde_json::to_string(&(store.images(), store.containers(), store.layers().collect::<Vec<_>>())).unwrap();
 }
+
+/// A file system on thin device 5, made by `mkfs`: of a directory, or XFS of a prototype with that directory's `rootfs`
+/// and the file `hostname` in it.
+pub fn with_filesystem(content: &Path, mkfs: &str) -> (Fixture, u64) {
+    let (image, prototype) =
+        (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let mut command = std::process::Command::new(mkfs);
+    let size = if mkfs == "mkfs.xfs" {
+        let hostname = content.join("rootfs/etc/hostname");
+        let text = format!(
+            "-\n0 0\nd--755 0 0\nrootfs d--755 0 0\nhostname ---644 0 0 {}\n$\n$\n",
+            hostname.display()
+        );
+        fs::write(prototype.path(), text).unwrap();
+        command.arg("-q").arg("-p").arg(prototype.path());
+        320u64 << 20
+    } else {
+        command.args(["-q", "-F", "-d"]).arg(content);
+        64 << 20
+    };
+    image.as_file().set_len(size).unwrap();
+    let made = command.arg(image.path()).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let bytes = fs::read(image.path()).unwrap();
+    let mut fixture = Fixture::new();
+    fixture.contents.data_blocks = 2000;
+    let block = usize::try_from(BLOCK).unwrap();
+    let zeroes = vec![0; block];
+    let used = (0..).zip(bytes.chunks(block)).filter(|(_, block)| *block != zeroes);
+    // Not in order.
+    let used: Vec<_> =
+        used.enumerate().map(|(at, (number, data))| (number, 1999 - at as u64, data)).collect();
+    let mappings: Vec<_> = used.iter().map(|(number, to, _)| (*number, *to)).collect();
+    fixture.contents.thins.insert(5, thin(&mappings));
+    fixture.write_pool("devicemapper/devicemapper");
+    let file = File::options().write(true).open(fixture.join("devicemapper/devicemapper/data")).unwrap();
+    used.iter().for_each(|(_, to, data)| file.write_all_at(data, to * BLOCK).unwrap());
+    let json = device_json(5).replace(&SIZE.to_string(), &size.to_string());
+    fixture.write(&format!("devicemapper/metadata/{}", hash('c')), json);
+    (fixture, size)
+}
