@@ -133,6 +133,9 @@ _dm__thin() {
             dm__thin,which)
                 cmd="dm__thin__subcmd__which"
                 ;;
+            dm__thin__subcmd__docker,adopt)
+                cmd="dm__thin__subcmd__docker__subcmd__adopt"
+                ;;
             dm__thin__subcmd__docker,export)
                 cmd="dm__thin__subcmd__docker__subcmd__export"
                 ;;
@@ -141,6 +144,9 @@ _dm__thin() {
                 ;;
             dm__thin__subcmd__docker,ls)
                 cmd="dm__thin__subcmd__docker__subcmd__ls"
+                ;;
+            dm__thin__subcmd__docker__subcmd__help,adopt)
+                cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__adopt"
                 ;;
             dm__thin__subcmd__docker__subcmd__help,export)
                 cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__export"
@@ -261,6 +267,9 @@ _dm__thin() {
                 ;;
             dm__thin__subcmd__help,which)
                 cmd="dm__thin__subcmd__help__subcmd__which"
+                ;;
+            dm__thin__subcmd__help__subcmd__docker,adopt)
+                cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__adopt"
                 ;;
             dm__thin__subcmd__help__subcmd__docker,export)
                 cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__export"
@@ -497,12 +506,42 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__docker)
-            opts="-b -H -h --root --tree --json --bytes --no-header --help ls export help"
+            opts="-b -H -h --root --tree --json --bytes --no-header --help ls export adopt help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tree)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__adopt)
+            opts="-b -H -h --metadata --data --root --tree --json --bytes --no-header --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --metadata)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --data)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --root)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -557,8 +596,22 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__docker__subcmd__help)
-            opts="ls export help"
+            opts="ls export adopt help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__adopt)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -879,8 +932,22 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__help__subcmd__docker)
-            opts="ls export"
+            opts="ls export adopt"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__help__subcmd__docker__subcmd__adopt)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -327,15 +327,16 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -l json -d 'JSON
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -s b -l bytes -d 'Amounts in bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -s H -l no-header -d 'Without header, separated by tabs'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -s h -l help -d 'Print help'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -l root -d 'The directory of the tree' -r -F
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -l tree -d 'The tree, by its UUID: it has to be active' -r
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -s b -l bytes -d 'Amounts in bytes'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -s H -l no-header -d 'Without header, separated by tabs'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -s h -l help -d 'Print help'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -l root -d 'The directory of the tree' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -l tree -d 'The tree, by its UUID: it has to be active' -r
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -s b -l bytes -d 'Amounts in bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -s H -l no-header -d 'Without header, separated by tabs'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -s h -l help -d 'Print help'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "adopt" -d 'Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from ls" -l metadata -d 'The pool\'s metadata, if it is not in DIR: the _tmeta volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from ls" -l data -d 'The pool\'s data, if it is not in DIR: the _tdata volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from ls" -l root -d 'The directory of the tree' -r -F
@@ -355,8 +356,17 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -s b -l bytes -d 'Amounts in bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -s H -l no-header -d 'Without header, separated by tabs'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l metadata -d 'The pool\'s metadata, if it is not in DIR: the _tmeta volume of LVM' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l data -d 'The pool\'s data, if it is not in DIR: the _tdata volume of LVM' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l root -d 'The directory of the tree' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l tree -d 'The tree, by its UUID: it has to be active' -r
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -s b -l bytes -d 'Amounts in bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -s H -l no-header -d 'Without header, separated by tabs'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -s h -l help -d 'Print help'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "adopt" -d 'Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand close" -l root -d 'The directory of the tree' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand close" -l tree -d 'The tree, by its UUID: it has to be active' -r
@@ -403,3 +413,4 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_see
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor docker close help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "adopt" -d 'Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did'

@@ -1,11 +1,12 @@
 //! The directory of Docker's devicemapper driver: what is in it, and out of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use dm_thin_docker::{Device, DeviceName, DeviceState, Error, PoolFiles, Store};
+use dm_thin_docker::{Adopted, Device, DeviceName, DeviceState, Error, PoolFiles, Store};
 use serde_json::json;
 
+use crate::cli::Cli;
 use crate::failure::{Failure, Result};
 use crate::output::{Output, note};
 
@@ -27,6 +28,11 @@ pub enum DockerCommand {
         id: String,
         #[command(flatten)]
         format: ExportFormat,
+    },
+    /// Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did
+    Adopt {
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -54,8 +60,9 @@ pub struct ExportFormat {
     tar: Option<PathBuf>,
 }
 
-pub fn run(output: &Output, command: &DockerCommand) -> Result<()> {
+pub fn run(output: &Output, cli: &Cli, command: &DockerCommand) -> Result<()> {
     match command {
+        DockerCommand::Adopt { place } => adopt(output, place, &crate::place::root(cli)?),
         DockerCommand::Ls { place, all } => ls(output, place, *all),
         DockerCommand::Export { place, id, format } => export(output, place, id, format),
     }
@@ -73,7 +80,8 @@ impl Place {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let hint = match &error {
+        let hint = match error {
+            Error::Tree { source } => return (*source).into(),
             Error::NotFound { .. } | Error::Ambiguous { .. } => "`dm-thin docker ls --all DIR` lists all ids",
             Error::NoPool { .. } => "--metadata and --data name the pool's metadata and data",
             Error::NotPermitted { .. } | Error::NoFilesystem { .. } => {
@@ -187,4 +195,21 @@ fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Re
     let text = format!("{}, {} of it data", output.size(exported.size), output.size(exported.written));
     let json = json!({ "device": device.name, "size": exported.size, "written": exported.written });
     output.done(&text, "exported", json)
+}
+
+fn adopt(output: &Output, place: &Place, root: &Path) -> Result<()> {
+    let store = place.open()?;
+    let tree = crate::place::open(root)?;
+    let (mut rows, mut json) = (Vec::new(), Vec::new());
+    store.adopt(&tree, |device, adopted| {
+        let (text, written) = match adopted {
+            Adopted::Copied { written } => ("copied".to_owned(), Some(*written)),
+            Adopted::Present => ("present".to_owned(), None),
+            Adopted::Unreadable { reason } => (reason.clone(), None),
+            _ => (device.state.to_string(), None),
+        };
+        rows.push(vec![device.name.to_string(), output.size_or(written), text]);
+        json.push(json!({ "device": device.name, "adopted": adopted }));
+    })?;
+    output.rows("adopted", &["DEVICE", "WRITTEN", "STATE"], &["WRITTEN"], rows, json.into())
 }

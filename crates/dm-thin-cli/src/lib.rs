@@ -50,7 +50,7 @@ fn run(cli: Cli, output: &Output) -> Result<u8> {
         Command::Trees => return look::trees(output).map(|()| 0),
         Command::Which { device } => return look::which(output, device).map(|()| 0),
         Command::Doctor => return doctor::doctor(output),
-        Command::Docker(command) => return docker::run(output, command).map(|()| 0),
+        Command::Docker(command) => return docker::run(output, &cli, command).map(|()| 0),
         _ => {}
     }
     let root = place::root(&cli)?;

@@ -160,4 +160,37 @@ pub enum Error {
         /// The device.
         device: DeviceName,
     },
+
+    /// The tree could not mount the device.
+    #[error(
+        "device {device} has a file system of type {found}, the tree {expected}; make a tree with --filesystem {found}"
+    )]
+    OtherFilesystem {
+        /// The device.
+        device: DeviceName,
+        /// The device's type.
+        found: &'static str,
+        /// The tree's.
+        expected: &'static str,
+    },
+
+    /// The tree's pool does not zero new blocks: where the devices have nothing, others' old data would be.
+    #[error("pool {pool} does not zero new blocks (skip_block_zeroing)")]
+    NotZeroed {
+        /// The pool.
+        pool: String,
+    },
+
+    /// The tree refuses a snapshot.
+    #[error("{source}")]
+    Tree {
+        /// Why.
+        source: Box<dm_thin::tree::Error>,
+    },
+}
+
+impl From<dm_thin::tree::Error> for Error {
+    fn from(source: dm_thin::tree::Error) -> Self {
+        Self::Tree { source: Box::new(source) }
+    }
 }

@@ -1,0 +1,150 @@
+//! Devices into a tree, on a kernel in memory.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dm_thin::dm::UdevPolicy;
+use dm_thin::model::ModelKernel;
+use dm_thin::tree::{Filesystem, Lineage, Options, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
+use dm_thin_docker::{Adopted, DeviceName, Error, Store};
+use proptest::prelude::*;
+use support::{BLOCK, Fixture, SIZE, device_json, hash, image, thin};
+
+fn tree(directory: &std::path::Path, block_size: Bytes, filesystem: Filesystem) -> SnapshotTree {
+    let options = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(4));
+    let options = options.base_size(Bytes::mib(16)).block_size(block_size).filesystem(filesystem);
+    let options = options.kernel(Arc::new(ModelKernel::new())).udev(UdevPolicy::None);
+    SnapshotTree::open(directory, options).unwrap()
+}
+
+fn content(tree: &SnapshotTree, id: &str) -> Vec<u8> {
+    // The container is not sealed; a snapshot of it is as good.
+    let copy = format!("copy of {id}");
+    tree.add(&copy, Parent::Snapshot(id)).unwrap();
+    tree.seal(&copy).unwrap();
+    let reader = tree.open_snapshot(&copy).unwrap();
+    let mut bytes = vec![0xee; usize::try_from(reader.size().0).unwrap()];
+    reader.read_at(Bytes(0), &mut bytes).unwrap();
+    drop(reader);
+    tree.remove(&copy).unwrap();
+    bytes
+}
+
+fn adopt(store: &Store, tree: &SnapshotTree) -> BTreeMap<DeviceName, Adopted> {
+    let mut adopted = BTreeMap::new();
+    store
+        .adopt(tree, |device, it| assert_eq!(adopted.insert(device.name.clone(), it.clone()), None))
+        .unwrap();
+    adopted
+}
+
+#[test]
+fn children_become_snapshots_of_their_parents() {
+    let mut fixture = Fixture::new();
+    fixture.contents.thins.insert(9, thin(&[(0, 9)]));
+    fixture.write_pool("devicemapper/devicemapper");
+    let (store, directory) = (fixture.store(), tempfile::tempdir().unwrap());
+    let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::None);
+    let adopted = adopt(&store, &tree);
+    let data = BLOCK - 8192;
+    let copied = |blocks: u64| Adopted::Copied { written: Bytes(blocks * data) };
+    let init = format!("{}-init", hash('c'));
+    for (id, name, thin, parent, written) in [
+        ("docker-base", "base", 1, None, copied(1)),
+        (&hash('a'), &hash('a'), 2, Some("docker-base"), copied(1)),
+        (&hash('b'), &hash('b'), 3, Some(hash('a').as_str()), copied(2)),
+        (&init, &init, 4, Some(hash('b').as_str()), copied(0)),
+        (&hash('c'), &hash('c'), 5, Some(init.as_str()), copied(1)),
+    ] {
+        assert!(content(&tree, id) == image(&fixture.contents.thins[&thin].mappings, SIZE), "{id}");
+        let info = tree.get(id).unwrap();
+        match (&info.parent, parent) {
+            (Lineage::Snapshot(found), Some(parent)) => assert_eq!(found.as_str(), parent),
+            (other, parent) => assert!(parent.is_none(), "{id}: {other:?}"),
+        }
+        assert_eq!(info.sealed.is_some(), id != hash('c'), "{id}");
+        assert_eq!(info.labels.get("docker/device"), Some(name));
+        assert_eq!(adopted[&name.parse().unwrap()], written, "{id}");
+    }
+    assert_eq!(adopted[&"thin-9".parse().unwrap()], Adopted::Skipped);
+    let labels = |id: &str, key: &str| tree.get(id).unwrap().labels.get(key).map(str::to_owned);
+    assert_eq!(labels(&hash('c'), "docker/name").as_deref(), Some("web"));
+    assert_eq!(labels(&hash('b'), "docker/name").as_deref(), Some("debian:12"));
+    assert_eq!(labels(&hash('c'), "docker/kind").as_deref(), Some("container"));
+    assert_eq!(tree.check().unwrap(), []);
+
+    // Again: all of it is there.
+    let again = self::adopt(&store, &tree);
+    assert_eq!(again.values().filter(|it| **it == Adopted::Present).count(), 5);
+    tree.close().unwrap();
+}
+
+/// What its children share with it they get, too.
+#[test]
+fn a_device_that_cannot_be_read_is_left_out() {
+    let mut fixture = Fixture::new();
+    fixture.contents.thins.insert(2, thin(&[(0, 0), (3, 1), (5, 60)]));
+    fixture.write_pool("devicemapper/devicemapper");
+    let data =
+        std::fs::File::options().write(true).open(fixture.join("devicemapper/devicemapper/data")).unwrap();
+    data.set_len(50 * BLOCK).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::None);
+    let adopted = adopt(&fixture.store(), &tree);
+    assert!(matches!(adopted[&support::name('a')], Adopted::Unreadable { .. }), "{adopted:?}");
+    let upper = tree.get(hash('b')).unwrap();
+    assert!(matches!(&upper.parent, Lineage::Snapshot(id) if id.as_str() == "docker-base"), "{upper:?}");
+    for (id, thin) in [(hash('b'), 3), (hash('c'), 5)] {
+        assert!(content(&tree, &id) == image(&fixture.contents.thins[&thin].mappings, SIZE), "{id}");
+    }
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_tree_of_another_file_system_is_refused() {
+    let fixture = Fixture::new();
+    let pool =
+        std::fs::File::options().write(true).open(fixture.join("devicemapper/devicemapper/data")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&pool, b"XFSB", 0).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::Ext4);
+    let error = fixture.store().adopt(&tree, |_, _| panic!("nothing is adopted")).unwrap_err();
+    assert!(matches!(error, Error::OtherFilesystem { found: "xfs", expected: "ext4", .. }), "{error}");
+    tree.close().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_adopted_is_what_was_there(
+        lines in prop::collection::vec(prop::collection::btree_map(0u64..16, 0u64..64, 0..16), 5),
+        large: bool,
+        cut in 0u64..16,
+    ) {
+        let mut fixture = Fixture::new();
+        for (id, blocks) in (1..).zip(lines) {
+            fixture.contents.thins.insert(id, thin(&blocks.into_iter().collect::<Vec<_>>()));
+        }
+        fixture.write_pool("devicemapper/devicemapper");
+        let size = SIZE - cut * 512;
+        for (name, id) in [("base", 1), (&hash('a'), 2), (&hash('b'), 3), (&format!("{}-init", hash('c')), 4), (&hash('c'), 5)] {
+            let json = device_json(id).replace(&SIZE.to_string(), &size.to_string());
+            fixture.write(&format!("devicemapper/metadata/{name}"), json);
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let block_size = if large { Bytes(4 * BLOCK) } else { Bytes(BLOCK) };
+        let tree = tree(directory.path(), block_size, Filesystem::None);
+        adopt(&fixture.store(), &tree);
+        let init = format!("{}-init", hash('c'));
+        for (id, thin) in [("docker-base", 1), (&hash('a'), 2), (&hash('b'), 3), (&init, 4), (&hash('c'), 5)] {
+            let mut expected = image(&fixture.contents.thins[&thin].mappings, size);
+            expected.resize(expected.len().next_multiple_of(4096), 0);
+            prop_assert!(content(&tree, id) == expected, "{}", id);
+        }
+        tree.close().unwrap();
+    }
+}
