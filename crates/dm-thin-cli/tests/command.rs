@@ -1,5 +1,8 @@
 //! Every verb of the command on a real kernel, in the guest: this program runs itself as `dm-thin`.
 
+#[path = "../../dm-thin-docker/tests/support/mod.rs"]
+mod docker;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -22,6 +25,7 @@ fn main() -> ExitCode {
     let schema: Value = serde_json::from_str(include_str!("../schema.json")).unwrap();
     let schema = Rc::new(jsonschema::validator_for(&schema).unwrap());
     let test = Test { root: directory.path().join("root").to_str().unwrap().to_owned(), schema };
+    test.docker(directory.path());
     test.everything(directory.path());
     test.failures(directory.path());
     println!("every verb did what it says");
@@ -139,6 +143,30 @@ impl Test {
             assert_eq!(output.status.code(), Some(1), "{errors}");
             assert!(errors.contains("run it as root"), "{errors}");
         }
+    }
+
+    /// A tree of what Docker has left, and a tar archive, for which the kernel mounts a device.
+    fn docker(&self, directory: &Path) {
+        let content = directory.join("content");
+        fs::create_dir_all(content.join("rootfs/etc")).unwrap();
+        fs::write(content.join("rootfs/etc/hostname"), "web\n").unwrap();
+        let (fixture, _) = docker::with_filesystem(&content, "mkfs.ext4");
+        let docker = fixture.path().to_str().unwrap();
+        let archive = directory.join("web.tar");
+        let exported =
+            self.json("exported", &["docker", "export", docker, "web", "--tar", archive.to_str().unwrap()]);
+        assert_eq!((&exported["entries"], &exported["consistent"]), (&2.into(), &true.into()));
+        let root = directory.join("adopted");
+        let tree = self.other(&root);
+        tree.ok(&["init", "--data-size", "512M", "--metadata-size", "8M", "--base-size", "64M"]);
+        let adopted = tree.json("adopted", &["docker", "adopt", docker]);
+        assert_eq!(adopted.as_array().unwrap().len(), 5);
+        let target = directory.join("container");
+        tree.ok(&["mount", &docker::hash('c'), target.to_str().unwrap()]);
+        assert_eq!(fs::read_to_string(target.join("rootfs/etc/hostname")).unwrap(), "web\n");
+        tree.ok(&["umount", &docker::hash('c')]);
+        tree.ok(&["check"]);
+        tree.ok(&["close"]);
     }
 
     fn everything(&self, directory: &Path) {
