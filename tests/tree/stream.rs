@@ -352,6 +352,11 @@ fn pools_that_do_not_zero_are_refused_unless_allowed() {
     tree.send("one", None, &mut stream, SendOptions::new().allow_unzeroed(true)).unwrap();
     let refused = tree.receive(stream.as_slice(), ReceiveOptions::new().name("two"));
     assert!(matches!(refused, Err(Error::NotZeroed { .. })));
+    // Every block of an image is written, zeroes, too, and those behind its end.
+    let image = [&[7; 100][..], &[0; 300_000], &[9]].concat();
+    tree.import("image", &image[..], Bytes(500_000), &AddOptions::new()).unwrap();
+    assert_eq!(tree.snapshot_status("image").unwrap().mapped, Bytes(8 * 65_536));
+    tree.remove("image").unwrap();
     tree.receive(stream.as_slice(), ReceiveOptions::new().name("two").allow_unzeroed(true)).unwrap();
     tree.close().unwrap();
 }

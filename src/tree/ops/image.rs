@@ -12,8 +12,8 @@ use crate::units::Bytes;
 
 impl SnapshotTree {
     /// Makes a snapshot of an image: a raw disk, or a file system. It has `size`, rounded up to 4096 bytes, and no parent;
-    /// what the image ends before is zeroes. Zeroes take no space. The snapshot is there when all of it is, and durable
-    /// then.
+    /// what the image ends before is zeroes. Zeroes take no space, unless the pool does not zero its blocks: then all of
+    /// the snapshot is written. The snapshot is there when all of it is, and durable then.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,19 +40,29 @@ impl SnapshotTree {
     ) -> Result<()> {
         let rounded = Bytes(size.0.checked_next_multiple_of(4096).unwrap_or(u64::MAX));
         let writer = self.create(id, None, &options.clone().size(rounded))?;
+        let zeroed = match self.check_zeroed(false) {
+            Err(Error::NotZeroed { .. }) => false,
+            result => result.map(|()| true)?,
+        };
         let (mut piece, mut at) = (Vec::with_capacity(PIECE), 0);
         loop {
             piece.clear();
             let read = image.by_ref().take(PIECE as u64).read_to_end(&mut piece);
             let length = read.map_err(image_error("read"))? as u64;
             if length == 0 {
+                // A block that is written in part shows what another snapshot had there.
+                while !zeroed && at < rounded.0 {
+                    let length = (rounded.0 - at).min(PIECE as u64);
+                    writer.write_at(Bytes(at), &ZEROES[..usize::try_from(length).unwrap_or(PIECE)])?;
+                    at += length;
+                }
                 return writer.commit();
             }
             if at + length > size.0 {
                 let (option, value) = ("image size", size.to_string());
                 return Err(Error::InvalidOption { option, value, reason: "the image is longer" });
             }
-            if piece != ZEROES[..piece.len()] {
+            if !zeroed || piece != ZEROES[..piece.len()] {
                 writer.write_at(Bytes(at), &piece)?;
             }
             at += length;
