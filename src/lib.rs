@@ -16,6 +16,8 @@
 //! # }
 //! ```
 //!
+#![doc = include_str!("guide/floors.svg")]
+//!
 //! # Which floor do I want?
 //!
 //! Each floor uses only those under it, and has its own error type.

@@ -47,7 +47,8 @@ pub(super) const LARGEST: usize = 64 << 20;
 /// # Ok(dm) };
 /// # let dm = DeviceMapper::with_kernel(kernel, dm_thin::dm::UdevPolicy::None)?;
 /// let (name, uuid) = (DmName::new("zeroes")?, DmUuid::new("EXAMPLE-zeroes")?);
-/// let device = dm.create_active(&name, &uuid, &[Zero.over(Sectors(0), Sectors(2048))], DmFlags::empty())?;
+/// let table = [Zero.over(Sectors(0), Sectors(2048))];
+/// let device = dm.create_active(&name, &uuid, &table, DmFlags::empty())?;
 /// println!("{} is {}", dm.node_path(&name).display(), device.number);
 ///
 /// let table = dm.table(&name, TableKind::Live)?;
