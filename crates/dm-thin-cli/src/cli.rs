@@ -8,6 +8,8 @@ use uuid::Uuid;
 
 use crate::docker::DockerCommand;
 
+const GLOBAL: &str = "Options of every verb";
+
 /// Trees of thin snapshots.
 ///
 /// Commands that only look (trees, ls, tree, df, info, which, holders, events, dump, doctor) take no lock and work beside the program that
@@ -19,10 +21,10 @@ use crate::docker::DockerCommand;
 #[command(name = "dm-thin", version, max_term_width = 100)]
 pub struct Cli {
     /// The directory of the tree
-    #[arg(long, global = true, env = "DM_THIN_ROOT", hide_env_values = true, value_name = "DIR")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "DM_THIN_ROOT", hide_env_values = true, value_name = "DIR")]
     pub root: Option<PathBuf>,
     /// The tree, by its UUID: it has to be active
-    #[arg(long, global = true, conflicts_with = "root")]
+    #[arg(long, global = true, help_heading = GLOBAL, conflicts_with = "root")]
     pub tree: Option<Uuid>,
     #[command(flatten)]
     pub format: Format,
@@ -33,13 +35,13 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Format {
     /// JSON, for programs: a versioned object; amounts are bytes
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// Amounts in bytes
-    #[arg(long, short = 'b', global = true)]
+    #[arg(long, short = 'b', global = true, help_heading = GLOBAL)]
     pub bytes: bool,
     /// Without header, separated by tabs
-    #[arg(long, short = 'H', global = true)]
+    #[arg(long, short = 'H', global = true, help_heading = GLOBAL)]
     pub no_header: bool,
 }
 
@@ -219,6 +221,7 @@ pub enum Sort {
 
 #[derive(Debug, Args)]
 pub struct Add {
+    /// The new snapshot's id
     pub id: String,
     /// The parent
     #[arg(long, value_name = "ID")]
