@@ -238,7 +238,7 @@ impl Store {
     }
 
     /// Finds a device by the name of a container, the tag of an image (`:latest` can be left out), the id of a
-    /// container, image, layer or device, or at least four digits of one; or by `base` or `thin-<thin id>`.
+    /// container, image, layer or device, or at least four digits of one, `-init` kept; or by `base` or `thin-<thin id>`.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`].
@@ -257,6 +257,8 @@ impl Store {
             return get(device).ok_or_else(not_found);
         }
         let id = name.strip_prefix("sha256:").unwrap_or(name);
+        // The device of a container's init layer has the hash of the container's own.
+        let (id, is_init) = id.strip_suffix("-init").map_or((id, false), |id| (id, true));
         if id.len() < 4 {
             return Err(not_found());
         }
@@ -265,12 +267,11 @@ impl Store {
         let images = self.images().iter().map(|it| (&it.id, get(&it.device)));
         let layers = self.layers().map(|it| (&it.id, get(&it.device)));
         let devices = self.devices.values().filter_map(|it| match &it.name {
-            DeviceName::Hash(hash) if !hash.ends_with("-init") => Some((hash, Some(it))),
+            DeviceName::Hash(hash) if hash.ends_with("-init") == is_init => Some((hash, Some(it))),
             _ => None,
         });
-        for (_, device) in
-            containers.chain(images).chain(layers).chain(devices).filter(|it| it.0.starts_with(id))
-        {
+        let owners = containers.chain(images).chain(layers).filter(|_| !is_init);
+        for (_, device) in owners.chain(devices).filter(|it| it.0.starts_with(id)) {
             if let (Some(found), Some(device)) = (found, device)
                 && found.name != device.name
             {

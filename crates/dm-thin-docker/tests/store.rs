@@ -101,10 +101,12 @@ fn devices_are_found_by_name_tag_and_abbreviated_id() {
     assert_eq!(found(&hash('e')[..12]).unwrap(), name('c'));
     assert_eq!(found(&format!("sha256:{}", hash('d'))).unwrap(), name('b'));
     assert_eq!(found("cccc").unwrap(), name('c'));
+    // As `dm-thin docker ls --all` shows it.
+    assert_eq!(found("cccccccccccc-init").unwrap().to_string(), format!("{}-init", hash('c')));
     assert_eq!(found("base").unwrap(), DeviceName::Base);
     assert_eq!(found(&UPPER_CHAIN[..12]).unwrap(), name('b'));
     assert!(matches!(found("aaaa"), Err(Error::Ambiguous { .. })));
-    for text in ["ccc", "", "debian", "thin-77", "ffff"] {
+    for text in ["ccc", "", "debian", "thin-77", "ffff", "eeee-init", "ccc-init"] {
         assert!(matches!(found(text), Err(Error::NotFound { .. })), "{text}");
     }
 }
