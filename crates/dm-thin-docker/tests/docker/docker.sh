@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# In the guest: dockerd with its devicemapper driver, and dm-thin on what it leaves; see run.
+set -euo pipefail
+export PATH=/var/lib/root/usr/bin:/var/lib/root/usr/sbin:$PATH TMPDIR=/var/lib/tmp DOCKER_HOST=unix:///run/docker.sock
+root=/var/lib/docker-test out=/var/lib/out
+mkdir -p $TMPDIR $out /mnt
+chmod 1777 $TMPDIR $out
+# Those of the guest stay.
+for library in /var/lib/lib/*; do
+	[[ -e /lib/x86_64-linux-gnu/${library##*/} ]] || cp "$library" /lib/x86_64-linux-gnu/
+done
+
+step() { echo "== $*"; }
+fail() {
+	echo "FAILED: $*"
+	exit 1
+}
+
+start_docker() {
+	mkdir -p /sys/fs/cgroup
+	grep -q ' /sys/fs/cgroup ' /proc/mounts || mount -t cgroup2 none /sys/fs/cgroup
+	# Now, while nothing else runs; see dm-thin-snapshotter's container.sh.
+	for controller in $(</sys/fs/cgroup/cgroup.controllers); do
+		echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || true
+	done
+	dockerd --data-root $root --exec-root /run/docker --pidfile /run/docker.pid --storage-driver devicemapper \
+		--storage-opt dm.override_udev_sync_check=true --storage-opt dm.fs=ext4 --storage-opt dm.basesize=128M \
+		--storage-opt dm.loopdatasize=512M --storage-opt dm.loopmetadatasize=16M \
+		--bridge=none --iptables=false --ip6tables=false >/run/dockerd.log 2>&1 &
+	dockerd=$!
+	for _ in {1..900}; do
+		if docker version >/dev/null 2>&1; then return; fi
+		kill -0 $dockerd 2>/dev/null || break
+		sleep 0.2
+	done
+	cat /run/dockerd.log
+	fail "dockerd does not answer"
+}
+
+stop_docker() {
+	kill -TERM "$dockerd"
+	wait "$dockerd" || echo "dockerd: status $?"
+	# Docker leaves its pool active.
+	for _ in {1..50}; do
+		dmsetup ls | grep -q '^docker-' || break
+		dmsetup ls | awk '/^docker-/ { print $1 }' | grep -v -- '-pool$' | xargs -r -n 1 dmsetup remove || true
+		dmsetup ls | awk '/^docker-.*-pool\t/ { print $1 }' | xargs -r -n 1 dmsetup remove || true
+		sleep 0.2
+	done
+	losetup -D
+	dmsetup ls
+	! dmsetup ls | grep -q '^docker-' || fail "Docker's pool stays active"
+	[[ ! $(losetup --list --noheadings) ]] || fail "Docker's loop devices stay attached"
+}
+
+sum() { sha256sum "$1" | cut -d ' ' -f 1; }
+
+# create NAME IMAGE: a container with a file /NAME; its digest is then in $digest
+create() {
+	head -c $((100000 + RANDOM * 10)) /dev/urandom >/run/random
+	digest=$(sum /run/random)
+	docker create --name "$1" --network none "$2" /bin/sh >/dev/null
+	docker cp /run/random "$1:/$1"
+}
+
+everything() { (cd $root && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum); }
+
+as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+
+clean() {
+	step "states"
+	start_docker
+	docker version --format '{{.Server.Version}}'
+	docker info 2>/dev/null | grep -A 12 'Storage Driver'
+	mkdir -p /run/image/bin /run/image/etc
+	head -c 2000000 /dev/urandom >/run/image/etc/first
+	tar -C /run/image -cf /run/image.tar .
+	docker import /run/image.tar one:1 >/dev/null
+	create seed one:1
+	local -A sums=([two]=$digest)
+	docker commit seed two:latest >/dev/null
+	docker rm seed >/dev/null
+	for number in 1 2 3; do
+		create clean-$number "$([[ $((number % 2)) = 0 ]] && echo one:1 || echo two)"
+		sums[clean-$number]=$digest
+	done
+	docker images
+	docker ps -a
+	stop_docker
+
+	step "ls"
+	chmod -R a+rX $root
+	local before name
+	before=$(everything)
+	as_nobody dm-thin docker ls --all $root
+	as_nobody dm-thin docker ls --json $root >/run/ls.json
+	cat /run/ls.json
+	echo
+	for name in one:1 two:latest clean-{1..3}; do grep -q "\"$name\"" /run/ls.json || fail "$name is not listed"; done
+	tr -d ' \n' </run/ls.json | grep -q '"findings":\[\]' || fail "findings in a directory of a Docker that was stopped"
+	tr -d ' \n' </run/ls.json | grep -q '"transaction":"clean"' || fail "the transaction is not clean"
+
+	step "export"
+	for name in clean-{1..3}; do
+		as_nobody dm-thin docker export $root "$name" --raw $out/device.img
+		mount -o loop,ro $out/device.img /mnt
+		[[ $(sum "/mnt/rootfs/$name") = "${sums[$name]}" ]] || fail "$name has other content"
+		[[ $(sum /mnt/rootfs/etc/first) = "$(sum /run/image/etc/first)" ]] || fail "$name: the image has other content"
+		umount /mnt
+		rm $out/device.img
+	done
+	as_nobody dm-thin docker export $root two --raw $out/two.img
+	mount -o loop,ro $out/two.img /mnt
+	[[ $(sum /mnt/rootfs/seed) = "${sums[two]}" ]] || fail "the image two has other content"
+	umount /mnt
+	rm $out/two.img
+	dm-thin docker export $root clean-1 --tar $out/clean-1.tar
+	mkdir /run/tar
+	tar -C /run/tar -xf $out/clean-1.tar
+	[[ $(sum /run/tar/clean-1) = "${sums[clean-1]}" ]] || fail "the archive of clean-1 has other content"
+
+	step "adopt"
+	dm-thin --root /var/lib/tree init --data-size 2G --base-size 128M
+	dm-thin --root /var/lib/tree docker adopt $root
+	for name in clean-1 clean-2; do
+		local id
+		id=$(basename "$(dirname "$(grep -l "\"Name\":\"/$name\"" $root/containers/*/config.v2.json)")")
+		dm-thin --root /var/lib/tree mount "$(<$root/image/devicemapper/layerdb/mounts/"$id"/mount-id)" /mnt
+		[[ $(sum "/mnt/rootfs/$name") = "${sums[$name]}" ]] || fail "$name has other content in the tree"
+		umount /mnt
+	done
+	dm-thin --root /var/lib/tree ls
+	[[ $(everything) = "$before" ]] || fail "the directory has been changed"
+	dm-thin --root /var/lib/tree close
+}
+
+stream() {
+	start_docker
+	docker ps -a --format '{{.Names}}' | wc -l
+	local number
+	for number in {1..500}; do
+		create "cut-$1-$number" "$([[ $((number % 2)) = 0 ]] && echo one:1 || echo two)"
+		sync
+		echo "created cut-$1-$number $digest"
+		if ((number % 3 == 0)); then
+			echo "removing cut-$1-$((number - 1))"
+			# The line is on its way.
+			sleep 0.3
+			docker rm "cut-$1-$((number - 1))" >/dev/null
+			echo "removed cut-$1-$((number - 1))"
+		fi
+	done
+}
+
+check() {
+	local known name digest state listed=0 stranded=0 lost=0 wrong=0
+	chmod -R a+rX $root
+	as_nobody dm-thin docker ls $root | tee /run/ls
+	as_nobody dm-thin -H docker ls --all $root >/run/rows 2>/run/findings
+	# Devices that belong to no container: the files in them tell whose they were.
+	awk -F '\t' '$1 == "device" && $7 ~ /^(stranded|interrupted)$/ { print $2 == "-" ? $3 : $2 }' /run/rows >/run/devices
+	while read -r device; do
+		as_nobody dm-thin docker export $root "$device" --raw $out/device.img
+		if mount -o loop $out/device.img /mnt; then
+			for name in /mnt/rootfs/cut-*; do [[ ! -e $name ]] || echo "${name##*/} $(sum "$name")" >>/run/stranded; done
+			umount /mnt
+		fi
+		rm $out/device.img
+	done < <(grep -v -- '-init$' /run/devices)
+	touch /run/stranded
+	read -r -d '' -a all <<<"$DM_THIN_DOCKER_KNOWN" || true
+	for known in "${all[@]}"; do
+		name=${known%:*} digest=${known#*:}
+		state=$(awk -F '\t' -v name="$name" '$1 == "container" && $2 == name { print $7 }' /run/rows)
+		if [[ $state = ok || $state = interrupted ]]; then
+			listed=$((listed + 1))
+			as_nobody dm-thin docker export $root "$name" --raw $out/device.img >/dev/null
+			# Its journal is replayed.
+			mount -o loop $out/device.img /mnt
+			[[ -e /mnt/rootfs/$name && $(sum "/mnt/rootfs/$name") = "$digest" ]] || {
+				wrong=$((wrong + 1))
+				echo "$name ($state): other content"
+			}
+			umount /mnt
+			rm $out/device.img
+		elif grep -q "^$name $digest\$" /run/stranded; then
+			stranded=$((stranded + 1))
+			echo "$name: ${state:-not listed}, its device is stranded"
+		else
+			lost=$((lost + 1))
+			echo "$name: ${state:-not listed}, LOST"
+		fi
+	done
+	echo "containers that must be there: ${#all[@]}; listed: $listed, of which $wrong with other content; found stranded: $stranded; lost: $lost"
+	echo "findings: $(wc -l </run/findings)"
+	cat /run/findings
+	[[ $lost = 0 && $wrong = 0 ]] || fail "containers are lost"
+}
+
+"$@"
+step "$1: done"
