@@ -2,7 +2,7 @@
 # In the guest: dockerd with its devicemapper driver, and dm-thin on what it leaves; see run.
 set -euo pipefail
 export PATH=/var/lib/root/usr/bin:/var/lib/root/usr/sbin:$PATH TMPDIR=/var/lib/tmp DOCKER_HOST=unix:///run/docker.sock
-root=/var/lib/docker-test out=/var/lib/out
+root=/var/lib/docker-test out=/var/lib/out pool=(dm.loopdatasize=512M dm.loopmetadatasize=16M)
 mkdir -p $TMPDIR $out /mnt
 chmod 1777 $TMPDIR $out
 # Those of the guest stay.
@@ -25,8 +25,7 @@ start_docker() {
 	done
 	dockerd --data-root $root --exec-root /run/docker --pidfile /run/docker.pid --storage-driver devicemapper \
 		--storage-opt dm.override_udev_sync_check=true --storage-opt dm.fs=ext4 --storage-opt dm.basesize=128M \
-		--storage-opt dm.loopdatasize=512M --storage-opt dm.loopmetadatasize=16M \
-		--bridge=none --iptables=false --ip6tables=false >/run/dockerd.log 2>&1 &
+		"${pool[@]/#/--storage-opt=}" --bridge=none --iptables=false --ip6tables=false >/run/dockerd.log 2>&1 &
 	dockerd=$!
 	for _ in {1..900}; do
 		if docker version >/dev/null 2>&1; then return; fi
@@ -55,6 +54,13 @@ stop_docker() {
 
 sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 
+import_one() {
+	mkdir -p /run/image/bin /run/image/etc
+	head -c 2000000 /dev/urandom >/run/image/etc/first
+	tar -C /run/image -cf /run/image.tar .
+	docker import /run/image.tar one:1 >/dev/null
+}
+
 # create NAME IMAGE: a container with a file /NAME; its digest is then in $digest
 create() {
 	head -c $((100000 + RANDOM * 10)) /dev/urandom >/run/random
@@ -72,10 +78,7 @@ clean() {
 	start_docker
 	docker version --format '{{.Server.Version}}'
 	docker info 2>/dev/null | grep -A 12 'Storage Driver'
-	mkdir -p /run/image/bin /run/image/etc
-	head -c 2000000 /dev/urandom >/run/image/etc/first
-	tar -C /run/image -cf /run/image.tar .
-	docker import /run/image.tar one:1 >/dev/null
+	import_one
 	create seed one:1
 	local -A sums=([two]=$digest)
 	docker commit seed two:latest >/dev/null
@@ -134,9 +137,44 @@ clean() {
 	dm-thin --root /var/lib/tree close
 }
 
-stream() {
+# A pool that is not on Docker's loop files, as with direct LVM.
+direct() {
+	local sectors=$((128 * 2048)) device
+	root=/var/lib/docker-direct pool=(dm.thinpooldev=/dev/mapper/thinpool)
+	step "a pool on other devices"
+	dmsetup create thinpool_tmeta --table "0 32768 linear /dev/vdb 0"
+	dmsetup create thinpool_tdata --table "0 $sectors linear /dev/vdb 32768"
+	dmsetup create thinpool \
+		--table "0 $sectors thin-pool /dev/mapper/thinpool_tmeta /dev/mapper/thinpool_tdata 128 0 1 skip_block_zeroing"
 	start_docker
-	docker ps -a --format '{{.Names}}' | wc -l
+	import_one
+	create direct one:1
+	stop_docker
+	dmsetup remove thinpool
+	chmod -R a+rX $root
+
+	as_nobody dm-thin docker ls --json $root | grep -q '"kind":"no_pool"' || fail "no finding that there is no pool"
+	for device in tmeta tdata; do cat /dev/mapper/thinpool_$device >$out/$device; done
+	as_nobody dm-thin docker ls --all $root --metadata $out/tmeta --data $out/tdata
+	as_nobody dm-thin docker export $root direct --raw $out/copy.img --metadata $out/tmeta --data $out/tdata
+	dm-thin docker export $root direct --raw $out/device.img \
+		--metadata /dev/mapper/thinpool_tmeta --data /dev/mapper/thinpool_tdata
+	cmp $out/copy.img $out/device.img
+	mount -o loop,ro $out/copy.img /mnt
+	[[ $(sum /mnt/rootfs/direct) = "$digest" ]] || fail "the container has other content"
+	umount /mnt
+	# Without Docker's files devices have no names.
+	mkdir $out/alone
+	mv $out/tmeta $out/alone/metadata
+	mv $out/tdata $out/alone/data
+	as_nobody dm-thin docker ls $out/alone
+	rm -r $out/copy.img $out/device.img $out/alone $root
+}
+
+stream() {
+	# Before Docker mends it.
+	check
+	start_docker
 	local number
 	for number in {1..500}; do
 		create "cut-$1-$number" "$([[ $((number % 2)) = 0 ]] && echo one:1 || echo two)"
@@ -155,7 +193,7 @@ stream() {
 check() {
 	local known name digest state listed=0 stranded=0 lost=0 wrong=0
 	chmod -R a+rX $root
-	as_nobody dm-thin docker ls $root | tee /run/ls
+	step "check"
 	as_nobody dm-thin -H docker ls --all $root >/run/rows 2>/run/findings
 	# Devices that belong to no container: the files in them tell whose they were.
 	awk -F '\t' '$1 == "device" && $7 ~ /^(stranded|interrupted)$/ { print $2 == "-" ? $3 : $2 }' /run/rows >/run/devices
@@ -168,7 +206,7 @@ check() {
 		rm $out/device.img
 	done < <(grep -v -- '-init$' /run/devices)
 	touch /run/stranded
-	read -r -d '' -a all <<<"$DM_THIN_DOCKER_KNOWN" || true
+	read -r -d '' -a all <<<"${DM_THIN_DOCKER_KNOWN-}" || true
 	for known in "${all[@]}"; do
 		name=${known%:*} digest=${known#*:}
 		state=$(awk -F '\t' -v name="$name" '$1 == "container" && $2 == name { print $7 }' /run/rows)
@@ -194,6 +232,7 @@ check() {
 	echo "containers that must be there: ${#all[@]}; listed: $listed, of which $wrong with other content; found stranded: $stranded; lost: $lost"
 	echo "findings: $(wc -l </run/findings)"
 	cat /run/findings
+	awk -F '\t' '$7 != "ok"' /run/rows
 	[[ $lost = 0 && $wrong = 0 ]] || fail "containers are lost"
 }
 
