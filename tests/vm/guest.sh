@@ -39,6 +39,7 @@ make_job() {
 		done
 		;;
 	shell)
+		ship "$program"
 		args=(sh)
 		if [[ $tty ]]; then args+=(-l); else cat >"$run/payload/payload/stdin"; fi
 		;;
@@ -60,6 +61,8 @@ make_job() {
 			case $name in DM_THIN_* | RUST_* | PROPTEST_*) printf 'export %s=%s\n' "$name" "$(quoted "${!name}")" ;; esac
 		done < <(compgen -e)
 		[[ ! $tty ]] || echo "stty $tty"
+		# shellcheck disable=SC2016
+		[[ $verb != shell ]] || echo 'PATH=$PATH:/payload/bin'
 		# shellcheck disable=SC2016
 		[[ $verb != demo ]] || echo 'echo "Linux $(uname -r) (guest)"'
 		echo "exec $(quoted "${args[@]}")"

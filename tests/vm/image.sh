@@ -162,7 +162,7 @@ archive() { (cd "$1" && find . -print0 | LC_ALL=C sort -z | cpio -0 -o -H newc -
 build_root() {
 	local tmp=$cache/tmp.$$ tree=$cache/tmp.$$/tree file name
 	rm -rf "$tmp" && mkdir -p "$tree"
-	mkdir -p "$tree"/{dev,etc,proc,run,sys,tmp,var/lib,payload,usr/{bin,sbin,lib,lib64}} "$tree/lib/modules"
+	mkdir -p "$tree"/{dev,etc,mnt,proc,run,sys,tmp,var/lib,payload,usr/{bin,sbin,lib,lib64}} "$tree/lib/modules"
 	mkdir -m 700 "$tree/root"
 	for name in bin sbin lib lib64; do
 		if [[ -L /$name ]]; then
