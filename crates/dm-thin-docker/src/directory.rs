@@ -143,6 +143,10 @@ impl Directory {
     /// Reads a file with one name, without the white space around it.
     pub(crate) fn text(&self, name: &str, findings: &mut Vec<Finding>) -> Option<String> {
         match self.read(name, TEXT_LIMIT) {
+            Ok(Some(bytes)) if bytes.is_empty() => {
+                findings.push(Finding::EmptyFile { file: self.path(name) });
+                None
+            }
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes?).trim().to_owned()),
             Err(finding) => {
                 findings.push(finding);

@@ -56,7 +56,7 @@ pub enum Finding {
         file: PathBuf,
     },
 
-    /// An empty file in place of JSON: its content was lost in a crash.
+    /// An empty file, which Docker does not write: its content was lost in a crash.
     #[error("{}: empty", Shown(file))]
     EmptyFile {
         /// The file.

@@ -111,6 +111,20 @@ fn devices_are_found_by_name_tag_and_abbreviated_id() {
     }
 }
 
+/// As a power cut leaves a container that Docker has made a moment before: none of these files is synced.
+#[test]
+fn a_container_whose_mount_files_are_empty_leaves_a_device_that_can_be_exported() {
+    let fixture = Fixture::new();
+    let files = ["mount-id", "init-id", "parent"]
+        .map(|name| format!("image/devicemapper/layerdb/mounts/{}/{name}", hash('e')));
+    files.iter().for_each(|file| fixture.write(file, ""));
+    let store = fixture.store();
+    let expected = files.map(|file| Finding::EmptyFile { file: file.into() });
+    assert_eq!(store.findings(), expected);
+    assert_eq!((store.containers()[0].name.as_deref(), &store.containers()[0].device), (Some("web"), &None));
+    assert_eq!(store.find("cccc").unwrap().state, DeviceState::Ok);
+}
+
 #[test]
 fn an_export_has_every_block_and_holes() {
     let fixture = Fixture::new();
