@@ -171,6 +171,7 @@ direct() {
 	rm -r $out/copy.img $out/device.img $out/alone $root
 }
 
+# stream CUT synced|unsynced
 stream() {
 	# Before Docker mends it.
 	check
@@ -178,8 +179,8 @@ stream() {
 	local number
 	for number in {1..500}; do
 		create "cut-$1-$number" "$([[ $((number % 2)) = 0 ]] && echo one:1 || echo two)"
-		sync
-		echo "created cut-$1-$number $digest"
+		[[ $2 = unsynced ]] || sync
+		echo "created cut-$1-$number $digest $2"
 		if ((number % 3 == 0)); then
 			echo "removing cut-$1-$((number - 1))"
 			# The line is on its way.
@@ -191,12 +192,13 @@ stream() {
 }
 
 check() {
-	local known name digest state listed=0 stranded=0 lost=0 wrong=0
+	local known name digest synced state listed=0 stranded=0 lost=0 wrong=0 late=0
 	chmod -R a+rX $root
 	step "check"
 	as_nobody dm-thin -H docker ls --all $root >/run/rows 2>/run/findings
 	# Devices that belong to no container: the files in them tell whose they were.
-	awk -F '\t' '$1 == "device" && $7 ~ /^(stranded|interrupted)$/ { print $2 == "-" ? $3 : $2 }' /run/rows >/run/devices
+	as_nobody dm-thin -H docker ls $root 2>/dev/null |
+		awk -F '\t' '$1 == "device" && $7 ~ /^(ok|stranded|interrupted)$/ { print $2 == "-" ? $3 : $2 }' >/run/devices
 	while read -r device; do
 		as_nobody dm-thin docker export $root "$device" --raw $out/device.img
 		if mount -o loop $out/device.img /mnt; then
@@ -208,28 +210,32 @@ check() {
 	touch /run/stranded
 	read -r -d '' -a all <<<"${DM_THIN_DOCKER_KNOWN-}" || true
 	for known in "${all[@]}"; do
-		name=${known%:*} digest=${known#*:}
+		IFS=: read -r name digest synced <<<"$known"
 		state=$(awk -F '\t' -v name="$name" '$1 == "container" && $2 == name { print $7 }' /run/rows)
 		if [[ $state = ok || $state = interrupted ]]; then
 			listed=$((listed + 1))
 			as_nobody dm-thin docker export $root "$name" --raw $out/device.img >/dev/null
 			# Its journal is replayed.
 			mount -o loop $out/device.img /mnt
-			[[ -e /mnt/rootfs/$name && $(sum "/mnt/rootfs/$name") = "$digest" ]] || {
-				wrong=$((wrong + 1))
-				echo "$name ($state): other content"
-			}
+			if [[ ! -e /mnt/rootfs/$name || $(sum "/mnt/rootfs/$name") != "$digest" ]]; then
+				echo "$name ($state, $synced): other content"
+				if [[ $synced = synced ]]; then wrong=$((wrong + 1)); else late=$((late + 1)); fi
+			fi
 			umount /mnt
 			rm $out/device.img
 		elif grep -q "^$name $digest\$" /run/stranded; then
 			stranded=$((stranded + 1))
-			echo "$name: ${state:-not listed}, its device is stranded"
+			echo "$name: ${state:-not listed}, its device is there"
+		elif [[ $synced = unsynced ]]; then
+			late=$((late + 1))
+			echo "$name: ${state:-not listed}; was not synced"
 		else
 			lost=$((lost + 1))
 			echo "$name: ${state:-not listed}, LOST"
 		fi
 	done
-	echo "containers that must be there: ${#all[@]}; listed: $listed, of which $wrong with other content; found stranded: $stranded; lost: $lost"
+	echo "acknowledged: ${#all[@]}; listed: $listed, of which $wrong with other content; found on a device without an owner: $stranded;" \
+		"not synced, and gone or incomplete: $late; lost: $lost"
 	echo "findings: $(wc -l </run/findings)"
 	cat /run/findings
 	awk -F '\t' '$7 != "ok"' /run/rows
