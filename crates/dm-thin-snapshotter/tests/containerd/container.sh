@@ -1,44 +1,23 @@
 #!/usr/bin/env bash
 # In the guest: containerd and runc on the snapshotter; see container.
 set -euo pipefail
-export PATH=/var/lib/root/usr/bin:/var/lib/root/usr/sbin:$PATH
-export TMPDIR=/var/lib/tmp CONTAINERD_SNAPSHOTTER=dm-thin
-socket=/run/dm-thin/snapshotter.sock image=docker.io/local/bb:1
-mkdir -p $TMPDIR /run /sys/fs/cgroup
-grep -q ' /sys/fs/cgroup ' /proc/mounts || mount -t cgroup2 none /sys/fs/cgroup
-# Now, while nothing else runs: the first cgroup of a controller has the kernel patch its own code, which an emulated machine
-# with two CPUs does not always survive.
-for controller in $(</sys/fs/cgroup/cgroup.controllers); do
-	echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || true
-done
-mkdir /sys/fs/cgroup/keep
-# runc runs itself without an environment.
-mkdir -p /lib/x86_64-linux-gnu
-cp -a /var/lib/root/usr/lib/x86_64-linux-gnu/libseccomp.so.2* /lib/x86_64-linux-gnu/
+# shellcheck source=crates/dm-thin-snapshotter/tests/containerd/guest.sh
+. /var/lib/guest.sh
+image=docker.io/local/bb:1
 
 serve() {
-	/var/lib/dm-thin-snapshotter --root /var/lib/tree --address $socket --data-size 4G --base-size 64M --ready 2 --log debug &
+	/var/lib/dm-thin-snapshotter --root /var/lib/tree --address "$socket" --data-size 4G --base-size 64M --ready 2 --log debug &
 	snapshotter=$!
 	for _ in {1..600}; do [[ -S $socket ]] && return; sleep 0.1; done
 	echo "no socket"; exit 1
 }
-step() { echo "== $*"; }
 
 serve
-cat >/var/lib/config.toml <<END
-version = 2
-root = "/var/lib/containerd"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
-[proxy_plugins.dm-thin]
-  type = "snapshot"
-  address = "$socket"
-END
 containerd --config /var/lib/config.toml --log-level warn &
 for _ in {1..600}; do ctr version >/dev/null 2>&1 && break; sleep 0.1; done
 
 step import
-ctr image import --snapshotter dm-thin /var/lib/bb.tar
+ctr image import --snapshotter dm-thin /var/lib/bb-1.tar
 ctr snapshots --snapshotter dm-thin ls
 
 # The guest's / is no mount that pivot_root can leave.
