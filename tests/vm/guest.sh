@@ -101,7 +101,7 @@ start_qemu() {
 		-nodefaults -no-user-config -display none -no-reboot -nic none
 		-M q35 -accel "$accel" -cpu max -smp 2 -m "$memory"
 		-kernel "$run/vmlinuz" -initrd "$run/initrd"
-		-append "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on"
+		-append "console=ttyS0 loglevel=5 panic=-1 oops=panic random.trust_cpu=on no_timer_check"
 		-chardev "file,id=console,path=${run//,/,,}/console" -serial chardev:console
 		-device virtio-serial-pci
 		-chardev "file,id=output,path=${run//,/,,}/output" -device virtserialport,chardev=output,nr=1
