@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::bench::{Bench, wipe};
+use crate::bench::{Bench, small, wipe};
 use crate::network_disk::raw_disk;
-use crate::{device_mapper, loop_devices, network_disk};
+use crate::{device_mapper, loop_devices, network_disk, ready_example};
 
 #[test]
 fn loop_devices_run() {
@@ -18,6 +18,13 @@ fn device_mapper_runs() {
     let bench = Bench::new();
     assert!(Command::new("modprobe").arg("dm-crypt").status().unwrap().success());
     device_mapper::run(&bench.path().join("device.img")).unwrap();
+}
+
+#[test]
+fn machines_take_ready_snapshots() {
+    let bench = Bench::new();
+    ready_example::run(&bench.root(), small()).unwrap();
+    assert!(!bench.root().exists());
 }
 
 #[test]

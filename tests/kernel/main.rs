@@ -36,6 +36,8 @@ mod pains;
 #[path = "../../examples/quickstart.rs"]
 mod quickstart;
 mod ready;
+#[path = "../../examples/ready.rs"]
+mod ready_example;
 mod repair_metadata;
 mod rig;
 mod sectors;
