@@ -92,6 +92,34 @@ use state::store::{Store, SyncThread};
 ///
 /// Dropping it ends its threads, after what they are doing, and changes nothing else: volumes stay active, mounts stay
 /// mounted, and opening the tree again, in this process or another one, finds them. [`close`](Self::close) takes everything down.
+///
+/// ```
+/// use dm_thin::tree::{Options, Parent, SnapshotTree};
+///
+/// # #[cfg(not(feature = "model"))]
+/// # fn main() {}
+/// # #[cfg(feature = "model")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let root = directory.path().join("tree");
+/// # let kernel = std::sync::Arc::new(dm_thin::model::ModelKernel::new());
+/// # let options = Options::new().kernel(kernel);
+/// # let _ = || -> dm_thin::tree::Result<SnapshotTree> { // on the model, and not on this machine
+/// let tree = SnapshotTree::open("/var/lib/example", Options::new())?;
+/// # Ok(tree) };
+/// # let tree = SnapshotTree::open(root, options)?;
+/// tree.add("golden", Parent::Base)?;
+/// tree.seal("golden")?;
+/// tree.add("vm", Parent::Snapshot("golden"))?;
+/// let device = tree.activate("vm")?; // /dev/mapper/…
+/// assert_eq!(tree.children("golden")?.len(), 1);
+///
+/// tree.deactivate("vm")?;
+/// tree.remove("vm")?;
+/// tree.close()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct SnapshotTree {
     /// End before the root is unlocked, and the pool no longer claimed.

@@ -21,6 +21,21 @@ use crate::units::{Blocks, Bytes};
 /// An option that is not set has its default when the tree is made, and the recorded value when the tree is opened
 /// again. A value that conflicts with the recorded one is refused. Sizes are minima: an existing tree's data and base
 /// grow to them, and stay as they are if they are larger.
+///
+/// ```
+/// use dm_thin::thin::ExtendRule;
+/// use dm_thin::tree::{Filesystem, Options, PoolSource};
+/// use dm_thin::units::Bytes;
+///
+/// let options = Options::new()
+///     .data_size(Bytes::gib(20))
+///     .base_size(Bytes::gib(1))
+///     .filesystem(Filesystem::Xfs)
+///     .auto_extend(ExtendRule { threshold: 80, step: 20, maximum: Bytes::gib(200) });
+/// // Or a disk of its own.
+/// let device = PoolSource::Device { path: "/dev/disk/by-id/example".into() };
+/// let options = Options::new().pool_source(device);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
