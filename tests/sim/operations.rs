@@ -428,9 +428,12 @@ impl Owner {
                 self.call("grow the pool", true, grows);
             }
             Source::Device | Source::Adopted => {
-                self.call("grow what is not on files", Expected::Either, |tree| match tree.grow_pool(size) {
-                    Err(Error::InvalidOption { .. }) => Ok(()),
-                    other => other,
+                self.call("grow what has no room, or an owner", true, |tree| {
+                    let total = tree.status()?.data.map_or(Bytes(0), |data| data.total);
+                    match tree.grow_pool(size.max(total)) {
+                        Err(Error::InvalidOption { .. }) => Ok(()),
+                        other => other,
+                    }
                 });
             }
         }
