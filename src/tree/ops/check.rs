@@ -142,8 +142,8 @@ impl SnapshotTree {
     ) -> Result<()> {
         let read_only = snapshot.sealed.is_some() || self.live.view(id).read_only;
         let (pool, names) = (self.pool.thin.number(), &self.pool.names);
-        let problems = device_problems(self.pool.dm(), names, pool, (id, snapshot), status, Some(read_only))?;
-        findings.extend(wrong_device(id, status, problems));
+        let snapshot = (id, snapshot);
+        findings.extend(device_findings(self.pool.dm(), names, pool, snapshot, status, Some(read_only))?);
         Ok(())
     }
 
@@ -182,24 +182,27 @@ impl SnapshotTree {
 }
 
 /// What is wrong with the device of a snapshot, which is to be read-only or not, if that is known.
-pub(super) fn device_problems(
+pub(super) fn device_findings(
     dm: &DeviceMapper,
     names: &Names,
     pool: DeviceNumber,
     (id, snapshot): (&SnapshotId, &Snapshot),
     status: &DeviceStatus,
     read_only: Option<bool>,
-) -> Result<Vec<DeviceProblem>> {
+) -> Result<Vec<Finding>> {
     let lines = dm.table(&status.name, TableKind::Live)?;
-    let mut problems = Vec::new();
+    let mut findings = Vec::new();
+    let mut wrong = |problem| {
+        findings.push(Finding::WrongDevice { id: id.clone(), device: status.name, problem });
+    };
     if status.is_suspended() {
-        problems.push(DeviceProblem::Suspended);
+        wrong(DeviceProblem::Suspended);
     }
     if status.name != names.name(id.as_str())? {
-        problems.push(DeviceProblem::Name);
+        wrong(DeviceProblem::Name);
     }
     if read_only.is_some_and(|expected| expected != status.is_read_only()) {
-        problems.push(DeviceProblem::Mode { read_only: status.is_read_only() });
+        wrong(DeviceProblem::Mode { read_only: status.is_read_only() });
     }
     let expected = ThinTable { pool, id: snapshot.thin_id, external_origin: None };
     let right = matches!(&lines[..], [line]
@@ -208,18 +211,9 @@ pub(super) fn device_problems(
             && line.text.parse::<ThinTable>().is_ok_and(|table| table == expected));
     if !right {
         let found = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        problems.push(DeviceProblem::Table { found });
+        wrong(DeviceProblem::Table { found });
     }
-    Ok(problems)
-}
-
-pub(super) fn wrong_device(
-    id: &SnapshotId,
-    status: &DeviceStatus,
-    problems: Vec<DeviceProblem>,
-) -> impl Iterator<Item = Finding> {
-    let (id, device) = (id.clone(), status.name);
-    problems.into_iter().map(move |problem| Finding::WrongDevice { id: id.clone(), device, problem })
+    Ok(findings)
 }
 
 /// What the status of the pool shows, compared with the state.

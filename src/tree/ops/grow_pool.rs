@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::loopdev::LoopControl;
 use crate::thin::{AutoExtend, Backing, ExtendRule, Extended, Extension, LoopFile, METADATA_MAX};
-use crate::thin::{SubDevice, SubDeviceBacking};
+use crate::thin::{LabelledDevice, SubDevice, SubDeviceBacking};
 use crate::tree::pool::source;
 use crate::tree::state::size::check_size;
 use crate::tree::{Error, Result};
@@ -28,7 +28,7 @@ impl SnapshotTree {
         self.check_open()?;
         let (recorded, block_size) =
             self.store.read_state(|state| (state.pool.data_size, state.pool.block_size));
-        let [data, _] = self.backings()?.ok_or_else(|| Error::InvalidOption {
+        let below = self.below()?.ok_or_else(|| Error::InvalidOption {
             option: "data size",
             value: size.to_string(),
             reason: "the pool is not on loop files, it grows with its devices",
@@ -37,7 +37,7 @@ impl SnapshotTree {
             let (recorded, asked) = (recorded.to_string(), size.to_string());
             return Err(Error::OptionConflict { option: "data size", recorded, asked });
         }
-        data.extend(size.sectors())?;
+        self.backing(&below, SubDevice::Data)?.extend(size.sectors())?;
         self.pool.thin.grow_data(source::whole_blocks(size, block_size))?;
         self.record_data_size(size)?;
         // The low water mark of a rule is a part of the size.
@@ -63,9 +63,11 @@ impl SnapshotTree {
         let Some(rule) = self.options.auto_extend else {
             return Ok(Extended::default());
         };
-        let Some([data, metadata]) = self.backings()? else {
+        let Some(below) = self.below()? else {
             return Ok(Extended::default());
         };
+        let (data, metadata) =
+            (self.backing(&below, SubDevice::Data)?, self.backing(&below, SubDevice::Metadata)?);
         let metadata_rule = ExtendRule { maximum: METADATA_MAX.bytes(), ..rule };
         let policy = AutoExtend::new().data(rule, data)?.metadata(metadata_rule, metadata)?;
         let done = policy.apply(&self.pool.thin)?;
@@ -75,23 +77,28 @@ impl SnapshotTree {
         Ok(done)
     }
 
-    /// What is below the pool's data and metadata, where that can grow.
-    fn backings(&self) -> Result<Option<[Box<dyn Backing>; 2]>> {
+    /// What the pool is on, where that can grow.
+    fn below(&self) -> Result<Option<Below>> {
         let record = self.store.read_state(|state| state.pool.clone());
-        Ok(match (record.source.clone(), record.label) {
-            (PoolSource::LoopFiles, _) => {
-                let file = |name: &str| -> Result<_> {
-                    let control = LoopControl::with_kernel(self.options.kernel.clone())?;
-                    Ok(LoopFile::find(control, self.root.pool_path().join(name))?)
-                };
-                Some([Box::new(file("data")?), Box::new(file("metadata")?.allocate())])
-            }
+        Ok(match (&record.source, record.label) {
+            (PoolSource::LoopFiles, _) => Some(Below::LoopFiles),
             (PoolSource::Device { .. }, Some(label)) => {
-                let device = Arc::new(source::labelled(self.pool.thin.device_mapper(), &record, label)?);
-                let part = |part| SubDeviceBacking::new(device.clone(), part).map(Box::new);
-                Some([part(SubDevice::Data)?, part(SubDevice::Metadata)?])
+                let device = source::labelled(self.pool.thin.device_mapper(), &record, label)?;
+                Some(Below::Device(Arc::new(device)))
             }
             _ => None,
+        })
+    }
+
+    fn backing(&self, below: &Below, part: SubDevice) -> Result<Box<dyn Backing>> {
+        let file = |name: &str| -> Result<_> {
+            let control = LoopControl::with_kernel(self.options.kernel.clone())?;
+            Ok(LoopFile::find(control, self.root.pool_path().join(name))?)
+        };
+        Ok(match (below, part) {
+            (Below::LoopFiles, SubDevice::Data) => Box::new(file("data")?),
+            (Below::LoopFiles, SubDevice::Metadata) => Box::new(file("metadata")?.allocate()),
+            (Below::Device(device), part) => Box::new(SubDeviceBacking::new(device.clone(), part)?),
         })
     }
 
@@ -100,4 +107,11 @@ impl SnapshotTree {
         self.store.set_data_size(size);
         self.checkpoint()
     }
+}
+
+/// What a pool is on that can grow.
+enum Below {
+    LoopFiles,
+    /// Shared by both parts: what the one takes the other has no more.
+    Device(Arc<LabelledDevice>),
 }

@@ -13,7 +13,7 @@ use crate::kernel::{DeviceNumber, Links, ProcessName};
 use crate::thin::{PoolStatus, ThinId, ThinPool};
 use crate::tree::holders::holder::Holder;
 use crate::tree::names::Names;
-use crate::tree::ops::check::{device_problems, pool_findings, wrong_device};
+use crate::tree::ops::check::{device_findings, pool_findings};
 use crate::tree::ops::render;
 use crate::tree::ops::status::SnapshotInfo;
 use crate::tree::pool::tree_pool::active_devices;
@@ -142,9 +142,9 @@ impl ReadOnlyTree {
             match known.get(&thin_id) {
                 Some((id, snapshot)) => {
                     let (dm, number) = (&self.dm, pool.number());
-                    match device_problems(dm, &self.names, number, (id, snapshot), &status, None) {
+                    match device_findings(dm, &self.names, number, (id, snapshot), &status, None) {
                         Err(error) if error.errno() == Some(Errno::ENXIO) => {}
-                        problems => findings.extend(wrong_device(id, &status, problems?)),
+                        found => findings.extend(found?),
                     }
                 }
                 None if state.graph.removed.contains_key(&thin_id)
