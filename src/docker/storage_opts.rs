@@ -139,9 +139,11 @@ impl Options {
                 .check()
                 .map_err(|_| refused("dm.thinp_percent", "more than 100 with dm.thinp_metapercent"))?;
             let options = options.pool_source(PoolSource::Device { path: path.into() }).device_shares(shares);
-            // As in lvm.conf, 100 is never.
-            let rule = Some(rule.unwrap_or(LVM_RULE)).filter(|rule| rule.threshold < 100);
-            return Ok(rule.into_iter().fold(options, Options::auto_extend));
+            return Ok(match rule.unwrap_or(LVM_RULE) {
+                // As in lvm.conf, 100 is never.
+                ExtendRule { threshold: 100.., .. } => options,
+                rule => options.auto_extend(rule),
+            });
         }
         if shares.is_some() || rule.is_some() {
             return Err(refused("dm.thinp_percent and its kin", "need dm.directlvm_device"));
