@@ -161,11 +161,15 @@ fn nonzero(buffer: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     })
 }
 
+/// The directory that a file is in.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Writes a new file under a temporary name beside its own, which it gets at the end.
 pub(crate) fn write_new<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) -> Result<T> {
     let failed = |source| Error::Write { path: Some(path.to_owned()), source };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = NamedTempFile::with_prefix_in(".dm-thin-", directory).map_err(failed)?;
+    let file = NamedTempFile::with_prefix_in(".dm-thin-", directory_of(path)).map_err(failed)?;
     let result = write(file.as_file()).map_err(|error| match error {
         Error::Write { path: None, source } => failed(source),
         error => error,

@@ -177,10 +177,10 @@ fn read_images(
     let repositories: Option<Repositories> = directory.json("repositories.json", LARGE_JSON_LIMIT, findings);
     let names = repositories.into_iter().flat_map(|file| file.repositories.into_values().flatten());
     for (tag, id) in names {
-        match id.strip_prefix("sha256:") {
+        match hash_of(&id) {
             // A reference by digest is no tag.
             _ if tag.contains('@') => {}
-            Some(id) if is_hash(id) && is_name(&tag) => tags.entry(id.to_owned()).or_default().push(tag),
+            Some(id) if is_name(&tag) => tags.entry(id.to_owned()).or_default().push(tag),
             _ => {
                 let file = directory.path("repositories.json");
                 findings.push(Finding::bad_value(file, "tag", &format!("{tag}: {id}")));
@@ -278,31 +278,41 @@ fn hashes(directory: &Directory, findings: &mut Vec<Finding>) -> Vec<String> {
     names
 }
 
-/// The chain id in a file.
-fn digest(directory: &Directory, name: &'static str, findings: &mut Vec<Finding>) -> Option<String> {
+/// What a file names.
+fn parsed<T>(
+    directory: &Directory,
+    name: &'static str,
+    findings: &mut Vec<Finding>,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Option<T> {
     let text = directory.text(name, findings)?;
-    let hash = text.strip_prefix("sha256:").filter(|hash| is_hash(hash));
-    if hash.is_none() {
+    let value = parse(&text);
+    if value.is_none() {
         findings.push(Finding::bad_value(directory.path(name), name, &text));
     }
-    hash.map(str::to_owned)
+    value
+}
+
+/// The chain id in a file.
+fn digest(directory: &Directory, name: &'static str, findings: &mut Vec<Finding>) -> Option<String> {
+    parsed(directory, name, findings, |text| hash_of(text).map(str::to_owned))
 }
 
 /// The device's name in a file.
 fn device(directory: &Directory, name: &'static str, findings: &mut Vec<Finding>) -> Option<DeviceName> {
-    let text = directory.text(name, findings)?;
-    let device = name_of(&text).filter(|name| *name != DeviceName::Base);
-    if device.is_none() {
-        findings.push(Finding::bad_value(directory.path(name), name, &text));
-    }
-    device
+    parsed(directory, name, findings, |text| name_of(text).filter(|name| *name != DeviceName::Base))
+}
+
+/// The hash in a digest.
+fn hash_of(digest: &str) -> Option<&str> {
+    digest.strip_prefix("sha256:").filter(|hash| is_hash(hash))
 }
 
 /// The chain ids of layers, or a diff id that is none.
 fn chain_ids(diff_ids: &[String]) -> Result<Vec<String>, &str> {
     let mut chain: Vec<String> = Vec::new();
     for diff_id in diff_ids {
-        let hash = diff_id.strip_prefix("sha256:").filter(|hash| is_hash(hash)).ok_or(diff_id.as_str())?;
+        let hash = hash_of(diff_id).ok_or(diff_id.as_str())?;
         let id = match chain.last() {
             None => hash.to_owned(),
             Some(parent) => {

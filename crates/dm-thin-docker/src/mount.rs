@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::export::write_new;
+use crate::export::{directory_of, write_new};
 use crate::{Device, Error, Result, Store, tar_rootfs};
 
 /// What was archived.
@@ -51,9 +51,7 @@ impl Store {
         let filesystem = filesystem.ok_or_else(|| Error::NoFilesystem { device: name() })?;
 
         let write = |source| Error::Write { path: None, source };
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let copy = tempfile::tempfile_in(directory).map_err(write)?;
+        let copy = tempfile::tempfile_in(directory_of(path)).map_err(write)?;
         self.export_raw(device, &copy)?;
         let options = AttachOptions::new().autoclear(true);
         let attached = LoopControl::open().and_then(|control| control.attach(&copy, path, &options));
