@@ -1,5 +1,6 @@
 //! The directory of Docker's devicemapper driver: what is in it, and out of it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -118,7 +119,7 @@ fn ls(output: &Output, place: &Place, all: bool) -> Result<()> {
             }),
         );
     }
-    let (mut rows, mut owned) = (Vec::new(), Vec::new());
+    let (mut rows, mut owned) = (Vec::new(), BTreeSet::new());
     let mut row = |kind: &str, name: &str, id: &str, device: Option<&DeviceName>| {
         let found = device.and_then(|name| store.device(name));
         owned.extend(device.cloned());
@@ -132,13 +133,11 @@ fn ls(output: &Output, place: &Place, all: bool) -> Result<()> {
         row("container", container.name.as_deref().unwrap_or("-"), &container.id, container.device.as_ref());
     }
     let healthy = |device: &&Device| device.state == DeviceState::Ok;
-    let layers: Vec<_> = store.layers().filter_map(|layer| layer.device.as_ref()).collect();
-    let inits: Vec<_> = store.containers().iter().filter_map(|container| container.init.as_ref()).collect();
+    let layers = store.layers().filter_map(|layer| layer.device.as_ref());
+    let inits = store.containers().iter().filter_map(|container| container.init.as_ref());
+    let inner: BTreeSet<_> = layers.chain(inits).chain([&DeviceName::Base]).collect();
     for device in store.devices().filter(|device| !owned.contains(&device.name)) {
-        let inner = device.name == DeviceName::Base
-            || layers.contains(&&device.name)
-            || inits.contains(&&device.name);
-        if all || !inner || !healthy(&device) {
+        if all || !inner.contains(&device.name) || !healthy(&device) {
             let name = device.name.to_string();
             rows.push(cells(
                 output,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use dm_thin::dm::{DeviceMapper, DmId, DmName};
+use dm_thin::abi::dm::DmFlags;
+use dm_thin::dm::{DeviceMapper, DmId, DmName, TargetType};
 use dm_thin::kernel::{DeviceNumber, Kernel, RealKernel};
 use dm_thin::thin::{PoolStatus, PoolUsage, ThinPool, ThinStatus};
 use dm_thin::tree::{Lineage, ReadOnlyTree, SnapshotInfo};
@@ -26,24 +27,21 @@ pub struct InUse {
     open: u32,
 }
 
+/// What a snapshot's device says in one call, if it is active; deactivated meanwhile, it is not known.
+fn device_in_use(dm: &DeviceMapper, info: &SnapshotInfo) -> Option<InUse> {
+    let name: DmName = info.device.as_ref()?.file_name()?.to_str()?.parse().ok()?;
+    let (status, lines) = dm.table_status(&name, DmFlags::empty()).ok()?;
+    match lines.first().filter(|line| line.target_type == TargetType::THIN)?.text.parse().ok()? {
+        ThinStatus::Mapped { mapped, .. } => Some(InUse { mapped: mapped.bytes(), open: status.open_count }),
+        _ => None,
+    }
+}
+
 /// The snapshots that are active.
 pub fn in_use(tree: &ReadOnlyTree) -> BTreeMap<String, InUse> {
-    let mut found = BTreeMap::new();
-    let Ok(pool) = place::pool(tree) else { return found };
-    for info in tree.list() {
-        let name =
-            info.device.as_ref().and_then(|device| device.file_name()?.to_str()?.parse::<DmName>().ok());
-        // Deactivated meanwhile, it is not known.
-        let seen = name.and_then(|name| {
-            let open = pool.device_mapper().status(&name).ok()?.open_count;
-            match pool.active_volume(&name).ok()?.status().ok()? {
-                ThinStatus::Mapped { mapped, .. } => Some(InUse { mapped: mapped.bytes(), open }),
-                _ => None,
-            }
-        });
-        found.extend(seen.map(|seen| (info.id.to_string(), seen)));
-    }
-    found
+    let Ok(dm) = DeviceMapper::open() else { return BTreeMap::new() };
+    let list = tree.list().into_iter();
+    list.filter_map(|info| Some((info.id.to_string(), device_in_use(&dm, &info)?))).collect()
 }
 
 pub fn parent(lineage: &Lineage) -> String {
@@ -161,7 +159,7 @@ pub fn tree(output: &Output, root: &Path) -> Result<()> {
 pub fn info(output: &Output, root: &Path, id: &str) -> Result<()> {
     let tree = place::look(root)?;
     let info = place::find(&tree, id)?;
-    let in_use = in_use(&tree).remove(id);
+    let in_use = DeviceMapper::open().ok().and_then(|dm| device_in_use(&dm, &info));
     let text = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let children = tree
         .walk()
@@ -210,8 +208,7 @@ pub fn df(output: &Output, root: &Path) -> Result<()> {
     let pool = place::pool(&tree)?;
     let (name, status) = (pool.name(), pool.status()?);
     let usage = usage(&status).ok_or_else(|| Failure::new(format!("the pool {name} has failed")))?;
-    let dm = Arc::new(DeviceMapper::open()?);
-    let block = ThinPool::open(dm, name)?.table()?.0.block_size;
+    let block = pool.table()?.0.block_size;
     let metadata_block = Bytes::kib(4).sectors();
     let row = |what: &str, total: Blocks, used: Blocks, block: Sectors| {
         let free = Blocks(total.0 - used.0.min(total.0));
