@@ -411,30 +411,25 @@ impl Owner {
         }
         let size = DATA_MAX.min(self.data_size + Bytes::mib(self.rng.below(3) as u64));
         match self.source {
-            Source::Files => {
-                let grows = |tree: &SnapshotTree| {
-                    let total = tree.status()?.data.map_or(Bytes(0), |data| data.total);
-                    // Extended meanwhile.
-                    tree.grow_pool(size.max(total))
-                };
-                if self.call("grow the pool", true, grows).is_some() {
-                    self.data_size = size;
-                }
-            }
             Source::Devices => {
                 let grows = |tree: &SnapshotTree| Ok(tree.pool().grow_data(size.sectors())?);
                 self.data_size = size;
                 self.set_disks();
                 self.call("grow the pool", true, grows);
             }
-            Source::Device | Source::Adopted => {
-                self.call("grow what has no room, or an owner", true, |tree| {
+            source => {
+                let has_room = source == Source::Files;
+                let grows = |tree: &SnapshotTree| {
                     let total = tree.status()?.data.map_or(Bytes(0), |data| data.total);
+                    // Extended meanwhile.
                     match tree.grow_pool(size.max(total)) {
-                        Err(Error::InvalidOption { .. }) => Ok(()),
+                        Err(Error::InvalidOption { .. }) if !has_room => Ok(()),
                         other => other,
                     }
-                });
+                };
+                if self.call("grow the pool", true, grows).is_some() && has_room {
+                    self.data_size = size;
+                }
             }
         }
     }
