@@ -176,6 +176,24 @@ impl ThinPool {
         Ok(self.volume(&status, table.id))
     }
 
+    /// The volumes of this pool that are active, whoever activated them.
+    ///
+    /// # Errors
+    /// As [`DeviceMapper::list`](crate::dm::DeviceMapper::list) and [`active_volume`](Self::active_volume).
+    pub fn active_volumes(&self) -> Result<Vec<ThinVolume>> {
+        let mut volumes = Vec::new();
+        for device in self.device_mapper().list()? {
+            match self.active_volume(&device.name) {
+                Ok(volume) => volumes.push(volume),
+                // Another kind of device, or gone since it was listed.
+                Err(Error::WrongTarget { .. }) => {}
+                Err(error) if error.errno() == Some(Errno::ENXIO) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(volumes)
+    }
+
     fn not_the_volume(&self, name: &DmName, volume: &ThinVolume) -> Error {
         let found = format!("thin {} {}", self.number(), volume.id);
         Error::WrongTarget { device: name.to_string(), found, expected: "thin" }

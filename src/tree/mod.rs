@@ -52,6 +52,7 @@ pub use live::init_layer::InitLayer;
 pub use live::mount_options::{MountCall, MountOptions};
 pub use live::recovered::Recovered;
 pub use ops::add::{AddOptions, Consistency, Parent};
+pub use ops::adopt::Adoption;
 pub use ops::changed::{Bookmark, Changed, ChangedRange, Since};
 pub use ops::finding::{DeviceProblem, Finding};
 pub use ops::metrics::Metrics;

@@ -4,6 +4,7 @@
 
 mod active;
 mod adding;
+mod adopt;
 mod check;
 mod devices;
 mod disk;

@@ -17,7 +17,7 @@ fn write(rig: &Rig, tree: &SnapshotTree, id: &str, blocks: std::ops::Range<u64>)
 }
 
 /// `begin..end` in blocks of 64 KiB, with a `-` before holes.
-fn changed(tree: &SnapshotTree, since: Since<'_>, target: &str) -> Vec<String> {
+pub(crate) fn changed(tree: &SnapshotTree, since: Since<'_>, target: &str) -> Vec<String> {
     let ranges = tree.changed(since, target).unwrap().map(|range| {
         let range = range.unwrap();
         let sign = if range.kind == ChangeKind::Hole { "-" } else { "" };

@@ -108,7 +108,7 @@ fn add_skips_taken_ids_with_the_parent_resumed() {
     let tree = open(&rig, rig.adopting("vg-pool"));
     tree.add("a", Parent::Base).unwrap();
     tree.activate("a").unwrap();
-    let next = tree.get("a").unwrap().thin_id.get() + 1;
+    let next = pool.thin_ids().unwrap().last().unwrap().get() + 1;
     // More than the window of reserved ids: a new one is written.
     for id in next..next + 100 {
         pool.create_thin(ThinId::new(id).unwrap()).unwrap();

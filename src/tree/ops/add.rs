@@ -177,8 +177,7 @@ impl SnapshotTree {
     ) -> Result<T> {
         match parent {
             Parent::Base => {
-                let base = self.store.read(|graph| graph.base.clone());
-                let base = base.ok_or(Error::Closed)?;
+                let base = self.base()?;
                 let made = self.derive(None, (base.size, base.fs), options, reservation.thin_id)?;
                 let origin = Origin::Inactive(base.thin_id);
                 let made = self.create_volume(reservation, made, |thin_id| {

@@ -13,6 +13,20 @@ use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;
 
 impl SnapshotTree {
+    /// The base. A pool that others use, too, gets one when it is first needed: a tree that is opened writes nothing to
+    /// such a pool.
+    pub(in crate::tree) fn base(&self) -> Result<Base> {
+        let made = || self.store.read(|graph| graph.base.clone()).filter(|base| base.fs != FsState::Making);
+        if let Some(base) = made() {
+            return Ok(base);
+        }
+        let _exclusive = self.work.exclusive();
+        self.check_open()?;
+        self.store.filesystem().check_maker(&*self.options.kernel)?;
+        self.make_base(None)?;
+        made().ok_or(Error::Closed)
+    }
+
     /// Makes the base if there is none. `true` if it was only half made before.
     pub(in crate::tree) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<bool> {
         let shared = self.store.is_shared();

@@ -2,6 +2,7 @@
 
 pub(in crate::tree) mod activate;
 pub(in crate::tree) mod add;
+pub(in crate::tree) mod adopt;
 pub(in crate::tree) mod base;
 pub(in crate::tree) mod changed;
 pub(in crate::tree) mod check;

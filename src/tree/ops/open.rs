@@ -118,8 +118,9 @@ impl SnapshotTree {
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let filesystem = store.filesystem();
         let names = Names::new(&options.name_prefix, (root.device, root.inode), store.tree());
-        let ready = store.read(|graph| graph.base.as_ref().is_some_and(|base| base.fs == FsState::Ready));
-        let claimed = if ready { Ok(()) } else { filesystem.check_maker(&*options.kernel) }
+        let base = store.read(|graph| graph.base.as_ref().map(|base| base.fs));
+        let needs_maker = base.map_or(!store.is_shared(), |fs| fs != FsState::Ready);
+        let claimed = if needs_maker { filesystem.check_maker(&*options.kernel) } else { Ok(()) }
             .and_then(|()| Claim::take(&dm, &names, &root.path));
         let claim = match claimed {
             Ok(claim) => claim,

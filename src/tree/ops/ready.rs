@@ -50,7 +50,7 @@ impl SnapshotTree {
         };
         let count = u16::try_from(count).map_err(too_many)?;
         match origin {
-            Parent::Base => self.keep_ready_of(self.base_id().ok_or(Error::Closed)?, count),
+            Parent::Base => self.keep_ready_of(self.base()?.thin_id, count),
             Parent::Snapshot(id) => self.with_snapshot(id, |_, snapshot| match snapshot.sealed {
                 Some(_) => self.keep_ready_of(snapshot.thin_id, count),
                 None => Err(Error::NotSealed { id: id.to_owned() }),

@@ -31,7 +31,7 @@ impl SnapshotTree {
         let mode = self.pool.generation.read(&self.pool.thin)?;
         self.complete_additions(volumes, recovered)?;
         let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
-        let is_made = base.is_some_and(|fs| fs != FsState::Making);
+        let is_made = base.map_or(self.store.is_shared(), |fs| fs != FsState::Making);
         // Without a commit the tree is for looking, reading and removing from the state.
         let committed = |result| match result {
             Err(Error::Thin(thin::Error::PoolMode { .. })) if is_made => Ok(false),
@@ -59,7 +59,8 @@ impl SnapshotTree {
         let present = volumes.map(|volumes| &volumes.present);
         let unmade = self.delete_abandoned()?;
         recovered.extend(unmade.into_iter().map(|thin_id| Recovered::VolumeDeleted { thin_id }));
-        if self.make_base(present)? {
+        let has_base = self.store.read(|graph| graph.base.is_some());
+        if (has_base || !self.store.is_shared()) && self.make_base(present)? {
             recovered.push(Recovered::BaseMadeAnew);
         }
         self.check_base()?;

@@ -173,7 +173,7 @@ impl SnapshotTree {
         snapshots.into_iter().map(|(id, snapshot)| self.info(id, &snapshot)).collect()
     }
 
-    /// The base's id in the pool.
+    /// The base's id in the pool. An adopted pool has a base only after the first snapshot of it.
     pub fn base_id(&self) -> Option<ThinId> {
         self.store.read(|graph| graph.base.as_ref().map(|base| base.thin_id))
     }

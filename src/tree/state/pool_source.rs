@@ -33,8 +33,9 @@ pub enum PoolSource {
     ///
     /// The tree shares it with whoever else uses it: it is not deactivated by
     /// [`close`](crate::tree::SnapshotTree::close), and thin devices that the tree does not know are reported by
-    /// [`check`](crate::tree::SnapshotTree::check), never deleted. Its transaction id stays its owner's. A pool that
-    /// a tree made for itself is not adopted.
+    /// [`check`](crate::tree::SnapshotTree::check), never deleted. Its transaction id stays its owner's. Nothing is
+    /// written to it before the first snapshot: the base is made then. A pool that a tree made for itself is not
+    /// adopted.
     Pool {
         /// Its name, without `/dev/mapper/`.
         name: String,
