@@ -133,8 +133,14 @@ _dm__thin() {
             dm__thin,which)
                 cmd="dm__thin__subcmd__which"
                 ;;
+            dm__thin__subcmd__docker,activate)
+                cmd="dm__thin__subcmd__docker__subcmd__activate"
+                ;;
             dm__thin__subcmd__docker,adopt)
                 cmd="dm__thin__subcmd__docker__subcmd__adopt"
+                ;;
+            dm__thin__subcmd__docker,deactivate)
+                cmd="dm__thin__subcmd__docker__subcmd__deactivate"
                 ;;
             dm__thin__subcmd__docker,export)
                 cmd="dm__thin__subcmd__docker__subcmd__export"
@@ -145,8 +151,14 @@ _dm__thin() {
             dm__thin__subcmd__docker,ls)
                 cmd="dm__thin__subcmd__docker__subcmd__ls"
                 ;;
+            dm__thin__subcmd__docker__subcmd__help,activate)
+                cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__activate"
+                ;;
             dm__thin__subcmd__docker__subcmd__help,adopt)
                 cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__adopt"
+                ;;
+            dm__thin__subcmd__docker__subcmd__help,deactivate)
+                cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__deactivate"
                 ;;
             dm__thin__subcmd__docker__subcmd__help,export)
                 cmd="dm__thin__subcmd__docker__subcmd__help__subcmd__export"
@@ -268,8 +280,14 @@ _dm__thin() {
             dm__thin__subcmd__help,which)
                 cmd="dm__thin__subcmd__help__subcmd__which"
                 ;;
+            dm__thin__subcmd__help__subcmd__docker,activate)
+                cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__activate"
+                ;;
             dm__thin__subcmd__help__subcmd__docker,adopt)
                 cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__adopt"
+                ;;
+            dm__thin__subcmd__help__subcmd__docker,deactivate)
+                cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__deactivate"
                 ;;
             dm__thin__subcmd__help__subcmd__docker,export)
                 cmd="dm__thin__subcmd__help__subcmd__docker__subcmd__export"
@@ -506,7 +524,7 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__docker)
-            opts="-b -H -h --root --tree --json --bytes --no-header --help ls export adopt help"
+            opts="-b -H -h --root --tree --json --bytes --no-header --help ls export adopt activate deactivate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -527,8 +545,30 @@ _dm__thin() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__activate)
+            opts="-b -H -h --root --tree --json --bytes --no-header --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tree)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         dm__subcmd__thin__subcmd__docker__subcmd__adopt)
-            opts="-b -H -h --metadata --data --root --tree --json --bytes --no-header --help"
+            opts="-b -H -h --metadata --data --in-place --pool --root --tree --json --bytes --no-header --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -542,6 +582,32 @@ _dm__thin() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --pool)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tree)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__deactivate)
+            opts="-b -H -h --root --tree --json --bytes --no-header --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --root)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -596,7 +662,7 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__docker__subcmd__help)
-            opts="ls export adopt help"
+            opts="ls export adopt activate deactivate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -609,7 +675,35 @@ _dm__thin() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__activate)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__adopt)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__docker__subcmd__help__subcmd__deactivate)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -932,7 +1026,7 @@ _dm__thin() {
             return 0
             ;;
         dm__subcmd__thin__subcmd__help__subcmd__docker)
-            opts="ls export adopt"
+            opts="ls export adopt activate deactivate"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -945,7 +1039,35 @@ _dm__thin() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        dm__subcmd__thin__subcmd__help__subcmd__docker__subcmd__activate)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         dm__subcmd__thin__subcmd__help__subcmd__docker__subcmd__adopt)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        dm__subcmd__thin__subcmd__help__subcmd__docker__subcmd__deactivate)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

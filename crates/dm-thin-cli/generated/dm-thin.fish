@@ -327,16 +327,18 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -l json -d 'JSON
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -s b -l bytes -d 'Amounts in bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -s H -l no-header -d 'Without header, separated by tabs'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand doctor" -s h -l help -d 'Print help'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -l root -d 'The directory of the tree' -r -F
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -l tree -d 'The tree, by its UUID: it has to be active' -r
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -s b -l bytes -d 'Amounts in bytes'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -s H -l no-header -d 'Without header, separated by tabs'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -s h -l help -d 'Print help'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "adopt" -d 'Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -l root -d 'The directory of the tree' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -l tree -d 'The tree, by its UUID: it has to be active' -r
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -s b -l bytes -d 'Amounts in bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -s H -l no-header -d 'Without header, separated by tabs'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -s h -l help -d 'Print help'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -f -a "adopt" -d 'Makes all devices that are whole snapshots of the tree of --root: copies that share blocks as they did'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -f -a "activate" -d 'Activates the pool on Docker\'s loop files again, for a tree that was adopted in place: after each start of the machine'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -f -a "deactivate" -d 'Removes the pool that `docker activate` or `docker adopt --in-place` has activated; the tree has to be closed'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and not __fish_seen_subcommand_from ls export adopt activate deactivate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from ls" -l metadata -d 'The pool\'s metadata, if it is not in DIR: the _tmeta volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from ls" -l data -d 'The pool\'s data, if it is not in DIR: the _tdata volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from ls" -l root -d 'The directory of the tree' -r -F
@@ -358,15 +360,31 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l metadata -d 'The pool\'s metadata, if it is not in DIR: the _tmeta volume of LVM' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l data -d 'The pool\'s data, if it is not in DIR: the _tdata volume of LVM' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l pool -d 'The active pool, with --in-place, if it is not on Docker\'s loop files: that of LVM' -r
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l root -d 'The directory of the tree' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l tree -d 'The tree, by its UUID: it has to be active' -r
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l in-place -d 'Copies nothing: the tree is in Docker\'s own pool, which is activated; made if it is not there'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -s b -l bytes -d 'Amounts in bytes'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -s H -l no-header -d 'Without header, separated by tabs'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from adopt" -s h -l help -d 'Print help'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from activate" -l root -d 'The directory of the tree' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from activate" -l tree -d 'The tree, by its UUID: it has to be active' -r
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from activate" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from activate" -s b -l bytes -d 'Amounts in bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from activate" -s H -l no-header -d 'Without header, separated by tabs'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from activate" -s h -l help -d 'Print help'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from deactivate" -l root -d 'The directory of the tree' -r -F
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from deactivate" -l tree -d 'The tree, by its UUID: it has to be active' -r
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from deactivate" -l json -d 'JSON, for programs: a versioned object; amounts are bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from deactivate" -s b -l bytes -d 'Amounts in bytes'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from deactivate" -s H -l no-header -d 'Without header, separated by tabs'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from deactivate" -s h -l help -d 'Print help'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "adopt" -d 'Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "adopt" -d 'Makes all devices that are whole snapshots of the tree of --root: copies that share blocks as they did'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "activate" -d 'Activates the pool on Docker\'s loop files again, for a tree that was adopted in place: after each start of the machine'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "deactivate" -d 'Removes the pool that `docker activate` or `docker adopt --in-place` has activated; the tree has to be closed'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand docker; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand close" -l root -d 'The directory of the tree' -r -F
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand close" -l tree -d 'The tree, by its UUID: it has to be active' -r
@@ -413,4 +431,6 @@ complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_see
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and not __fish_seen_subcommand_from trees ls tree df info which holders check repair init add rm mv label commit seal unseal mount umount activate deactivate resize grow-pool ready trim diff send receive import export events dump repair-metadata doctor docker close help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "ls" -d 'Lists images, containers, and devices that belong to neither'
 complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "export" -d 'Writes the file system of an image, container or device to a new file'
-complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "adopt" -d 'Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "adopt" -d 'Makes all devices that are whole snapshots of the tree of --root: copies that share blocks as they did'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "activate" -d 'Activates the pool on Docker\'s loop files again, for a tree that was adopted in place: after each start of the machine'
+complete -c dm-thin -n "__fish_dm_thin_using_subcommand help; and __fish_seen_subcommand_from docker" -f -a "deactivate" -d 'Removes the pool that `docker activate` or `docker adopt --in-place` has activated; the tree has to be closed'

@@ -2,9 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use dm_thin_docker::{Adopted, Device, DeviceName, DeviceState, Error, PoolFiles, Store};
+use dm_thin::dm::DeviceMapper;
+use dm_thin::tree::{Options, PoolSource, SnapshotTree};
+use dm_thin_docker::{
+    Adopted, Device, DeviceName, DeviceState, Error, PoolFiles, Store, activate_pool, deactivate_pool,
+};
 use serde_json::json;
 
 use crate::cli::Cli;
@@ -30,10 +35,28 @@ pub enum DockerCommand {
         #[command(flatten)]
         format: ExportFormat,
     },
-    /// Copies all devices that are whole into the tree of --root, as snapshots that share blocks as they did
+    /// Makes all devices that are whole snapshots of the tree of --root: copies that share blocks as they did
     Adopt {
         #[command(flatten)]
         place: Place,
+        /// Copies nothing: the tree is in Docker's own pool, which is activated; made if it is not there
+        #[arg(long)]
+        in_place: bool,
+        /// The active pool, with --in-place, if it is not on Docker's loop files: that of LVM
+        #[arg(long, requires = "in_place", value_name = "NAME")]
+        pool: Option<String>,
+    },
+    /// Activates the pool on Docker's loop files again, for a tree that was adopted in place: after each start of the machine
+    Activate {
+        /// /var/lib/docker
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Removes the pool that `docker activate` or `docker adopt --in-place` has activated; the tree has to be closed
+    Deactivate {
+        /// /var/lib/docker
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
 }
 
@@ -63,7 +86,23 @@ pub struct ExportFormat {
 
 pub fn run(output: &Output, cli: &Cli, command: &DockerCommand) -> Result<()> {
     match command {
-        DockerCommand::Adopt { place } => adopt(output, place, &crate::place::root(cli)?),
+        DockerCommand::Adopt { place, in_place: false, .. } => {
+            let (store, tree) = (place.open()?, crate::place::open(&crate::place::root(cli)?)?);
+            adopted(output, |each| store.adopt(&tree, each))
+        }
+        DockerCommand::Adopt { place, pool, .. } => {
+            adopt_in_place(output, place, pool.as_deref(), &crate::place::root(cli)?)
+        }
+        DockerCommand::Activate { directory } => {
+            let pool = activate_pool(directory, &Arc::new(DeviceMapper::open()?))?;
+            let name = pool.name().to_string();
+            output.done(&name, "pool", json!({ "name": name }))
+        }
+        DockerCommand::Deactivate { directory } => {
+            let was_active = deactivate_pool(directory, &Arc::new(DeviceMapper::open()?))?;
+            let text = if was_active { "removed" } else { "not active" };
+            output.done(text, "deactivated", json!({ "was_active": was_active }))
+        }
         DockerCommand::Ls { place, all } => ls(output, place, *all),
         DockerCommand::Export { place, id, format } => export(output, place, id, format),
     }
@@ -85,6 +124,7 @@ impl From<Error> for Failure {
             Error::Tree { source } => return (*source).into(),
             Error::NotFound { .. } | Error::Ambiguous { .. } => "`dm-thin docker ls --all DIR` lists all ids",
             Error::NoPool { .. } => "--metadata and --data name the pool's metadata and data",
+            Error::Thin { source } => return (*source).into(),
             Error::NotPermitted { .. } | Error::NoFilesystem { .. } => {
                 "--raw needs neither root nor a file system"
             }
@@ -196,13 +236,29 @@ fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Re
     output.done(&text, "exported", json)
 }
 
-fn adopt(output: &Output, place: &Place, root: &Path) -> Result<()> {
+fn adopt_in_place(output: &Output, place: &Place, pool: Option<&str>, root: &Path) -> Result<()> {
     let store = place.open()?;
-    let tree = crate::place::open(root)?;
+    let name = match pool {
+        Some(name) => name.to_owned(),
+        None => activate_pool(&place.directory, &Arc::new(DeviceMapper::open()?))?.name().to_string(),
+    };
+    let unknown = || Failure::new("the devices have neither an ext4 nor an XFS file system");
+    let options =
+        Options::new().background_threads(false).filesystem(store.filesystem().ok_or_else(unknown)?);
+    let tree = SnapshotTree::open(root, options.pool_source(PoolSource::Pool { name }))?;
+    adopted(output, |each| store.adopt_in_place(&tree, each))
+}
+
+/// Runs an adoption, and shows what became of each device.
+fn adopted(
+    output: &Output,
+    adopt: impl FnOnce(&mut dyn FnMut(&Device, &Adopted)) -> dm_thin_docker::Result<()>,
+) -> Result<()> {
     let (mut rows, mut json) = (Vec::new(), Vec::new());
-    store.adopt(&tree, |device, adopted| {
+    adopt(&mut |device, adopted| {
         let (text, written) = match adopted {
             Adopted::Copied { written } => ("copied".to_owned(), Some(*written)),
+            Adopted::InPlace => ("adopted".to_owned(), None),
             Adopted::Present => ("present".to_owned(), None),
             Adopted::Unreadable { reason } => (reason.clone(), None),
             _ => (device.state.to_string(), None),

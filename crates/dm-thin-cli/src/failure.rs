@@ -65,6 +65,9 @@ impl From<dm_thin::thin::Error> for Failure {
 
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
+        Error::NoPool { name } if name.starts_with("docker-") => {
+            "`dm-thin docker activate /var/lib/docker` activates Docker's pool".to_owned()
+        }
         Error::UnknownSnapshot { .. } => "`dm-thin ls` lists the snapshots".to_owned(),
         Error::Locked { holder: Some(process), .. } => {
             format!("that is process {}; `ls`, `tree`, `df` and `info` work beside it", process.pid)

@@ -173,6 +173,65 @@ impl Test {
         tree.ok(&["umount", &docker::hash('c')]);
         tree.ok(&["check"]);
         tree.ok(&["close"]);
+        self.docker_in_place(directory, &fixture);
+    }
+
+    /// The same in Docker's own pool, given back, and adopted for good.
+    fn docker_in_place(&self, directory: &Path, fixture: &docker::Fixture) {
+        let (docker, target) = (fixture.path().to_str().unwrap(), directory.join("container"));
+        let root = directory.join("in place");
+        let tree = self.other(&root);
+        let data = fixture.join("devicemapper/devicemapper/data");
+        let before = (self.json("docker", &["docker", "ls", docker]), fs::read(&data).unwrap());
+        let adopt = ["docker", "adopt", docker, "--in-place"];
+        let adopted = |state| {
+            let adopted = tree.json("adopted", &adopt);
+            let is_it = |it: &Value| it["adopted"] == state;
+            assert!(adopted.as_array().unwrap().iter().all(is_it) && adopted[4].is_object(), "{adopted}");
+        };
+        adopted("in_place");
+        adopted("present");
+        let list = tree.json("snapshots", &["ls"]);
+        let mut ids: Vec<_> = list.as_array().unwrap().iter().map(|it| it["thin_id"].as_u64()).collect();
+        ids.sort();
+        assert_eq!(ids, [1, 2, 3, 4, 5].map(Some));
+        tree.ok(&["activate", "docker-base"]);
+        tree.fails(3, &["docker-", "busy"], &["docker", "deactivate", docker]);
+        tree.ok(&["close"]);
+        self.ok(&["docker", "deactivate", docker]);
+        assert_eq!(self.json("deactivated", &["docker", "deactivate", docker])["was_active"], false);
+        fs::remove_dir_all(&root).unwrap();
+        let after = (self.json("docker", &["docker", "ls", docker]), fs::read(&data).unwrap());
+        assert!(before == after, "{}\n{}", before.0, after.0);
+
+        // One of its files is in use.
+        let attached = Command::new("losetup").args(["--find", "--show"]).arg(&data).output().unwrap();
+        let attached = String::from_utf8(attached.stdout).unwrap();
+        tree.fails(1, &["in use by", attached.trim()], &adopt);
+        assert!(Command::new("losetup").arg("--detach").arg(attached.trim()).status().unwrap().success());
+
+        adopted("in_place");
+        let container = docker::hash('c');
+        tree.ok(&["mount", &container, target.to_str().unwrap()]);
+        assert_eq!(fs::read_to_string(target.join("rootfs/etc/hostname")).unwrap(), "web\n");
+        fs::write(target.join("rootfs/etc/hostname"), "adopted\n").unwrap();
+        tree.ok(&["umount", &container]);
+        tree.ok(&["add", "next", "--of", &container]);
+        tree.ok(&["check"]);
+        tree.ok(&["close"]);
+        self.ok(&["docker", "deactivate", docker]);
+        // As after a restart.
+        tree.fails(
+            1,
+            &["has no pool docker-", "dm-thin docker activate"],
+            &["add", "late", "--of", &container],
+        );
+        self.ok(&["docker", "activate", docker]);
+        tree.ok(&["mount", "next", target.to_str().unwrap()]);
+        assert_eq!(fs::read_to_string(target.join("rootfs/etc/hostname")).unwrap(), "adopted\n");
+        tree.ok(&["umount", "next"]);
+        tree.ok(&["close"]);
+        self.ok(&["docker", "deactivate", docker]);
     }
 
     fn everything(&self, directory: &Path) {

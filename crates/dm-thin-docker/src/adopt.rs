@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dm_thin::thin::metadata::{ChangeKind, Mapping};
-use dm_thin::tree::{AddOptions, Filesystem, Labels, Parent, SnapshotTree, SnapshotWriter};
+use dm_thin::thin::PoolStatus;
+use dm_thin::thin::metadata::{ChangeKind, Mapping, ThinDevice};
+use dm_thin::tree::{AddOptions, Adoption, Filesystem, Labels, Parent, SnapshotTree, SnapshotWriter};
 use dm_thin::units::Bytes;
 use serde::Serialize;
 
@@ -15,6 +16,8 @@ use crate::{Device, DeviceName, DeviceState, Error, Result, Store};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Adopted {
+    /// It was made a snapshot in its own pool.
+    InPlace,
     /// It was copied.
     Copied {
         /// How much was written: what is mapped, not zero, and not as in the parent.
@@ -58,49 +61,116 @@ impl Store {
                 Err(error) => left_out.push((device, Adopted::Unreadable { reason: error.to_string() })),
             }
         }
-        let expected = match tree.status()?.filesystem {
-            Filesystem::Ext4 => Some("ext4"),
-            Filesystem::Xfs => Some("xfs"),
-            _ => None,
-        };
-        for (name, source) in &readable {
-            let found = source.pool.filesystem(source.id).ok().flatten().map(|filesystem| filesystem.kind);
-            if let (Some(expected), Some(found)) = (expected, found)
-                && expected != found
-            {
-                return Err(Error::OtherFilesystem { device: (*name).clone(), found, expected });
-            }
+        let expected = filesystem_of(tree)?;
+        for source in readable.values() {
+            check_filesystem(source, expected)?;
         }
         left_out.iter().for_each(|(device, adopted)| each(device, adopted));
-        let mut done = BTreeSet::new();
-        for name in readable.keys() {
-            // Itself and its ancestors, the highest last.
-            let mut line = vec![*name];
-            while let Some(parent) = line.last().and_then(|name| self.parent(name, &readable)) {
-                line.push(parent);
-            }
-            for name in line.into_iter().rev() {
-                if done.insert(name) {
-                    let parent = self.parent(name, &readable).and_then(|parent| readable.get(parent));
-                    let adopted = self.adopt_one(tree, &readable[name], parent)?;
-                    each(readable[name].device, &adopted);
-                }
-            }
+        let sizes = readable.iter().map(|(name, source)| (*name, source.size)).collect();
+        for (name, parent) in self.parents_first(&sizes) {
+            let parent = parent.and_then(|parent| readable.get(parent));
+            let adopted = self.adopt_one(tree, &readable[name], parent)?;
+            each(readable[name].device, &adopted);
         }
         Ok(())
     }
 
-    /// The nearest ancestor that can be adopted, and whose snapshot the device can be.
-    fn parent<'a>(
+    /// Makes all devices of [`DeviceState::Ok`] snapshots of a tree whose pool is Docker's own, with their thin ids, their
+    /// content and, where `layerdb` has them, their parents, and tells `each` what became of them. The ids and labels are
+    /// those of [`adopt`](Self::adopt); nothing is sealed, so that layers can be mounted whose journal is not clean.
+    ///
+    /// The tree is one with [`PoolSource::Pool`](dm_thin::tree::PoolSource::Pool), which names what
+    /// [`activate_pool`](crate::activate_pool) or LVM has activated. Only its own state is written, neither Docker's
+    /// directory nor the pool: until a snapshot is activated, mounted or removed, or a new one is made, the tree can be
+    /// closed and its root deleted, and Docker finds everything as it was. After that Docker must not be started with
+    /// this directory any more. It can be repeated.
+    ///
+    /// # Errors
+    /// [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices are not those of the
+    /// pool that was read; [`Error::OtherFilesystem`]; [`Error::Tree`], as of
+    /// [`SnapshotTree::adopt`]. Nothing is adopted then.
+    pub fn adopt_in_place(&self, tree: &SnapshotTree, mut each: impl FnMut(&Device, &Adopted)) -> Result<()> {
+        self.check_pool(tree)?;
+        let expected = filesystem_of(tree)?;
+        let (mut sizes, mut left_out) = (BTreeMap::new(), Vec::new());
+        for device in self.devices() {
+            let no_pool = || Error::NoPool { device: device.name.clone() };
+            let size = match &self.pool {
+                _ if device.state != DeviceState::Ok => {
+                    left_out.push((device, Adopted::Skipped));
+                    continue;
+                }
+                Some(_) => self
+                    .readable(device)
+                    .and_then(|source| check_filesystem(&source, expected).map(|()| source.size)),
+                None => device.size.map(|size| size.0).ok_or_else(no_pool),
+            };
+            match size {
+                Ok(size) => drop(sizes.insert(&device.name, size)),
+                Err(error @ Error::OtherFilesystem { .. }) => return Err(error),
+                Err(error) => left_out.push((device, Adopted::Unreadable { reason: error.to_string() })),
+            }
+        }
+        let (mut adoptions, mut adopted) = (Vec::new(), Vec::new());
+        for (name, parent) in self.parents_first(&sizes) {
+            let (id, device) = (snapshot_id(name), &self.devices[name]);
+            let Some(thin_id) = device.thin_id else { continue };
+            let is_there = tree.get(&id).is_ok_and(|found| found.thin_id == thin_id);
+            adopted.push((device, if is_there { Adopted::Present } else { Adopted::InPlace }));
+            let size = Bytes(sizes[name].next_multiple_of(4096));
+            let adoption = Adoption::new(id, thin_id, size).labels(self.labels(name)?.0);
+            adoptions.push(match parent {
+                Some(parent) => adoption.parent(snapshot_id(parent)),
+                None => adoption,
+            });
+        }
+        tree.adopt(&adoptions)?;
+        left_out.iter().chain(&adopted).for_each(|(device, adopted)| each(device, adopted));
+        Ok(())
+    }
+
+    /// Refuses a tree in another pool than Docker's.
+    fn check_pool(&self, tree: &SnapshotTree) -> Result<()> {
+        let pool = tree.pool();
+        let other = |reason| Err(Error::OtherPool { pool: pool.name().to_string(), reason });
+        let PoolStatus::Usage(usage) = pool.status()? else { return other("it has failed".to_owned()) };
+        let (found, open) = (usage.transaction_id, self.transaction_id());
+        // Docker's is one above as long as an operation is under way.
+        if open.is_some_and(|open| open != found && open.0 != found.0 + 1)
+            || open.is_none() && self.pool.is_none()
+        {
+            let open = open.map_or("none".to_owned(), |open| open.to_string());
+            return other(format!("its transaction id is {found}, Docker's is {open}"));
+        }
+        let Some(read) = &self.pool else { return Ok(()) };
+        let devices = pool.read_metadata(|metadata| Ok(metadata.devices()?))?;
+        let identity = |it: &ThinDevice| (it.id, it.transaction_id, it.creation_time);
+        let devices: BTreeSet<_> = devices.iter().map(identity).collect();
+        match read.devices.iter().find(|it| !devices.contains(&identity(it))) {
+            Some(missing) => other(format!("it does not have thin device {} of the directory's", missing.id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Devices, parents before their children, each with the nearest ancestor whose snapshot it can be.
+    fn parents_first<'a>(
         &'a self,
-        name: &DeviceName,
-        readable: &BTreeMap<&'a DeviceName, Readable<'_>>,
-    ) -> Option<&'a DeviceName> {
-        let size = readable.get(name)?.size;
+        sizes: &BTreeMap<&'a DeviceName, u64>,
+    ) -> Vec<(&'a DeviceName, Option<&'a DeviceName>)> {
         let parent_of = |name: &DeviceName| self.devices.get(name)?.parent.as_ref();
-        let mut ancestors = std::iter::successors(parent_of(name), |name| parent_of(name));
-        let found = ancestors.find_map(|ancestor| readable.get_key_value(ancestor))?;
-        (found.1.size <= size).then_some(*found.0)
+        let nearest = |name: &DeviceName| {
+            let mut ancestors = std::iter::successors(parent_of(name), |name| parent_of(name));
+            let (found, size) = ancestors.find_map(|ancestor| sizes.get_key_value(ancestor))?;
+            (size <= sizes.get(name)?).then_some(*found)
+        };
+        let (mut ordered, mut done) = (Vec::new(), BTreeSet::new());
+        for name in sizes.keys() {
+            // Itself and its ancestors, the highest last.
+            let line: Vec<_> = std::iter::successors(Some(*name), |name| nearest(name)).collect();
+            let new = line.into_iter().rev().filter(|name| done.insert(*name));
+            ordered.extend(new.map(|name| (name, nearest(name))));
+        }
+        ordered
     }
 
     fn adopt_one(
@@ -157,6 +227,26 @@ impl Store {
             }
         }
         Ok((labels, matches!(kind, "base" | "layer")))
+    }
+}
+
+/// The type of the file systems of a tree, if it has any.
+fn filesystem_of(tree: &SnapshotTree) -> Result<Option<&'static str>> {
+    Ok(match tree.status()?.filesystem {
+        Filesystem::Ext4 => Some("ext4"),
+        Filesystem::Xfs => Some("xfs"),
+        _ => None,
+    })
+}
+
+/// Refuses a device that the tree could not mount.
+fn check_filesystem(source: &Readable<'_>, expected: Option<&'static str>) -> Result<()> {
+    let found = source.pool.filesystem(source.id).ok().flatten().map(|filesystem| filesystem.kind);
+    match (expected, found) {
+        (Some(expected), Some(found)) if expected != found => {
+            Err(Error::OtherFilesystem { device: source.device.name.clone(), found, expected })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -136,6 +136,8 @@ struct OldFile {
 pub(crate) struct SetFile {
     #[serde(default, rename = "BaseDeviceUUID")]
     pub(crate) base_uuid: String,
+    #[serde(default, rename = "BaseDeviceFilesystem")]
+    pub(crate) base_filesystem: String,
 }
 
 /// `transaction-metadata`.

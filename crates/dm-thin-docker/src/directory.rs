@@ -40,6 +40,12 @@ impl Directory {
         Ok(Self { fd, path: PathBuf::new() })
     }
 
+    /// The numbers of its file system's device and of its inode.
+    pub(crate) fn device_and_inode(&self) -> io::Result<(u64, u64)> {
+        let status = nix::sys::stat::fstat(&self.fd)?;
+        Ok((status.st_dev, status.st_ino))
+    }
+
     /// Opens a directory below this one, or returns `None` if there is none or it cannot be opened.
     pub(crate) fn below(&self, relative: &str, findings: &mut Vec<Finding>) -> Option<Self> {
         let mut directory = Self { fd: self.fd.try_clone().ok()?, path: self.path.clone() };

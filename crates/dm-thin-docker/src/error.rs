@@ -138,7 +138,7 @@ pub enum Error {
         device: DeviceName,
     },
 
-    /// No loop device for the copy.
+    /// No loop device for the copy, or for a loop file.
     #[error("{source}")]
     Loop {
         /// Why.
@@ -181,6 +181,31 @@ pub enum Error {
         pool: String,
     },
 
+    /// Docker or another program has the pool active, or one of its loop files attached.
+    #[error("{}: its pool is in use by {by}; stop Docker, and remove what it has left active", path.display())]
+    PoolInUse {
+        /// The directory.
+        path: PathBuf,
+        /// The pool, or the loop device.
+        by: String,
+    },
+
+    /// The tree's pool is not that of the directory.
+    #[error("pool {pool} is not the one of this directory: {reason}")]
+    OtherPool {
+        /// The tree's pool.
+        pool: String,
+        /// What differs.
+        reason: String,
+    },
+
+    /// The pool cannot be activated or removed.
+    #[error("{source}")]
+    Thin {
+        /// Why.
+        source: Box<dm_thin::thin::Error>,
+    },
+
     /// The tree refuses a snapshot.
     #[error("{source}")]
     Tree {
@@ -192,5 +217,23 @@ pub enum Error {
 impl From<dm_thin::tree::Error> for Error {
     fn from(source: dm_thin::tree::Error) -> Self {
         Self::Tree { source: Box::new(source) }
+    }
+}
+
+impl From<dm_thin::thin::Error> for Error {
+    fn from(source: dm_thin::thin::Error) -> Self {
+        Self::Thin { source: Box::new(source) }
+    }
+}
+
+impl From<dm_thin::dm::Error> for Error {
+    fn from(source: dm_thin::dm::Error) -> Self {
+        dm_thin::thin::Error::from(source).into()
+    }
+}
+
+impl From<dm_thin::loopdev::Error> for Error {
+    fn from(source: dm_thin::loopdev::Error) -> Self {
+        Self::Loop { source: Box::new(source) }
     }
 }

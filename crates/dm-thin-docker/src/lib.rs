@@ -7,6 +7,7 @@
 //! Nothing is written below the directory, and no file in it is trusted: symbolic links are not followed, sizes and
 //! numbers are bounded, and a file that cannot be read is a [`Finding`] while the others are listed.
 
+mod activate;
 mod adopt;
 mod archive;
 mod device;
@@ -20,6 +21,7 @@ mod mount;
 mod pool;
 mod store;
 
+pub use activate::{activate_pool, deactivate_pool};
 pub use adopt::Adopted;
 pub use archive::tar_rootfs;
 pub use device::{Device, DeviceName, DeviceState};

@@ -55,7 +55,7 @@ impl Store {
         self.export_raw(device, &copy)?;
         let options = AttachOptions::new().autoclear(true);
         let attached = LoopControl::open().and_then(|control| control.attach(&copy, path, &options));
-        let attached = attached.map_err(|source| Error::Loop { source: Box::new(source) })?;
+        let attached = attached?;
         let target = tempfile::tempdir().map_err(write)?;
 
         let (options, without_journal) = match filesystem.kind {

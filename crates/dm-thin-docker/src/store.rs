@@ -3,6 +3,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use dm_thin::thin::{ThinId, TransactionId};
+use dm_thin::tree::Filesystem;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -49,6 +50,8 @@ pub struct Store {
     layers: Layers,
     transaction: Option<TransactionId>,
     transaction_state: TransactionState,
+    /// As Docker's files have it.
+    base_filesystem: String,
     findings: Vec<Finding>,
 }
 
@@ -96,6 +99,7 @@ impl Store {
             layers,
             transaction: transaction.as_ref().map(|file| TransactionId(file.open_transaction_id)),
             transaction_state: TransactionState::Unknown,
+            base_filesystem: set.base_filesystem,
             findings,
         };
         store.compare(any);
@@ -215,6 +219,17 @@ impl Store {
     /// Returns what the pool's metadata says of it, if it can be read.
     pub fn pool(&self) -> Option<PoolInfo> {
         self.pool.as_ref().map(Pool::info)
+    }
+
+    /// Returns the type of the devices' file systems: that of the base device, or what Docker's files say.
+    pub fn filesystem(&self) -> Option<Filesystem> {
+        let base = self.devices.get(&DeviceName::Base).and_then(|base| base.thin_id);
+        let found = self.pool.as_ref().zip(base).and_then(|(pool, id)| pool.filesystem(id).ok().flatten());
+        match found.map_or(self.base_filesystem.as_str(), |found| found.kind) {
+            "ext4" => Some(Filesystem::Ext4),
+            "xfs" => Some(Filesystem::Xfs),
+            _ => None,
+        }
     }
 
     /// Returns the transaction id in Docker's files, if there is one.

@@ -135,6 +135,43 @@ clean() {
 	dm-thin --root /var/lib/tree ls
 	[[ $(everything) = "$before" ]] || fail "the directory has been changed"
 	dm-thin --root /var/lib/tree close
+
+	step "adopt in place, and back"
+	in_place() { dm-thin --root /var/lib/in-place "$@"; }
+	in_place docker adopt $root --in-place
+	[[ $(in_place -H ls | wc -l) = "$(dm-thin -H docker ls --all $root | wc -l)" ]] || fail "not all are adopted"
+	in_place close
+	dm-thin docker deactivate $root
+	rm -r /var/lib/in-place
+	start_docker
+	create clean-4 two
+	sums[clean-4]=$digest
+	docker cp clean-1:/clean-1 /run/again
+	[[ $(sum /run/again) = "${sums[clean-1]}" ]] || fail "clean-1 has other content in Docker"
+	stop_docker
+
+	step "adopt in place"
+	in_place docker adopt $root --in-place
+	for name in clean-{1..4}; do
+		id=$(basename "$(dirname "$(grep -l "\"Name\":\"/$name\"" $root/containers/*/config.v2.json)")")
+		id=$(<$root/image/devicemapper/layerdb/mounts/"$id"/mount-id)
+		in_place add "copy-$name" --of "$id"
+		in_place mount "copy-$name" /mnt
+		[[ $(sum "/mnt/rootfs/$name") = "${sums[$name]}" ]] || fail "$name has other content in place"
+		echo written >"/mnt/rootfs/$name"
+		umount /mnt
+	done
+	in_place close
+	dm-thin docker deactivate $root
+	! in_place add late 2>/dev/null || fail "a pool that is not active"
+	dm-thin docker activate $root
+	in_place mount copy-clean-4 /mnt
+	[[ $(</mnt/rootfs/clean-4) = written ]] || fail "copy-clean-4 lost what was written"
+	umount /mnt
+	in_place check
+	in_place close
+	dm-thin docker deactivate $root
+	rm -r /var/lib/in-place
 }
 
 # A pool that is not on Docker's loop files, as with direct LVM.
@@ -150,8 +187,16 @@ direct() {
 	import_one
 	create direct one:1
 	stop_docker
-	dmsetup remove thinpool
 	chmod -R a+rX $root
+	dm-thin --root /var/lib/direct docker adopt $root --in-place --pool thinpool
+	local id
+	id=$(<$root/image/devicemapper/layerdb/mounts/"$(basename $root/containers/*)"/mount-id)
+	dm-thin --root /var/lib/direct mount "$id" /mnt
+	[[ $(sum /mnt/rootfs/direct) = "$digest" ]] || fail "the container has other content in place"
+	umount /mnt
+	dm-thin --root /var/lib/direct close
+	rm -r /var/lib/direct
+	dmsetup remove thinpool
 
 	as_nobody dm-thin docker ls --json $root | grep -q '"kind":"no_pool"' || fail "no finding that there is no pool"
 	for device in tmeta tdata; do cat /dev/mapper/thinpool_$device >$out/$device; done
