@@ -231,6 +231,13 @@ pub enum Finding {
         thin_id: ThinId,
     },
 
+    /// Neither a layer nor a container has the device: what had it is lost, or its file was.
+    #[error("device {device} is no layer's and no container's")]
+    NoOwner {
+        /// The device.
+        device: DeviceName,
+    },
+
     /// The pool has a device that no file of Docker's names.
     #[error("thin device {thin_id} ({mapped} mapped) is in no file of Docker's")]
     Stranded {

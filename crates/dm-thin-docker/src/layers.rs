@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::device::{is_hash, name_of};
 use crate::directory::{Directory, JSON_LIMIT, LARGE_JSON_LIMIT};
-use crate::{Device, DeviceName, Finding};
+use crate::{Device, DeviceName, DeviceState, Finding};
 
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -129,6 +129,14 @@ impl Layers {
             add(owner.clone(), &container.init, image.clone());
             add(owner, &container.device, container.init.clone().or(image));
         }
+        // Without `image` there is nobody to have one.
+        let without = devices.values().filter(|it| {
+            it.state == DeviceState::Ok
+                && matches!(it.name, DeviceName::Hash(_))
+                && !owners.contains_key(&it.name)
+        });
+        let without = without.filter(|_| !self.layers.is_empty() || !self.containers.is_empty());
+        findings.extend(without.map(|it| Finding::NoOwner { device: it.name.clone() }));
         for device in cut_loops(&mut parents) {
             findings.push(Finding::DeviceLoop { device });
         }

@@ -119,8 +119,10 @@ fn a_container_whose_mount_files_are_empty_leaves_a_device_that_can_be_exported(
         .map(|name| format!("image/devicemapper/layerdb/mounts/{}/{name}", hash('e')));
     files.iter().for_each(|file| fixture.write(file, ""));
     let store = fixture.store();
-    let expected = files.map(|file| Finding::EmptyFile { file: file.into() });
-    assert_eq!(store.findings(), expected);
+    let empty = files.map(|file| Finding::EmptyFile { file: file.into() });
+    let without = [hash('c'), format!("{}-init", hash('c'))]
+        .map(|device| Finding::NoOwner { device: device.parse().unwrap() });
+    assert_eq!(store.findings(), [&empty[..], &without].concat());
     assert_eq!((store.containers()[0].name.as_deref(), &store.containers()[0].device), (Some("web"), &None));
     assert_eq!(store.find("cccc").unwrap().state, DeviceState::Ok);
 }
@@ -339,12 +341,14 @@ fn devices_of_every_state_are_told_apart() {
         Finding::UnknownFile { file: "devicemapper/metadata/surprise".into() },
         Finding::Stranded { thin_id: id(7), mapped: Bytes(BLOCK) },
         Finding::NeedsCheck,
+        Finding::NoOwner { device: name('1') },
+        Finding::NoOwner { device: name('f') },
     ] {
         assert!(store.findings().contains(&finding), "{finding:?}");
     }
     let bad = |it: &&Finding| matches!(it, Finding::BadJson { file, .. } if *file == path('8'));
     assert_eq!(store.findings().iter().filter(bad).count(), 1);
-    assert_eq!(store.findings().len(), 11, "{:#?}", store.findings());
+    assert_eq!(store.findings().len(), 13, "{:#?}", store.findings());
     // What is stranded is whole.
     assert!(export(&store, "thin-7").unwrap() == image(&fixture.contents.thins[&7].mappings, BLOCK));
     assert!(matches!(export(&store, &hash('9')), Err(Error::NoData { state: DeviceState::Lost, .. })));
