@@ -2,6 +2,7 @@
 //! metadata is labels of these. Its state is the tree's, and nothing else.
 
 pub mod config;
+mod entries;
 pub mod filter;
 pub mod generated;
 mod locks;

@@ -13,6 +13,7 @@ use dm_thin::units::Bytes;
 use tonic::{Code, Status};
 use tracing::{info, warn};
 
+use crate::entries::{Entries, Entry};
 use crate::filter::Filter;
 use crate::locks::Locks;
 use crate::record::{self, Info, Kind, Record};
@@ -46,23 +47,14 @@ pub struct Snapshots {
     tree: SnapshotTree,
     filesystem: Filesystem,
     base_size: Bytes,
-    /// By key or name; what the labels of the tree's snapshots say.
-    entries: Mutex<BTreeMap<String, Entry>>,
+    /// What the labels of the tree's snapshots say.
+    entries: Mutex<Entries>,
     locks: Locks,
     /// How many snapshots are kept ready of a layer in use.
     ready: usize,
     /// Layers that snapshots were made of, and how many; the last one first.
     recent: Mutex<Vec<(String, usize)>>,
     active_usage: Mutex<Option<(Instant, BTreeMap<String, Bytes>)>>,
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    info: Info,
-    /// The snapshot of the tree; `None` for a view that shares its parent's.
-    id: Option<String>,
-    /// Usage of a committed snapshot, once it is known.
-    usage: Option<Bytes>,
 }
 
 impl Snapshots {
@@ -76,7 +68,7 @@ impl Snapshots {
         if status.filesystem == Filesystem::Ext4 {
             make_empty(&tree, status.base_size)?;
         }
-        let mut entries = BTreeMap::new();
+        let mut entries = Entries::default();
         for snapshot in tree.list() {
             let id = snapshot.id.as_str();
             if record::is_unfinished(&snapshot.labels) {
@@ -91,7 +83,7 @@ impl Snapshots {
                 Ok(Some(Record { info, views })) => {
                     let views = views.into_iter().map(|info| Entry { info, id: None, usage: None });
                     let own = Entry { info, id: Some(id.to_owned()), usage: None };
-                    entries.extend(views.chain([own]).map(|entry| (entry.info.key.clone(), entry)));
+                    views.chain([own]).for_each(|entry| entries.insert(entry));
                 }
                 Err(error) => warn!(id, %error, "the record of a snapshot cannot be read, it is not served"),
             }
@@ -168,7 +160,7 @@ impl Snapshots {
         let device = self.tree.activate(&parent_id).map_err(status)?;
         // On an error it stays active: other views may use it, and it does no harm.
         self.write(&parent_id, &record)?;
-        self.entries().insert(key.to_owned(), Entry { info, id: None, usage: None });
+        self.entries().insert(Entry { info, id: None, usage: None });
         Ok(self.describe(&device, Kind::View))
     }
 
@@ -223,7 +215,7 @@ impl Snapshots {
         if is_gone {
             entries.remove(key);
         }
-        entries.insert(name.to_owned(), Entry { info, id: Some(new_id), usage: None });
+        entries.insert(Entry { info, id: Some(new_id), usage: None });
         Ok(())
     }
 
@@ -253,8 +245,8 @@ impl Snapshots {
     pub fn remove(&self, key: &str) -> Result<()> {
         let _guard = self.locks.lock(&[key], &[]);
         let entry = self.entry(key)?;
-        let has_child = self.entries().values().any(|other| other.info.parent == key);
-        if has_child {
+        let has_children = self.entries().children(key).next().is_some();
+        if has_children {
             return Err(Status::failed_precondition(format!(
                 "cannot remove snapshot {key}: it has children"
             )));
@@ -325,9 +317,7 @@ impl Snapshots {
         let records = record.views.iter_mut().chain([&mut record.info]);
         records.filter(|old| old.key == key).for_each(|old| *old = info.clone());
         self.write(&self.id(owner)?, &record)?;
-        if let Some(entry) = self.entries().get_mut(key) {
-            entry.info = info.clone();
-        }
+        self.entries().change(key, |entry| entry.info = info.clone());
         Ok(info)
     }
 
@@ -338,7 +328,7 @@ impl Snapshots {
     pub fn list(&self, filters: &[String]) -> Result<Vec<Info>> {
         let filter = Filter::parse(filters).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let entries = self.entries();
-        let infos = entries.values().map(|entry| &entry.info);
+        let infos = entries.iter().map(|entry| &entry.info);
         Ok(infos.filter(|info| filter.matches(|path| info.field(path))).cloned().collect())
     }
 
@@ -353,9 +343,7 @@ impl Snapshots {
             (_, None, _) => Ok(Bytes(0)),
             (Kind::Committed, Some(id), None) => {
                 let usage = self.changed(id, &entry.info.parent)?;
-                if let Some(entry) = self.entries().get_mut(key) {
-                    entry.usage = Some(usage);
-                }
+                self.entries().change(key, |entry| entry.usage = Some(usage));
                 Ok(usage)
             }
             // It has no children, so that what it has alone is what its parents have not.
@@ -409,7 +397,7 @@ impl Snapshots {
         }
         let (id, kind) = (record::id_of(&info.key), info.kind);
         let device = self.tree.add_activated(&id, self.origin(parent), &options).map_err(status)?;
-        self.entries().insert(info.key.clone(), Entry { info, id: Some(id), usage: None });
+        self.entries().insert(Entry { info, id: Some(id), usage: None });
         Ok(self.describe(&device, kind))
     }
 
@@ -463,7 +451,7 @@ impl Snapshots {
     }
 
     fn check_free(&self, key: &str) -> Result<()> {
-        match self.entries().contains_key(key) {
+        match self.entries().get(key).is_some() {
             true => Err(Status::already_exists(format!("snapshot {key} already exists"))),
             false => Ok(()),
         }
@@ -489,7 +477,7 @@ impl Snapshots {
     fn record(&self, key: &str) -> Result<Record> {
         let info = self.entry(key)?.info;
         let entries = self.entries();
-        let views = entries.values().filter(|entry| entry.id.is_none() && entry.info.parent == key);
+        let views = entries.children(key).filter(|entry| entry.id.is_none());
         Ok(Record { info, views: views.map(|entry| entry.info.clone()).collect() })
     }
 
@@ -497,7 +485,7 @@ impl Snapshots {
         self.tree.change_labels(id, |labels| record.write(labels)).map_err(status)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
