@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use dm_thin::thin::ExtendRule;
 use dm_thin::tree::{Filesystem, Options, PoolSource};
 use dm_thin::units::Bytes;
 use serde::{Deserialize, Deserializer, de};
@@ -54,6 +55,10 @@ pub struct TreeConfig {
     #[arg(long, value_name = "SIZE")]
     #[serde(default, deserialize_with = "size")]
     pub data_size: Option<Bytes>,
+    /// Let the pool grow to this size, by a fifth whenever four fifths of it are in use: with loop files or a device.
+    #[arg(long, value_name = "SIZE", conflicts_with = "pool")]
+    #[serde(default, deserialize_with = "size")]
+    pub max_data_size: Option<Bytes>,
     /// Size of its metadata.
     #[arg(long, value_name = "SIZE")]
     #[serde(default, deserialize_with = "size")]
@@ -101,6 +106,9 @@ pub(crate) fn parse(text: &str) -> Result<Vec<TreeConfig>, String> {
         if tree.pool.is_some() && tree.device.is_some() {
             return Err(format!("{}: both pool and device", tree.root.display()));
         }
+        if tree.pool.is_some() && tree.max_data_size.is_some() {
+            return Err(format!("{}: a pool of others has no max_data_size", tree.root.display()));
+        }
     }
     Ok(trees)
 }
@@ -117,6 +125,9 @@ impl TreeConfig {
         }
         if let Some(size) = self.data_size {
             options = options.data_size(size);
+        }
+        if let Some(maximum) = self.max_data_size {
+            options = options.auto_extend(ExtendRule { threshold: 80, step: 20, maximum });
         }
         if let Some(size) = self.metadata_size {
             options = options.metadata_size(size);
@@ -185,6 +196,7 @@ mod tests {
         assert!(error("").contains("no [[tree]]"));
         assert!(error(&format!("{tree}{tree}")).contains("two trees"));
         assert!(error(&format!("{tree}pool = \"p\"\ndevice = \"/dev/x\"")).contains("both"));
+        assert!(error(&format!("{tree}pool = \"p\"\nmax_data_size = \"1T\"")).contains("of others"));
         assert!(error(&format!("{tree}filesystem = \"btrfs\"")).contains("neither"));
         assert!(error(&format!("{tree}base_size = \"ten\"")).contains("not a number"));
         assert!(error(&format!("{tree}basesize = \"10G\"")).contains("unknown field"));

@@ -14,7 +14,7 @@ use dm_thin::tree::SnapshotTree;
 use listenfd::ListenFd;
 use nix::sys::stat::{Mode, umask};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -33,7 +33,8 @@ type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 /// Serves the trees until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// A socket that cannot be bound, a tree that cannot be opened, a server that failed.
+/// A socket that cannot be bound, a tree that cannot be opened, a server that failed, a state that could not be written:
+/// the service manager starts the process again.
 pub async fn run(trees: Vec<TreeConfig>) -> Result {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut listed = ListenFd::from_env();
@@ -42,12 +43,13 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
     // Before the trees, so that a socket in use is an error at once, and clients can wait.
     let sockets = trees.iter().map(|tree| socket(&mut inherited, tree)).collect::<Result<Vec<_>>>()?;
     let (end, ending) = watch::channel(());
+    let unavailable = Arc::new(Notify::new());
     let mut served = Vec::new();
     let mut servers = JoinSet::new();
     for (config, socket) in trees.into_iter().zip(sockets) {
         let snapshots = Arc::new(open(config.clone()).await?);
         info!(root = %config.root.display(), address = %config.address.display(), "serving");
-        let service = SnapshotsServer::new(Service::new(snapshots.clone()));
+        let service = SnapshotsServer::new(Service::new(snapshots.clone(), unavailable.clone()));
         let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(socket)?);
         let mut ending = ending.clone();
         let ended = async move { drop(ending.changed().await) };
@@ -56,10 +58,11 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
     }
     let manager = std::env::var_os("NOTIFY_SOCKET");
     notify(manager.as_deref(), "READY=1");
-    let failed = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        server = servers.join_next() => server,
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        () = unavailable.notified() => Err("the state could not be written; a restart finds what is on disk".into()),
+        server = servers.join_next() => server.map_or(Ok(()), |server| Ok(server??)),
     };
     notify(manager.as_deref(), "STOPPING=1");
     drop(end);
@@ -71,10 +74,7 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
         served.into_iter().for_each(|(config, snapshots)| close(&config, &snapshots))
     })
     .await?;
-    match failed {
-        Some(server) => Ok(server??),
-        None => Ok(()),
-    }
+    ended
 }
 
 async fn open(config: TreeConfig) -> Result<Snapshots> {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost_types::Timestamp;
-use tonic::{Request, Response, Status};
+use tokio::sync::Notify;
+use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
 use crate::generated::snapshots as api;
@@ -20,12 +21,14 @@ const LIST_CHUNK: usize = 100;
 #[derive(Debug, Clone)]
 pub struct Service {
     snapshots: Arc<Snapshots>,
+    unavailable: Arc<Notify>,
 }
 
 impl Service {
-    /// Serves these snapshots.
-    pub fn new(snapshots: Arc<Snapshots>) -> Self {
-        Self { snapshots }
+    /// Serves these snapshots. `unavailable` is notified when a call is answered by UNAVAILABLE, as all after it are: a write
+    /// of the state failed, and only another open finds what is on disk.
+    pub fn new(snapshots: Arc<Snapshots>, unavailable: Arc<Notify>) -> Self {
+        Self { snapshots, unavailable }
     }
 
     /// A call goes on if its caller does not wait any more.
@@ -50,13 +53,18 @@ impl Service {
             result
         };
         let result = tokio::task::spawn_blocking(logged).await;
-        result.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+        let result = result.unwrap_or_else(|error| Err(Status::internal(error.to_string())));
+        result.inspect_err(|status| {
+            if status.code() == Code::Unavailable {
+                self.unavailable.notify_one();
+            }
+        })
     }
 }
 
 /// Errors that containerd makes in the course of things.
 fn is_expected(status: &Status) -> bool {
-    use tonic::Code::{AlreadyExists, FailedPrecondition, NotFound};
+    use Code::{AlreadyExists, FailedPrecondition, NotFound};
     matches!(status.code(), AlreadyExists | FailedPrecondition | NotFound)
 }
 

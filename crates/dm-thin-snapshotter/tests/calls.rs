@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dm_thin::dm::UdevPolicy;
 use dm_thin::kernel::{Access, Kernel};
@@ -16,6 +17,8 @@ use dm_thin_snapshotter::record::{Info, Kind};
 use dm_thin_snapshotter::service::Service;
 use dm_thin_snapshotter::snapshots::{Mount, Snapshots};
 use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Status};
 
@@ -501,7 +504,7 @@ fn calls_run_at_the_same_time() {
 #[tokio::test]
 async fn the_service_answers_in_containerds_terms() {
     let fixture = Fixture::new();
-    let service = Service::new(Arc::new(fixture.open()));
+    let service = Service::new(Arc::new(fixture.open()), Arc::default());
     let prepare = |key: &str| api::PrepareSnapshotRequest { key: key.to_owned(), ..Default::default() };
     let mounts = service.prepare(Request::new(prepare("k/1"))).await.unwrap().into_inner().mounts;
     assert_eq!((mounts.len(), mounts[0].r#type.as_str(), mounts[0].target.as_str()), (1, "ext4", ""));
@@ -536,4 +539,21 @@ async fn the_service_answers_in_containerds_terms() {
     let list = service.list(Request::new(api::ListSnapshotsRequest::default())).await.unwrap().into_inner();
     let sizes: Vec<_> = list.map(|message| message.unwrap().info.len()).collect().await;
     assert_eq!(sizes, [100, 100, 50]);
+}
+
+#[tokio::test]
+async fn a_tree_that_answers_nothing_any_more_is_told_of() {
+    let fixture = Fixture::new();
+    let (snapshots, unavailable) = (Arc::new(fixture.open()), Arc::new(Notify::new()));
+    let service = Service::new(snapshots.clone(), unavailable.clone());
+    let prepare = |key: &str| {
+        let request = api::PrepareSnapshotRequest { key: key.to_owned(), ..Default::default() };
+        service.prepare(Request::new(request))
+    };
+    prepare("before").await.unwrap();
+    let told = || async { timeout(Duration::from_millis(1), unavailable.notified()).await.is_ok() };
+    assert!(!told().await);
+    snapshots.tree().close().unwrap();
+    assert_eq!(prepare("after").await.unwrap_err().code(), Code::Unavailable);
+    assert!(told().await);
 }
