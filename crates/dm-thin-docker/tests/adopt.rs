@@ -3,17 +3,21 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
-use dm_thin::dm::UdevPolicy;
+use dm_thin::dm::{DeviceMapper, UdevPolicy};
+use dm_thin::kernel::DeviceNumber;
 use dm_thin::model::ModelKernel;
-use dm_thin::tree::{Filesystem, Lineage, Options, Parent, RemoveOptions, SnapshotTree};
-use dm_thin::units::Bytes;
+use dm_thin::thin::{PoolFeatures, PoolTable, ThinId, ThinPool, TransactionId};
+use dm_thin::tree::{Filesystem, Lineage, Options, Parent, PoolSource, RemoveOptions, SnapshotTree};
+use dm_thin::units::{Blocks, Bytes};
 use dm_thin_docker::{Adopted, DeviceName, Error, Store};
 use proptest::prelude::*;
 use support::{BLOCK, Fixture, SIZE, device_json, hash, image, thin};
 
-fn tree(directory: &std::path::Path, block_size: Bytes, filesystem: Filesystem) -> SnapshotTree {
+fn tree(directory: &Path, block_size: Bytes, filesystem: Filesystem) -> SnapshotTree {
     let options = Options::new().data_size(Bytes::mib(64)).metadata_size(Bytes::mib(4));
     let options = options.base_size(Bytes::mib(16)).block_size(block_size).filesystem(filesystem);
     let options = options.kernel(Arc::new(ModelKernel::new())).udev(UdevPolicy::None);
@@ -114,6 +118,89 @@ fn a_tree_of_another_file_system_is_refused() {
     let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::Ext4);
     let error = fixture.store().adopt(&tree, |_, _| panic!("nothing is adopted")).unwrap_err();
     assert!(matches!(error, Error::OtherFilesystem { found: "xfs", expected: "ext4", .. }), "{error}");
+    tree.close().unwrap();
+}
+
+/// A pool of the model with the thin devices of the fixture, and a tree in it.
+fn tree_in_place(directory: &Path, transaction: u64, thins: &[u32]) -> SnapshotTree {
+    let kernel = Arc::new(ModelKernel::new());
+    let number = |minor| DeviceNumber { major: 8, minor };
+    let (metadata, data) = (number(16), number(32));
+    kernel.set_disk(Path::new("/dev/sdb"), metadata, Bytes::mib(4).sectors()).unwrap();
+    kernel.set_disk(Path::new("/dev/sdc"), data, Bytes::mib(64).sectors()).unwrap();
+    let (block_size, features) = (Bytes(BLOCK).sectors(), PoolFeatures::default());
+    let table = PoolTable { metadata, data, block_size, low_water_mark: Blocks(0), features };
+    let dm = Arc::new(DeviceMapper::with_kernel(kernel.clone(), UdevPolicy::None).unwrap());
+    let (name, uuid) = ("docker-thinpool".parse().unwrap(), "LVM-pool".parse().unwrap());
+    let pool = ThinPool::create(dm, &name, &uuid, &table, Bytes::mib(64).sectors()).unwrap();
+    thins.iter().for_each(|id| pool.create_thin(ThinId::new(*id).unwrap()).unwrap());
+    pool.set_transaction_id(TransactionId(0), TransactionId(transaction)).unwrap();
+    let source = PoolSource::Pool { name: "docker-thinpool".to_owned() };
+    let options = Options::new().pool_source(source).filesystem(Filesystem::None);
+    SnapshotTree::open(directory, options.kernel(kernel).udev(UdevPolicy::None)).unwrap()
+}
+
+fn adopt_in_place(store: &Store, tree: &SnapshotTree) -> Result<Vec<Adopted>, Error> {
+    let mut adopted = Vec::new();
+    store.adopt_in_place(tree, |_, it| adopted.push(it.clone())).map(|()| adopted)
+}
+
+#[test]
+fn in_place_devices_keep_their_thin_ids() {
+    let fixture = Fixture::new();
+    let with_pool = fixture.store();
+    fs::remove_dir_all(fixture.join("devicemapper/devicemapper")).unwrap();
+    // As with LVM, whose pool is not in the directory.
+    for store in [with_pool, fixture.store()] {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = tree_in_place(directory.path(), 5, &[1, 2, 3, 4, 5]);
+        assert_eq!(adopt_in_place(&store, &tree).unwrap(), [const { Adopted::InPlace }; 5]);
+        let init = format!("{}-init", hash('c'));
+        for (id, thin, parent) in [
+            ("docker-base", 1, None),
+            (&hash('a'), 2, Some("docker-base".to_owned())),
+            (&hash('b'), 3, Some(hash('a'))),
+            (&init, 4, Some(hash('b'))),
+            (&hash('c'), 5, Some(init.clone())),
+        ] {
+            let info = tree.get(id).unwrap();
+            let found = match &info.parent {
+                Lineage::Snapshot(parent) => Some(parent.to_string()),
+                _ => None,
+            };
+            assert_eq!((info.thin_id.get(), info.size, found), (thin, Bytes(SIZE), parent), "{id}");
+        }
+        assert_eq!(tree.get(hash('c')).unwrap().labels.get("docker/name"), Some("web"));
+        assert_eq!(tree.check().unwrap(), []);
+        assert_eq!(adopt_in_place(&store, &tree).unwrap(), [const { Adopted::Present }; 5]);
+        tree.close().unwrap();
+    }
+}
+
+#[test]
+fn another_pool_is_not_adopted() {
+    let fixture = Fixture::new();
+    let with_pool = fixture.store();
+    fs::remove_dir_all(fixture.join("devicemapper/devicemapper")).unwrap();
+    let alone = fixture.store();
+    let all = [1, 2, 3, 4, 5];
+    for (store, transaction, thins, words) in [
+        (&with_pool, 9, &all[..], "its transaction id is 9, Docker's is 5"),
+        (&alone, 3, &all, "its transaction id is 3, Docker's is 5"),
+        (&with_pool, 5, &all[1..], "it does not have thin device 1"),
+        (&alone, 5, &all[1..], "thin device: 1: is not in the pool"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let tree = tree_in_place(directory.path(), transaction, thins);
+        let error = adopt_in_place(store, &tree).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert_eq!(tree.list().len(), 0);
+        tree.close().unwrap();
+    }
+    // One that the tree has made for itself.
+    let directory = tempfile::tempdir().unwrap();
+    let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::None);
+    assert!(matches!(adopt_in_place(&with_pool, &tree), Err(Error::OtherPool { .. })));
     tree.close().unwrap();
 }
 
