@@ -3,6 +3,7 @@
 set -euo pipefail
 export PATH=/var/lib/root/usr/bin:/var/lib/root/usr/sbin:$PATH TMPDIR=/var/lib/tmp DOCKER_HOST=unix:///run/docker.sock
 root=/var/lib/docker-test out=/var/lib/out pool=(dm.loopdatasize=512M dm.loopmetadatasize=16M)
+filesystem=ext4 base_size=128M image_options=loop
 mkdir -p $TMPDIR $out /mnt
 chmod 1777 $TMPDIR $out
 # Those of the guest stay.
@@ -24,7 +25,7 @@ start_docker() {
 		echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || true
 	done
 	dockerd --data-root $root --exec-root /run/docker --pidfile /run/docker.pid --storage-driver devicemapper \
-		--storage-opt dm.override_udev_sync_check=true --storage-opt dm.fs=ext4 --storage-opt dm.basesize=128M \
+		--storage-opt dm.override_udev_sync_check=true --storage-opt dm.fs=$filesystem --storage-opt dm.basesize=$base_size \
 		"${pool[@]/#/--storage-opt=}" --bridge=none --iptables=false --ip6tables=false >/run/dockerd.log 2>&1 &
 	dockerd=$!
 	for _ in {1..900}; do
@@ -73,8 +74,13 @@ everything() { (cd $root && find . -type f -print0 | sort -z | xargs -0 sha256su
 
 as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
 
+# clean [xfs]
 clean() {
-	step "states"
+	if [[ ${1-} = xfs ]]; then
+		filesystem=xfs base_size=320M root=/var/lib/docker-xfs image_options=loop,nouuid
+		pool=(dm.loopdatasize=1G dm.loopmetadatasize=16M)
+	fi
+	step "states on $filesystem"
 	start_docker
 	docker version --format '{{.Server.Version}}'
 	docker info 2>/dev/null | grep -A 12 'Storage Driver'
@@ -106,14 +112,14 @@ clean() {
 	step "export"
 	for name in clean-{1..3}; do
 		as_nobody dm-thin docker export $root "$name" --raw $out/device.img
-		mount -o loop,ro $out/device.img /mnt
+		mount -o "$image_options,ro" $out/device.img /mnt
 		[[ $(sum "/mnt/rootfs/$name") = "${sums[$name]}" ]] || fail "$name has other content"
 		[[ $(sum /mnt/rootfs/etc/first) = "$(sum /run/image/etc/first)" ]] || fail "$name: the image has other content"
 		umount /mnt
 		rm $out/device.img
 	done
 	as_nobody dm-thin docker export $root two --raw $out/two.img
-	mount -o loop,ro $out/two.img /mnt
+	mount -o "$image_options,ro" $out/two.img /mnt
 	[[ $(sum /mnt/rootfs/seed) = "${sums[two]}" ]] || fail "the image two has other content"
 	umount /mnt
 	rm $out/two.img
@@ -123,7 +129,7 @@ clean() {
 	[[ $(sum /run/tar/clean-1) = "${sums[clean-1]}" ]] || fail "the archive of clean-1 has other content"
 
 	step "adopt"
-	dm-thin --root /var/lib/tree init --data-size 2G --base-size 128M
+	dm-thin --root /var/lib/tree init --data-size 2G --base-size $base_size --filesystem $filesystem
 	dm-thin --root /var/lib/tree docker adopt $root
 	for name in clean-1 clean-2; do
 		local id
@@ -135,6 +141,7 @@ clean() {
 	dm-thin --root /var/lib/tree ls
 	[[ $(everything) = "$before" ]] || fail "the directory has been changed"
 	dm-thin --root /var/lib/tree close
+	rm -r /var/lib/tree
 
 	step "adopt in place, and back"
 	in_place() { dm-thin --root /var/lib/in-place "$@"; }
@@ -169,9 +176,11 @@ clean() {
 	[[ $(</mnt/rootfs/clean-4) = written ]] || fail "copy-clean-4 lost what was written"
 	umount /mnt
 	in_place check
+	for name in clean-{1..4}; do in_place rm --yes "copy-$name"; done
 	in_place close
 	dm-thin docker deactivate $root
-	rm -r /var/lib/in-place
+	rm -r /var/lib/in-place $out/clean-1.tar /run/tar
+	[[ $filesystem = ext4 ]] || rm -r $root
 }
 
 # A pool that is not on Docker's loop files, as with direct LVM.
@@ -205,7 +214,7 @@ direct() {
 	dm-thin docker export $root direct --raw $out/device.img \
 		--metadata /dev/mapper/thinpool_tmeta --data /dev/mapper/thinpool_tdata
 	cmp $out/copy.img $out/device.img
-	mount -o loop,ro $out/copy.img /mnt
+	mount -o "$image_options,ro" $out/copy.img /mnt
 	[[ $(sum /mnt/rootfs/direct) = "$digest" ]] || fail "the container has other content"
 	umount /mnt
 	# Without Docker's files devices have no names.
@@ -246,7 +255,7 @@ check() {
 		awk -F '\t' '$1 == "device" && $7 ~ /^(ok|stranded|interrupted)$/ { print $2 == "-" ? $3 : $2 }' >/run/devices
 	while read -r device; do
 		as_nobody dm-thin docker export $root "$device" --raw $out/device.img
-		if mount -o loop $out/device.img /mnt; then
+		if mount -o "$image_options" $out/device.img /mnt; then
 			for name in /mnt/rootfs/cut-*; do [[ ! -e $name ]] || echo "${name##*/} $(sum "$name")" >>/run/stranded; done
 			umount /mnt
 		fi
@@ -261,7 +270,7 @@ check() {
 			listed=$((listed + 1))
 			as_nobody dm-thin docker export $root "$name" --raw $out/device.img >/dev/null
 			# Its journal is replayed.
-			mount -o loop $out/device.img /mnt
+			mount -o "$image_options" $out/device.img /mnt
 			if [[ ! -e /mnt/rootfs/$name || $(sum "/mnt/rootfs/$name") != "$digest" ]]; then
 				echo "$name ($state, $synced): other content"
 				if [[ $synced = synced ]]; then wrong=$((wrong + 1)); else late=$((late + 1)); fi
