@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # In the guest: containerd and the snapshotter are killed while clients use them; see kills.
+#
+#   kills.sh FIRST LAST cut|check
+#
+# Kills number FIRST to LAST. Then the guest is to be killed, or all is removed and checked. What must be in containerd at the
+# beginning is in DM_THIN_ACKNOWLEDGED. Lines that begin with "did" and "will" are for kills.
 set -euo pipefail
 # shellcheck source=crates/dm-thin-snapshotter/tests/containerd/guest.sh
 . /var/lib/guest.sh
-kills=$1 images=3 tree=/var/lib/tree
+first=$1 last=$2 ending=$3 images=3 tree=/var/lib/tree
 mkdir /run/kills
-calls=/run/kills/calls
+log=/run/kills/log
+for name in ${DM_THIN_ACKNOWLEDGED-}; do echo "did commit $name"; done >$log
 
 # Starts a program again each time that it ended, until /run/kills/NAME.stop is there.
 keep_up() {
@@ -37,33 +43,55 @@ keys() {
 		{ key = substr($0, 1, width); sub(/ +$/, "", key); print key }'
 }
 
-# A call of a client; it may fail, and the calls of each kind that do not are counted.
+log() {
+	echo "$*" >>$log
+	echo "$*"
+}
+# A call of a client, which may fail.
 try() {
-	local kind=$1
-	shift
-	"$@" >/dev/null 2>&1 && echo "$kind" >>$calls
+	local kind=$1 name=$2
+	shift 2
+	"$@" >/dev/null 2>&1 && log "did $kind $name"
 }
 # What clients do, under names that only this client uses.
 client() {
-	local client=$1 round=0 name image said
+	local client=$1 round=0 name image said key
 	while [[ ! -e /run/kills/clients.stop ]]; do
-		name=$client-$((++round)) image=$(((client + round) % images + 1))
-		try import call image import --snapshotter dm-thin /var/lib/bb-$image.tar || continue
-		try tag call image tag docker.io/local/bb:$image "docker.io/local/own:$name" || true
-		try prepare snapshots prepare "layer-$name" || true
-		try commit snapshots commit "committed-$name" "layer-$name" || true
-		try child snapshots prepare "child-$name" "committed-$name" || true
-		try view snapshots view "view-$name" "committed-$name" || true
+		name=$first-$client-$((++round)) image=$(((client + round) % images + 1))
+		try import "$name" call image import --snapshotter dm-thin /var/lib/bb-$image.tar || continue
+		try tag "$name" call image tag docker.io/local/bb:$image "docker.io/local/own:$name" || true
+		try prepare "$name" snapshots prepare "layer-$name" || true
+		try commit "$name" snapshots commit "committed-$name" "layer-$name" || true
+		try child "$name" snapshots prepare "child-$name" "committed-$name" || true
+		try view "$name" snapshots view "view-$name" "committed-$name" || true
 		if said=$(call run --no-pivot --snapshotter dm-thin --rm "docker.io/local/own:$name" "c-$name" /bin/cat /etc/layer 2>&1)
 		then
-			echo run >>$calls
+			log "did run $name"
 			# What ran has read the layer of its image, or nothing because it was cut off.
 			[[ $image = 1 ]] || [[ ! $said ]] || grep -q "two of $image" <<<"$said" || echo "$name: $said" >>/run/kills/wrong
 		fi
-		for key in view child committed; do try remove snapshots rm "$key-$name" || true; done
-		try untag call image rm --sync "docker.io/local/own:$name" docker.io/local/bb:$image || true
+		# Every second one stays, to be found after the kills.
+		if ((round % 2 == 0)); then
+			log "will remove $name"
+			for key in view child committed; do try remove "$name" snapshots rm "$key-$name" || true; done
+		fi
+		try untag "$name" call image rm --sync "docker.io/local/own:$name" docker.io/local/bb:$image || true
 	done
 }
+
+# What was committed, and not removed since, is in containerd and in the snapshotter: a key that this one does not have is not
+# listed.
+check_acknowledged() {
+	step "what was acknowledged is there"
+	awk '/^did commit / { is[$3] } /^will remove / { delete is[$3] } END { for (name in is) print "committed-" name }' $log \
+		>/run/kills/expected
+	keys >/run/kills/keys
+	echo "$(wc -l </run/kills/expected) acknowledged, $(wc -l </run/kills/keys) listed"
+	local name lost=''
+	while read -r name; do grep -qxF -- "$name" /run/kills/keys || lost+=" $name"; done </run/kills/expected
+	[[ ! $lost ]] || { echo "lost:$lost"; exit 1; }
+}
+check_content() { [[ ! -e /run/kills/wrong ]] || { cat /run/kills/wrong; exit 1; }; }
 
 probe=0
 # Both answer: containerd connects to the snapshotter again, at most 3 seconds after it tried last.
@@ -84,35 +112,41 @@ serve
 keep_up containerd containerd --config /var/lib/config.toml --log-level error 2>/var/lib/containerd.log &
 containerd_loop=$!
 both_answer
-step "clients, and $kills kills"
-clients=()
-for number in 1 2 3 4; do
-	client $number &
-	clients+=($!)
-done
-for ((number = 1; number <= kills; number++)); do
+check_acknowledged
+if ((first <= last)); then
+	step "clients, and kills $first to $last"
+	clients=()
+	for number in 1 2 3 4; do
+		client $number &
+		clients+=($!)
+	done
+fi
+for ((number = first; number <= last; number++)); do
 	# So long that each kind of call is cut off now and then: a round of a client takes half a minute in an emulated guest.
 	sleep $((3 + RANDOM % 15)).$((RANDOM % 10))
-	case $((number % 3)) in
+	case $((number % 4)) in
 	1) killed=snapshotter ;;
 	2) killed=containerd ;;
-	0) killed="containerd snapshotter" ;;
+	3) killed="containerd snapshotter" ;;
+	0)
+		check_content
+		echo "kill $number: the guest"
+		sleep 60
+		exit 1
+		;;
 	esac
 	for name in $killed; do kill -KILL "$(<"/run/kills/$name.pid")" || true; done
 	begun=$SECONDS
 	both_answer
 	echo "kill $number: $killed; both answer after $((SECONDS - begun)) s"
 done
-touch /run/kills/clients.stop
-wait "${clients[@]}"
-echo "calls that succeeded:"
-sort $calls | uniq -c
-for kind in import prepare commit child view run remove untag; do grep -q "^$kind\$" $calls; done
-[[ ! -e /run/kills/wrong ]] || { cat /run/kills/wrong; exit 1; }
-
-step "what is listed is there"
-keys >/run/kills/keys
-wc -l </run/kills/keys
+[[ $ending = check ]]
+if ((first <= last)); then
+	touch /run/kills/clients.stop
+	wait "${clients[@]}"
+fi
+check_content
+check_acknowledged
 while read -r key; do snapshots info "$key" >/dev/null; done </run/kills/keys
 
 step "all is removed"
