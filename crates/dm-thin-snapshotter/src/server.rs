@@ -44,16 +44,18 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
     let sockets = trees.iter().map(|tree| socket(&mut inherited, tree)).collect::<Result<Vec<_>>>()?;
     let (end, ending) = watch::channel(());
     let unavailable = Arc::new(Notify::new());
-    let mut served = Vec::new();
     let mut servers = JoinSet::new();
+    let mut openings = Vec::new();
     for (config, socket) in trees.into_iter().zip(sockets) {
+        let (opening, service) = Service::opening(unavailable.clone());
+        servers.spawn(serve(socket, service, ending.clone())?);
+        openings.push((config, opening));
+    }
+    let mut served = Vec::new();
+    for (config, opening) in openings {
         let snapshots = Arc::new(open(config.clone()).await?);
         info!(root = %config.root.display(), address = %config.address.display(), "serving");
-        let service = SnapshotsServer::new(Service::new(snapshots.clone(), unavailable.clone()));
-        let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(socket)?);
-        let mut ending = ending.clone();
-        let ended = async move { drop(ending.changed().await) };
-        servers.spawn(Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, ended));
+        opening.opened(snapshots.clone());
         served.push((config, snapshots));
     }
     let manager = std::env::var_os("NOTIFY_SOCKET");
@@ -75,6 +77,20 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
     })
     .await?;
     ended
+}
+
+/// Answers connections from now on, and calls when the tree is open: containerd gives up a connection that is not answered
+/// within a second, and fails its calls.
+fn serve(
+    socket: UnixListener,
+    service: Service,
+    mut ending: watch::Receiver<()>,
+) -> io::Result<impl Future<Output = std::result::Result<(), tonic::transport::Error>> + Send> {
+    let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(socket)?);
+    let ended = async move { drop(ending.changed().await) };
+    Ok(Server::builder()
+        .add_service(SnapshotsServer::new(service))
+        .serve_with_incoming_shutdown(incoming, ended))
 }
 
 async fn open(config: TreeConfig) -> Result<Snapshots> {
@@ -171,6 +187,26 @@ mod tests {
             assert_eq!(found.local_addr().unwrap().as_pathname(), Some(&*path(name)));
             assert_eq!(inherited.len(), left, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_answered_before_the_tree_is_open() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let ((_opening, service), (_end, ending)) = (Service::opening(Arc::default()), watch::channel(()));
+        let server = tokio::spawn(serve(listener, service, ending).unwrap());
+        let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+        // The preface of HTTP/2, with empty settings; its answer begins with settings (type 4), too.
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let mut header = [0; 9];
+        let answer = tokio::time::timeout(Duration::from_secs(10), client.read_exact(&mut header)).await;
+        answer.expect("no answer").unwrap();
+        assert_eq!(header[3], 4);
+        server.abort();
     }
 
     #[test]

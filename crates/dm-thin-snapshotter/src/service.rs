@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prost_types::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
@@ -20,15 +20,41 @@ const LIST_CHUNK: usize = 100;
 /// containerd's service `Snapshots`. Each call runs on a thread of its own.
 #[derive(Debug, Clone)]
 pub struct Service {
-    snapshots: Arc<Snapshots>,
+    /// `None` until the tree is open.
+    snapshots: watch::Receiver<Option<Arc<Snapshots>>>,
     unavailable: Arc<Notify>,
 }
 
+/// The part of a [`Service`] that opens its tree. Dropped before, it fails the calls that wait.
+#[derive(Debug)]
+pub struct Opening(watch::Sender<Option<Arc<Snapshots>>>);
+
+impl Opening {
+    /// Serves these snapshots.
+    pub fn opened(self, snapshots: Arc<Snapshots>) {
+        self.0.send_replace(Some(snapshots));
+    }
+}
+
 impl Service {
-    /// Serves these snapshots. `unavailable` is notified when a call is answered by UNAVAILABLE, as all after it are: a write
-    /// of the state failed, and only another open finds what is on disk.
+    /// Serves these snapshots; `unavailable` as in [`opening`](Self::opening).
     pub fn new(snapshots: Arc<Snapshots>, unavailable: Arc<Notify>) -> Self {
-        Self { snapshots, unavailable }
+        let (opening, service) = Self::opening(unavailable);
+        opening.opened(snapshots);
+        service
+    }
+
+    /// A service whose calls wait until its tree is open. `unavailable` is notified when a call is answered by UNAVAILABLE, as
+    /// all after it are: a write of the state failed, and only another open finds what is on disk.
+    pub fn opening(unavailable: Arc<Notify>) -> (Opening, Self) {
+        let (sender, snapshots) = watch::channel(None);
+        (Opening(sender), Self { snapshots, unavailable })
+    }
+
+    async fn snapshots(&self) -> Result<Arc<Snapshots>, Status> {
+        let mut snapshots = self.snapshots.clone();
+        let open = snapshots.wait_for(Option::is_some).await.ok().and_then(|open| open.clone());
+        open.ok_or_else(|| Status::unavailable("the tree could not be opened"))
     }
 
     /// A call goes on if its caller does not wait any more.
@@ -38,7 +64,7 @@ impl Service {
         key: String,
         call: impl FnOnce(&Snapshots, &str) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
-        let snapshots = self.snapshots.clone();
+        let snapshots = self.snapshots().await?;
         let logged = move || {
             let begun = Instant::now();
             let result = call(&snapshots, &key);
@@ -111,7 +137,7 @@ impl Calls for Service {
     }
 
     async fn stat(&self, request: Request<api::StatSnapshotRequest>) -> Answer<api::StatSnapshotResponse> {
-        let info = self.snapshots.stat(&request.into_inner().key)?;
+        let info = self.snapshots().await?.stat(&request.into_inner().key)?;
         Ok(Response::new(api::StatSnapshotResponse { info: Some(info.into()) }))
     }
 
@@ -130,7 +156,7 @@ impl Calls for Service {
     type ListStream = tokio_stream::Iter<std::vec::IntoIter<Result<api::ListSnapshotsResponse, Status>>>;
 
     async fn list(&self, request: Request<api::ListSnapshotsRequest>) -> Answer<Self::ListStream> {
-        let infos = self.snapshots.list(&request.into_inner().filters)?;
+        let infos = self.snapshots().await?.list(&request.into_inner().filters)?;
         let chunks = infos.chunks(LIST_CHUNK).map(|infos| {
             Ok(api::ListSnapshotsResponse { info: infos.iter().cloned().map(Into::into).collect() })
         });

@@ -557,3 +557,23 @@ async fn a_tree_that_answers_nothing_any_more_is_told_of() {
     assert_eq!(prepare("after").await.unwrap_err().code(), Code::Unavailable);
     assert!(told().await);
 }
+
+#[tokio::test]
+async fn calls_wait_until_the_tree_is_open() {
+    let fixture = Fixture::new();
+    let stat = |service: Service| async move {
+        let asked = api::StatSnapshotRequest { key: "none".to_owned(), ..Default::default() };
+        service.stat(Request::new(asked)).await.unwrap_err().code()
+    };
+    let (opening, service) = Service::opening(Arc::default());
+    let waiting = tokio::spawn(stat(service.clone()));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished());
+    opening.opened(Arc::new(fixture.open()));
+    assert_eq!((waiting.await.unwrap(), stat(service).await), (Code::NotFound, Code::NotFound));
+
+    let (opening, service) = Service::opening(Arc::default());
+    let waiting = tokio::spawn(stat(service));
+    drop(opening);
+    assert_eq!(waiting.await.unwrap(), Code::Unavailable);
+}
