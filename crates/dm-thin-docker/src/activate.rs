@@ -29,7 +29,8 @@ struct LoopFiles<'a> {
 /// machine, before the tree is opened. A direct LVM pool is LVM's to activate.
 ///
 /// The pool has the name that Docker gives it, so that Docker and this cannot activate it both, and, other than Docker's,
-/// zeroes new blocks. Nothing is written as long as no device is created or written to.
+/// zeroes new blocks. Nothing is written as long as no device is created or written to. The kernel reads the metadata: do
+/// not activate what an enemy could have made.
 ///
 /// # Errors
 /// [`Error::Open`] for the directory; [`Error::NothingFound`] if it has no loop files; [`Error::Unreadable`] if their

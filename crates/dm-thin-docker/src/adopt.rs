@@ -80,15 +80,16 @@ impl Store {
     /// those of [`adopt`](Self::adopt); nothing is sealed, so that layers can be mounted whose journal is not clean.
     ///
     /// The tree is one with [`PoolSource::Pool`](dm_thin::tree::PoolSource::Pool), which names what
-    /// [`activate_pool`](crate::activate_pool) or LVM has activated. Only its own state is written, neither Docker's
-    /// directory nor the pool: until a snapshot is activated, mounted or removed, or a new one is made, the tree can be
-    /// closed and its root deleted, and Docker finds everything as it was. After that Docker must not be started with
-    /// this directory any more. It can be repeated.
+    /// [`activate_pool`](crate::activate_pool) or LVM has activated. Only its own state is written; what the pool's metadata
+    /// says stays the same (it is read through a metadata snapshot, which is released again). Until a snapshot is
+    /// mounted, written to or removed, or a new one is made, the tree can be closed and its root deleted, and Docker
+    /// finds everything as it was. After that Docker must not be started with this directory any more. This can be
+    /// repeated.
     ///
     /// # Errors
-    /// [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices are not those of the
-    /// pool that was read; [`Error::OtherFilesystem`]; [`Error::Tree`], as of
-    /// [`SnapshotTree::adopt`]. Nothing is adopted then.
+    /// [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices are not those
+    /// of the pool that was read; [`Error::OtherFilesystem`]; [`Error::Tree`], as of [`SnapshotTree::adopt`]. Nothing is
+    /// adopted then.
     pub fn adopt_in_place(&self, tree: &SnapshotTree, mut each: impl FnMut(&Device, &Adopted)) -> Result<()> {
         self.check_pool(tree)?;
         let expected = filesystem_of(tree)?;
@@ -136,9 +137,11 @@ impl Store {
         let PoolStatus::Usage(usage) = pool.status()? else { return other("it has failed".to_owned()) };
         let (found, open) = (usage.transaction_id, self.transaction_id());
         // Docker's is one above as long as an operation is under way.
-        if open.is_some_and(|open| open != found && open.0 != found.0 + 1)
-            || open.is_none() && self.pool.is_none()
-        {
+        let is_other = match open {
+            Some(open) => !matches!(open.0.checked_sub(found.0), Some(0 | 1)),
+            None => self.pool.is_none(),
+        };
+        if is_other {
             let open = open.map_or("none".to_owned(), |open| open.to_string());
             return other(format!("its transaction id is {found}, Docker's is {open}"));
         }

@@ -187,6 +187,7 @@ fn another_pool_is_not_adopted() {
     for (store, transaction, thins, words) in [
         (&with_pool, 9, &all[..], "its transaction id is 9, Docker's is 5"),
         (&alone, 3, &all, "its transaction id is 3, Docker's is 5"),
+        (&alone, u64::MAX, &all, "Docker's is 5"),
         (&with_pool, 5, &all[1..], "it does not have thin device 1"),
         (&alone, 5, &all[1..], "thin device: 1: is not in the pool"),
     ] {
