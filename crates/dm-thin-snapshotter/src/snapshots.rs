@@ -505,7 +505,8 @@ fn make_empty(tree: &SnapshotTree, size: Bytes) -> tree::Result<()> {
         Err(error) => return Err(error),
     }
     let target = tree.root().join("empty");
-    tree.add(record::EMPTY, Parent::Base)?;
+    // Activated, it stays so from the mount to the seal.
+    tree.add_activated(record::EMPTY, Parent::Base, &AddOptions::new())?;
     tree.mount(record::EMPTY, &target)?;
     let path = target.join("lost+found");
     let removed = match std::fs::remove_dir(&path) {
