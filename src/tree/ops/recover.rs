@@ -59,11 +59,12 @@ impl SnapshotTree {
         let present = volumes.map(|volumes| &volumes.present);
         let unmade = self.delete_abandoned()?;
         recovered.extend(unmade.into_iter().map(|thin_id| Recovered::VolumeDeleted { thin_id }));
-        let has_base = self.store.read(|graph| graph.base.is_some());
-        if (has_base || !self.store.is_shared()) && self.make_base(present)? {
+        let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
+        if base.is_some_and(|fs| fs != FsState::Making) {
+            self.check_base()?;
+        } else if (base.is_some() || !self.store.is_shared()) && self.make_base(present)? {
             recovered.push(Recovered::BaseMadeAnew);
         }
-        self.check_base()?;
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {
             Some(size) => self.grow_pool(size)?,
             None => self.extend_pool().map(drop)?,
