@@ -17,6 +17,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 #[path = "raw_disk.rs"]
 pub(crate) mod raw_disk;
@@ -58,6 +59,11 @@ pub fn run(device: &Path, root: &Path) -> Result {
     control(0xab00, u64::try_from(client.as_raw_fd())?)?; // NBD_SET_SOCK
     thread::scope(|scope| -> Result {
         let connected = scope.spawn(|| control(0xab03, 0)); // NBD_DO_IT, until it is disconnected
+        // Before it is connected its size is 0.
+        let pid = Path::new("/sys/block").join(device.file_name().unwrap_or_default()).join("pid");
+        while !pid.exists() && !connected.is_finished() {
+            thread::sleep(Duration::from_millis(1));
+        }
         let told = raw_disk::run(device, &root.join("tree"));
         control(0xab08, 0)?; // NBD_DISCONNECT
         connected.join().map_err(|_| "the connection's thread panicked")??;
