@@ -1,9 +1,7 @@
 //! Thin devices of a shared pool that become snapshots.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use dm_thin::thin::{ActivateOptions, Origin, ThinId, ThinPool};
-use dm_thin::tree::{Adoption, Error, Finding, Labels, Lineage, Parent, Result, Since, SnapshotTree};
+use dm_thin::tree::{Adoption, Error, Finding, Labels, Lineage, Parent, Since};
 use dm_thin::units::Bytes;
 
 use crate::metadata::changed;
@@ -164,10 +162,7 @@ fn a_crash_leaves_the_first_of_them_adopted() {
         },
         |_, (tree, _)| tree.adopt(&family()).map(drop),
         |rig, call| {
-            if rig.kernel.thin_devices("vg-pool").is_err() {
-                // The power was cut: its owner activates the pool.
-                rig.pool();
-            }
+            reactivate(rig);
             let tree = rig.open(rig.adopting("vg-pool")).unwrap_or_else(|error| panic!("{call}: {error}"));
             let found = ["one", "two", "three"].map(|id| tree.contains(id));
             assert!(found.is_sorted_by(|one, two| one >= two), "{call}: {found:?}");
@@ -186,31 +181,33 @@ fn a_crash_leaves_the_first_of_them_adopted() {
     );
 }
 
+/// After a power cut its owner activates the pool.
+fn reactivate(rig: &Rig) {
+    if rig.kernel.thin_devices("vg-pool").is_err() {
+        rig.pool();
+    }
+}
+
 fn deactivate(rig: &Rig) {
-    let dm = std::sync::Arc::new(
-        dm_thin::dm::DeviceMapper::with_kernel(rig.kernel.clone(), dm_thin::dm::UdevPolicy::None).unwrap(),
-    );
-    ThinPool::open(dm, &"vg-pool".parse().unwrap()).unwrap().deactivate().unwrap();
+    ThinPool::open(rig.dm(), &"vg-pool".parse().unwrap()).unwrap().deactivate().unwrap();
 }
 
 /// Whatever the crash of the first use of the base leaves, the next open goes on.
 #[test]
 fn a_crash_while_the_base_is_made_leaves_a_tree() {
-    for n in 1.. {
-        let rig = Rig::new();
-        let _pool = rig.pool();
-        let tree = rig.open(rig.adopting("vg-pool")).unwrap();
-        rig.kernel.unwind_at_cut(true);
-        rig.kernel.cut_after(n);
-        let run: std::thread::Result<Result<()>> =
-            catch_unwind(AssertUnwindSafe(|| tree.add("a", Parent::Base)));
-        drop(catch_unwind(AssertUnwindSafe(|| drop::<SnapshotTree>(tree))));
-        rig.kernel.heal();
-        let tree = rig.open(rig.adopting("vg-pool")).unwrap();
-        tree.add("b", Parent::Base).unwrap();
-        tree.close().unwrap();
-        if run.is_ok() {
-            break;
-        }
-    }
+    crash_at_each_call(
+        |rig| {
+            let pool = rig.pool();
+            (rig.open(rig.adopting("vg-pool")).unwrap(), pool)
+        },
+        |_, (tree, _)| tree.add("a", Parent::Base),
+        |rig, call| {
+            reactivate(rig);
+            let tree = rig.open(rig.adopting("vg-pool")).unwrap_or_else(|error| panic!("{call}: {error}"));
+            tree.add("b", Parent::Base).unwrap();
+            tree.close().unwrap();
+            drop(tree);
+            deactivate(rig);
+        },
+    );
 }

@@ -46,6 +46,10 @@ impl Rig {
         small.kernel(self.kernel.clone()).udev(UdevPolicy::None).background_threads(false)
     }
 
+    pub(crate) fn dm(&self) -> Arc<DeviceMapper> {
+        Arc::new(DeviceMapper::with_kernel(self.kernel.clone(), UdevPolicy::None).unwrap())
+    }
+
     /// A pool on two disks, of nobody's tree.
     pub(crate) fn pool(&self) -> ThinPool {
         let number = |minor| DeviceNumber { major: 8, minor };
@@ -55,9 +59,8 @@ impl Rig {
         let features = PoolFeatures::default();
         let table =
             PoolTable { metadata, data, block_size: Sectors(128), low_water_mark: Blocks(16), features };
-        let dm = Arc::new(DeviceMapper::with_kernel(self.kernel.clone(), UdevPolicy::None).unwrap());
         let (name, uuid) = ("vg-pool".parse().unwrap(), "LVM-pool".parse().unwrap());
-        ThinPool::create(dm, &name, &uuid, &table, Bytes::mib(64).sectors()).unwrap()
+        ThinPool::create(self.dm(), &name, &uuid, &table, Bytes::mib(64).sectors()).unwrap()
     }
 
     /// Options of a tree in the pool of that name.

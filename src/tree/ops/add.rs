@@ -9,10 +9,10 @@ use crate::dm::DmFlags;
 use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::tree::names::BASE;
 use crate::tree::state::record::{FsState, Record, Snapshot};
-use crate::tree::state::size::check_size;
+use crate::tree::state::size::{check_child_size, check_size};
 use crate::tree::state::store::{First, Reservation};
-use crate::tree::{Error, Result, trace};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
+use crate::tree::{Result, trace};
 use crate::units::Bytes;
 
 /// What a snapshot is made from.
@@ -82,7 +82,9 @@ impl SnapshotTree {
     /// taken, and active.
     ///
     /// # Errors
-    /// [`Error::InvalidName`], [`Error::SnapshotExists`], [`Error::UnknownSnapshot`] for the parent,
+    /// [`Error::InvalidName`](crate::tree::Error::InvalidName),
+    /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists),
+    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot) for the parent,
     /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full, read-only or failed,
     /// [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
     /// [`Options::min_free_data`](crate::tree::Options::min_free_data). A failed call leaves nothing.
@@ -94,7 +96,7 @@ impl SnapshotTree {
     /// The same with options.
     ///
     /// # Errors
-    /// Also [`Error::InvalidOption`] for a size below the parent's.
+    /// Also [`Error::InvalidOption`](crate::tree::Error::InvalidOption) for a size below the parent's.
     pub fn add_with(&self, id: impl AsRef<str>, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
         let id = id.as_ref();
         trace::call("add", id, || self.add_or_claim(id, parent, options, false).map(drop))
@@ -254,10 +256,7 @@ impl SnapshotTree {
     ) -> Result<Snapshot> {
         let size = options.size.unwrap_or(parent_size);
         check_size("snapshot size", size)?;
-        if size < parent_size {
-            let reason = "less than its parent's";
-            return Err(Error::InvalidOption { option: "snapshot size", value: size.to_string(), reason });
-        }
+        check_child_size(size, parent_size)?;
         let fs = match self.store.filesystem() {
             // A parent whose device is still to be grown has a child that has no device yet.
             Filesystem::None => FsState::Ready,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::thin::ThinId;
 use crate::tree::error::busy;
 use crate::tree::state::record::{FsState, Record, Snapshot};
-use crate::tree::state::size::check_size;
+use crate::tree::state::size::{check_child_size, check_size};
 use crate::tree::{Error, Labels, Result, SnapshotId, SnapshotTree, trace};
 use crate::units::Bytes;
 
@@ -112,10 +112,7 @@ impl SnapshotTree {
             if let Some(parent) = &parent {
                 let size = new.get(parent).copied();
                 let size = size.map_or_else(|| self.get(parent.as_str()).map(|parent| parent.size), Ok)?;
-                if device.size < size {
-                    let (value, reason) = (device.size.to_string(), "less than its parent's");
-                    return Err(Error::InvalidOption { option: "snapshot size", value, reason });
-                }
+                check_child_size(device.size, size)?;
             }
             new.insert(id.clone(), device.size);
             let snapshot = Snapshot::new(device.thin_id, parent, device.size, FsState::Ready);

@@ -17,3 +17,12 @@ pub(in crate::tree) fn check_size(option: &'static str, size: Bytes) -> Result<(
     }
     Ok(())
 }
+
+/// A snapshot is not smaller than what it was made from: its file system would end beyond it.
+pub(in crate::tree) fn check_child_size(size: Bytes, parent_size: Bytes) -> Result<()> {
+    if size >= parent_size {
+        return Ok(());
+    }
+    let reason = "less than its parent's";
+    Err(Error::InvalidOption { option: "snapshot size", value: size.to_string(), reason })
+}
