@@ -13,6 +13,7 @@ use nix::sys::stat::{major, minor};
 
 use crate::directory::Directory;
 use crate::pool::Pool;
+use crate::store::pool_files;
 use crate::{Error, Finding, PoolInfo, Result};
 
 /// The loop files of a Docker directory.
@@ -76,19 +77,19 @@ impl<'a> LoopFiles<'a> {
         let missing = || Error::NothingFound { path: path.to_owned() };
         let driver = root.below("devicemapper", &mut findings).ok_or_else(missing)?;
         let below = driver.below("devicemapper", &mut findings).ok_or_else(missing)?;
-        let file = |name| match below.file(name) {
-            Ok(Some(file)) => {
-                // The file that was found, whatever its path leads to by now.
-                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-                OpenOptions::new().read(true).write(true).open(path).map_err(open)
-            }
-            Ok(None) => Err(missing()),
-            Err(finding) => Err(Error::Unreadable { path: path.to_owned(), reason: finding.to_string() }),
+        let (metadata, data) = pool_files(&below, &mut findings).ok_or_else(|| match findings.pop() {
+            Some(finding) => Error::Unreadable { path: path.to_owned(), reason: finding.to_string() },
+            None => missing(),
+        })?;
+        // The file that was found, whatever its path leads to by now.
+        let writable = |file: File| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            OpenOptions::new().read(true).write(true).open(path).map_err(open)
         };
         let (device, inode) = driver.device_and_inode().map_err(open)?;
         let name = format!("docker-{}:{}-{inode}-pool", major(device), minor(device));
         let uuid = DmUuid::new(&format!("DOCKER-{name}"))?;
-        let (metadata, data, name) = (file("metadata")?, file("data")?, DmName::new(&name)?);
+        let (metadata, data, name) = (writable(metadata)?, writable(data)?, DmName::new(&name)?);
         Ok(Self { directory: path, metadata, data, name, uuid })
     }
 

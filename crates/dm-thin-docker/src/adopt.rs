@@ -118,7 +118,7 @@ impl Store {
             let Some(thin_id) = device.thin_id else { continue };
             let is_there = tree.get(&id).is_ok_and(|found| found.thin_id == thin_id);
             adopted.push((device, if is_there { Adopted::Present } else { Adopted::InPlace }));
-            let size = Bytes(sizes[name].next_multiple_of(4096));
+            let size = snapshot_size(sizes[name]);
             let adoption = Adoption::new(id, thin_id, size).labels(self.labels(name)?.0);
             adoptions.push(match parent {
                 Some(parent) => adoption.parent(snapshot_id(parent)),
@@ -188,8 +188,7 @@ impl Store {
             return Ok(Adopted::Present);
         }
         let (labels, is_final) = self.labels(name)?;
-        let size = Bytes(source.size.next_multiple_of(4096));
-        let options = AddOptions::new().size(size).labels(labels);
+        let options = AddOptions::new().size(snapshot_size(source.size)).labels(labels);
         let parent_id = parent.map(|parent| snapshot_id(&parent.device.name));
         let writer = tree.create(&id, parent_id.as_deref().map(Parent::Snapshot), &options)?;
         let written = source.write_changes(parent, &writer)?;
@@ -251,6 +250,11 @@ fn check_filesystem(source: &Readable<'_>, expected: Option<&'static str>) -> Re
         }
         _ => Ok(()),
     }
+}
+
+/// The sizes of a tree are multiples of 4 KiB.
+fn snapshot_size(size: u64) -> Bytes {
+    Bytes(size.next_multiple_of(4096))
 }
 
 /// `base` is reserved in a tree.

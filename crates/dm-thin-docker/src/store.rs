@@ -301,17 +301,18 @@ impl Store {
 /// The loop files, or those of a pool alone.
 fn find_pool(root: &Directory, findings: &mut Vec<Finding>) -> Option<(File, File)> {
     let below = root.below("devicemapper/devicemapper", findings);
-    for directory in below.iter().chain([root]) {
-        let mut open = |name| {
-            // `devicemapper/metadata` is a directory, if the caller has named `devicemapper`.
-            directory.file(name).unwrap_or_else(|finding| {
-                findings.push(finding);
-                None
-            })
-        };
-        if let (Some(metadata), Some(data)) = (open("metadata"), open("data")) {
-            return Some((metadata, data));
-        }
-    }
-    None
+    below.iter().chain([root]).find_map(|directory| pool_files(directory, findings))
+}
+
+/// A pool's metadata and data in a directory.
+pub(crate) fn pool_files(directory: &Directory, findings: &mut Vec<Finding>) -> Option<(File, File)> {
+    let mut open = |name| {
+        // `devicemapper/metadata` is a directory, if the caller has named `devicemapper`.
+        directory.file(name).unwrap_or_else(|finding| {
+            findings.push(finding);
+            None
+        })
+    };
+    let (metadata, data) = (open("metadata"), open("data"));
+    metadata.zip(data)
 }
