@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Output};
 use nix::errno::Errno;
 use uuid::Uuid;
 
-use super::file_tree::{FileSystem, Kind};
+use super::file_tree::{FileSystem, Kind, Node};
 use super::world::World;
 use crate::kernel::DeviceNumber;
 
@@ -49,8 +49,11 @@ impl World {
         let options = options.iter().filter_map(|option| option.to_str());
         let named = |option: &str| option.strip_prefix("uuid=").unwrap_or(option).parse::<Uuid>().ok();
         let uuid = options.filter_map(named).next_back().unwrap_or_else(Uuid::new_v4);
-        let size = self.sectors(number).unwrap_or(0) * 512;
-        self.write_filesystem(number, &FileSystem::new(kind, uuid, size)).map_err(complaint(device))
+        let mut made = FileSystem::new(kind, uuid, self.sectors(number).unwrap_or(0) * 512);
+        if kind == Kind::Ext4 {
+            made.nodes.insert("lost+found".into(), Node::Directory);
+        }
+        self.write_filesystem(number, &made).map_err(complaint(device))
     }
 
     fn resize2fs(&mut self, device: &Path) -> Result<(), Complaint> {

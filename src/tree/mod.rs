@@ -239,11 +239,7 @@ impl SnapshotTree {
     fn shut_down(&self) -> Result<Result<()>> {
         // Calls that began before hold their snapshots: this waits for them.
         self.deactivate_rest()?;
-        for (stale, thin_id) in self.pool.active_devices()? {
-            let uuid = self.pool.names.volume_uuid(thin_id)?;
-            self.pool.retry_while_busy(&stale.name, || Ok(self.pool.dm().remove(&uuid)?))?;
-        }
-        self.pool.sweep_nodes()?;
+        self.remove_devices()?;
         // An earlier close may have failed after this step.
         let there = match self.pool.thin.table() {
             Err(error) if error.is_not_found() => false,
@@ -259,6 +255,23 @@ impl SnapshotTree {
         }
         self.pool.release_claim()?;
         Ok(checkpoint)
+    }
+
+    /// Undoes what an open did that failed after it had activated the pool.
+    fn undo_open(&self) -> Result<()> {
+        // Those that a failed unmount left.
+        self.mounts.take_over(self.options.busy_timeout)?;
+        self.remove_devices()?;
+        self.take_down()
+    }
+
+    /// Removes all devices of volumes.
+    fn remove_devices(&self) -> Result<()> {
+        for (status, thin_id) in self.pool.active_devices()? {
+            let uuid = self.pool.names.volume_uuid(thin_id)?;
+            self.pool.retry_while_busy(&status.name, || Ok(self.pool.dm().remove(&uuid)?))?;
+        }
+        self.pool.sweep_nodes()
     }
 
     /// Deactivates the pool, and its devices where they do not end with it.

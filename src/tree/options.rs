@@ -52,6 +52,7 @@ pub struct Options {
     features: Option<PoolFeatures>,
     filesystem: Option<Filesystem>,
     pub(crate) mkfs_args: Vec<String>,
+    pub(super) lost_found: bool,
     pub(crate) mount_flags: MountFlags,
     pub(crate) mount_options: String,
     pub(super) name_prefix: String,
@@ -93,6 +94,7 @@ impl Default for Options {
             features: None,
             filesystem: None,
             mkfs_args: Vec::new(),
+            lost_found: true,
             mount_flags: MountFlags::empty(),
             mount_options: String::new(),
             name_prefix: "dm-thin".to_owned(),
@@ -185,6 +187,9 @@ impl Options {
         filesystem: Filesystem => Some(filesystem);
         /// Further arguments for mkfs.
         mkfs_args: Vec<String> => mkfs_args;
+        /// Whether a new ext4 base has the directory `lost+found`, as mkfs makes it. Default true. False removes it through a
+        /// mount, when the base is made: the images of containers have none.
+        lost_found: bool => lost_found;
         /// Flags for every mount.
         mount_flags: MountFlags => mount_flags;
         /// Options for every mount, as in `mount -o`, but without those that are flags. XFS always gets

@@ -8,9 +8,10 @@ use std::thread;
 
 use dm_thin::tree::Error;
 use dm_thin::tree::{Finding, Parent, SnapshotTree};
+use dm_thin::units::Bytes;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::bench::{Bench, small};
+use crate::bench::{Bench, names, small};
 
 fn tmpfs(target: &Path) {
     mount(Some("none"), target, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
@@ -144,6 +145,22 @@ fn mount_works_after_a_foreign_unmount() {
     assert!(target.join("lost+found").exists());
     tree.unmount("b").unwrap();
     tree.close().unwrap();
+}
+
+#[test]
+fn a_base_without_lost_found_is_empty_before_and_after_it_grows() {
+    let bench = Bench::new();
+    let target = bench.path().join("target");
+    for size in [64, 128] {
+        let options = small().base_size(Bytes::mib(size)).lost_found(false);
+        let tree = SnapshotTree::open(bench.root(), options).unwrap();
+        let id = format!("{size}");
+        tree.add(&id, Parent::Base).unwrap();
+        tree.mount(&id, &target).unwrap();
+        assert!(names(&target).is_empty());
+        tree.unmount(&id).unwrap();
+        tree.close().unwrap();
+    }
 }
 
 #[test]

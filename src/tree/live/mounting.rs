@@ -123,8 +123,9 @@ impl Mounts {
         let kernel = &*self.kernel;
         match mounted.place.top(kernel) {
             Ok(Some(top)) if top.mount() == mounted.id => Ok(Where::OnTop),
-            _ if is_listed(kernel, mounted.id)? => Ok(Where::Covered),
-            _ => Ok(Where::Gone),
+            _ if !is_listed(kernel, mounted.id)? => Ok(Where::Gone),
+            Err(error @ Error::Io { .. }) => Err(error),
+            _ => Ok(Where::Covered),
         }
     }
 
@@ -161,7 +162,7 @@ impl Mounts {
                     self.confirm(id, mount);
                     let mounted = Mounted { target: note.target, count: 1, id: mount, place };
                     match note.temporary {
-                        true => self.unmount_when_grown(id, &mounted, busy_timeout)?,
+                        true => self.unmount_temporary(id, &mounted, busy_timeout)?,
                         false => drop(found.insert(id, mounted)),
                     }
                 }
@@ -171,9 +172,14 @@ impl Mounts {
         Ok(found)
     }
 
-    /// Takes down a mount for growing a file system. The program that does that goes on when the manager that started
-    /// it is killed, and keeps the mount busy until it has ended.
-    fn unmount_when_grown(&self, id: ThinId, mounted: &Mounted, timeout: Duration) -> Result<()> {
+    /// Takes down a mount that no caller asked for. Programs may have it open for a moment: what looks at new mounts, or
+    /// what was started on it to grow the file system, and goes on when the manager is killed.
+    pub(in crate::tree) fn unmount_temporary(
+        &self,
+        id: ThinId,
+        mounted: &Mounted,
+        timeout: Duration,
+    ) -> Result<()> {
         let mut retry = Retry::within(timeout);
         loop {
             match self.unmount(id, mounted) {

@@ -1,7 +1,9 @@
 //! The base volume: made with its file system, and grown.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 
+use nix::errno::Errno;
 use uuid::Uuid;
 
 use crate::thin::{ActivateOptions, ThinId, ThinVolume};
@@ -11,6 +13,9 @@ use crate::tree::state::record::{Base, FsState, Record};
 use crate::tree::{Error, Result};
 use crate::tree::{Filesystem, SnapshotTree};
 use crate::units::Bytes;
+
+/// The directory that mkfs.ext4 makes.
+const LOST_FOUND: &str = "lost+found";
 
 impl SnapshotTree {
     /// The base. A pool that others use, too, gets one when it is first needed: a tree that is opened writes nothing to
@@ -63,13 +68,25 @@ impl SnapshotTree {
         }
         let made = self.with_base(&base, size, |volume| {
             let (kernel, uuid) = (&*self.options.kernel, base.filesystem_uuid);
-            filesystem.make(kernel, &volume.path(), uuid, &self.options.mkfs_args)
+            filesystem.make(kernel, &volume.path(), uuid, &self.options.mkfs_args)?;
+            let removes = filesystem == Filesystem::Ext4 && !self.options.lost_found;
+            if removes { self.remove_lost_found(volume) } else { Ok(()) }
         });
         made.inspect_err(|_| {
             // The state may go with this error, a shared pool stays.
             let _ = self.pool.delete(base.thin_id);
         })?;
         self.store.commit(&Record::BaseFs { size, fs: FsState::Ready }).map(|()| is_half_made)
+    }
+
+    fn remove_lost_found(&self, volume: &ThinVolume) -> Result<()> {
+        let kernel = &*self.options.kernel;
+        self.with_mount(volume, |mounted| {
+            match kernel.files().remove_directory(&mounted.root(kernel)?, OsStr::new(LOST_FOUND)) {
+                Err(Errno::ENOENT) => Ok(()),
+                result => result.map_err(Error::io("remove", mounted.target.join(LOST_FOUND))),
+            }
+        })
     }
 
     pub(in crate::tree) fn grow_base(&self) -> Result<()> {

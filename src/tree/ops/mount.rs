@@ -206,7 +206,7 @@ impl SnapshotTree {
         let target = self.root.current_path().join(format!("grow-{}", volume.id()));
         let mounted = self.mount_volume(volume, &target, true, &MountOptions::new())?;
         let worked = work(&mounted);
-        let unmounted = self.mounts.unmount(volume.id(), &mounted);
+        let unmounted = self.mounts.unmount_temporary(volume.id(), &mounted, self.options.busy_timeout);
         worked.and_then(|worked| unmounted.map(|()| worked))
     }
 

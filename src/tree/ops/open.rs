@@ -180,7 +180,7 @@ impl SnapshotTree {
         match reconciled {
             Ok(()) => Ok(this),
             Err(error) => {
-                let down = !activated || this.take_down().is_ok();
+                let down = !activated || this.undo_open().is_ok();
                 Err(Box::new((error, Arc::into_inner(this.root).filter(|_| down))))
             }
         }
