@@ -42,10 +42,11 @@ impl PoolGeneration {
         Ok(status.mode())
     }
 
-    /// Makes the pool's transaction id the one of the durable state. The message is sent in any case: whether the pool
-    /// can commit is known only from a commit.
+    /// Makes the pool's transaction id the one of the durable state. The message is sent in any case, except to a pool whose
+    /// base is still to be made: whether the pool can commit is known only from a commit.
     pub(in crate::tree) fn sync(&self, pool: &ThinPool, store: &Store) -> Result<()> {
-        self.told.lock().tell(pool, store, true)
+        let again = store.read(|graph| graph.base.is_some());
+        self.told.lock().tell(pool, store, again)
     }
 
     /// Raises the generation: durably in the state, then in the pool. From then on an older copy of either is told from
@@ -54,14 +55,9 @@ impl PoolGeneration {
         self.told.lock().raise(pool, store)
     }
 
-    /// The same at the end of an open, together with a new window of thin ids.
+    /// The same at the end of an open, with a new window of thin ids: both unless the open made the base.
     pub(in crate::tree) fn begin(&self, pool: &ThinPool, store: &Store) -> Result<()> {
-        let mut told = self.told.lock();
-        let window = store.begin_new_window()?;
-        told.raise(pool, store)?;
-        told.window = window;
-        store.set_raised(window);
-        Ok(())
+        self.raise_for_window(pool, store, store.begin_new_window()?)
     }
 
     /// The same, unless it was done since the record `window` reserved a window of thin ids.
