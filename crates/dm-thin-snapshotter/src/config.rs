@@ -117,7 +117,7 @@ impl TreeConfig {
     /// The options that the tree is opened with.
     pub fn options(&self) -> Options {
         // Removing the last active thin device takes three times as long, and each commit removes a device.
-        let mut options = Options::new().busy_timeout(BUSY_TIMEOUT).keep_one_active(true);
+        let mut options = Options::new().busy_timeout(BUSY_TIMEOUT).keep_one_active(true).lost_found(false);
         match (&self.pool, &self.device) {
             (Some(name), _) => options = options.pool_source(PoolSource::Pool { name: name.clone() }),
             (_, Some(path)) => options = options.pool_source(PoolSource::Device { path: path.clone() }),

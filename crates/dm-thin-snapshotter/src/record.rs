@@ -18,9 +18,6 @@ const UNFINISHED: &str = "containerd-unfinished";
 /// Begin of the ids of snapshots whose keys are no ids.
 const HASHED: &str = "containerd-sha256:";
 
-/// Id of the snapshot that those without a parent are made from, in a tree whose base is not what containerd expects.
-pub const EMPTY: &str = "containerd-empty";
-
 /// The kind of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -188,7 +185,7 @@ pub fn is_unfinished(labels: &Labels) -> bool {
 
 /// The id in the tree of a new snapshot: its key if that can be one, else a hash of it.
 pub fn id_of(key: &str) -> String {
-    if SnapshotId::new(key).is_ok() && !key.starts_with(HASHED) && key != EMPTY {
+    if SnapshotId::new(key).is_ok() && !key.starts_with(HASHED) {
         return key.to_owned();
     }
     let hash = Sha256::digest(key);
@@ -208,7 +205,7 @@ mod tests {
     #[test]
     fn keys_that_are_no_ids_are_hashed() {
         assert_eq!(id_of("default/12/extract-1 sha256:2c26"), "default/12/extract-1 sha256:2c26");
-        let hashed = ["base", EMPTY, "a\nb", &"x".repeat(300), "containerd-sha256:00"].map(id_of);
+        let hashed = ["base", "a\nb", &"x".repeat(300), "containerd-sha256:00"].map(id_of);
         for id in &hashed {
             assert!(SnapshotId::new(id).is_ok() && id.len() == HASHED.len() + 64, "{id}");
         }

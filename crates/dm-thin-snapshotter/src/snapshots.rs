@@ -1,7 +1,6 @@
 //! The calls of a snapshotter, on a tree.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,9 +64,6 @@ impl Snapshots {
     /// Those of the tree.
     pub fn new(tree: SnapshotTree, ready: usize) -> tree::Result<Self> {
         let status = tree.status()?;
-        if status.filesystem == Filesystem::Ext4 {
-            make_empty(&tree, status.base_size)?;
-        }
         let mut entries = Entries::default();
         for snapshot in tree.list() {
             let id = snapshot.id.as_str();
@@ -354,10 +350,7 @@ impl Snapshots {
     /// What was written to a committed snapshot since it was made.
     fn changed(&self, id: &str, parent: &str) -> Result<Bytes> {
         let parent_id = if parent.is_empty() { None } else { Some(self.id(parent)?) };
-        let since = match self.origin(parent_id.as_deref()) {
-            Parent::Snapshot(id) => Since::Snapshot(id),
-            _ => Since::Base,
-        };
+        let since = parent_id.as_deref().map_or(Since::Base, Since::Snapshot);
         let mut changed = self.tree.changed(since, id).map_err(status)?;
         changed.try_fold(Bytes(0), |sum, range| {
             let range = range.map_err(status)?;
@@ -396,18 +389,12 @@ impl Snapshots {
             options = options.size(size);
         }
         let (id, kind) = (record::id_of(&info.key), info.kind);
-        let device = self.tree.add_activated(&id, self.origin(parent), &options).map_err(status)?;
+        let device = self
+            .tree
+            .add_activated(&id, parent.map_or(Parent::Base, Parent::Snapshot), &options)
+            .map_err(status)?;
         self.entries().insert(Entry { info, id: Some(id), usage: None });
         Ok(self.describe(&device, kind))
-    }
-
-    /// What a snapshot is made from.
-    fn origin<'a>(&self, parent: Option<&'a str>) -> Parent<'a> {
-        match parent {
-            Some(id) => Parent::Snapshot(id),
-            None if self.filesystem == Filesystem::Ext4 => Parent::Snapshot(record::EMPTY),
-            None => Parent::Base,
-        }
     }
 
     /// The size that an active snapshot is asked to have, if that is more than its parent's.
@@ -488,36 +475,6 @@ impl Snapshots {
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Makes the snapshot that those without a parent are made from: the directory `lost+found` of a new ext4 is in no image.
-/// It is made again after the base was enlarged.
-fn make_empty(tree: &SnapshotTree, size: Bytes) -> tree::Result<()> {
-    match tree.get(record::EMPTY) {
-        Ok(empty) if empty.sealed.is_some() && empty.size == size => return Ok(()),
-        Ok(empty) => {
-            if empty.mounted.is_some() {
-                tree.unmount(record::EMPTY)?;
-            }
-            tree.remove(record::EMPTY)?;
-        }
-        Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(error),
-    }
-    let target = tree.root().join("empty");
-    // Activated, it stays so from the mount to the seal.
-    tree.add_activated(record::EMPTY, Parent::Base, &AddOptions::new())?;
-    tree.mount(record::EMPTY, &target)?;
-    let path = target.join("lost+found");
-    let removed = match std::fs::remove_dir(&path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            Err(Error::Io { action: "remove", path, source })
-        }
-        _ => Ok(()),
-    };
-    tree.unmount(record::EMPTY)?;
-    removed?;
-    tree.seal(record::EMPTY).map(drop)
 }
 
 fn check_key(key: &str) -> Result<()> {
