@@ -11,7 +11,7 @@ use zeroize::Zeroize;
 
 use super::udev::{self, Cookie, UdevFlags, UdevPolicy};
 use super::wire::request::SECRET;
-use super::wire::{Command, EncodeError, EventNr, Request, Response};
+use super::wire::{Command, EncodeError, Request, Response};
 use super::{DmFlags, DmVersion, claims};
 use crate::abi::Ioctl;
 use crate::dm::{Error, Result};
@@ -142,15 +142,14 @@ impl DeviceMapper {
         request: Request<'_>,
         decode: impl FnOnce(&Response<'_>) -> Result<T>,
     ) -> Result<T> {
-        // Without a semaphore (none left in the system, or not allowed) it goes on without udev.
+        // Without a semaphore (none left in the system, or not allowed) nobody waits for udev, which still reads the flags.
         let cookie = if self.waits_for_udev() {
             self.swept.call_once(|| udev::sweep(&*self.kernel));
             Cookie::new(&*self.kernel).ok()
         } else {
             None
         };
-        let event_nr =
-            cookie.as_ref().map_or_else(EventNr::default, |cookie| cookie.event_nr(UdevFlags::NODE_ONLY));
+        let event_nr = UdevFlags::NODE_ONLY.event_nr(cookie.as_ref());
         let (announced, decoded) = self.transact(&request.event_nr(event_nr), |answer| {
             Ok((answer.flags().contains(DmFlags::UEVENT_GENERATED), decode(&answer)?))
         })?;

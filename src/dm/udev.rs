@@ -45,6 +45,11 @@ impl UdevFlags {
     /// udev makes the node, and looks no further: the inside of a snapshot is not to be probed (every
     /// snapshot of a file system has the same UUID, and a probing process makes the device busy).
     pub(super) const NODE_ONLY: Self = Self::all();
+
+    /// What goes into `event_nr` of a request. Without a cookie there is nothing to count down, and udev's rules know that.
+    pub(super) fn event_nr(self, cookie: Option<&Cookie<'_>>) -> EventNr {
+        EventNr(u32::from(self.bits()) << 16 | cookie.map_or(0, |cookie| u32::from(cookie.base)))
+    }
 }
 
 /// `DM_COOKIE_MAGIC`, the high half of every key.
@@ -74,11 +79,6 @@ impl<'a> Cookie<'a> {
                 made => return Ok(Self { kernel, semaphore: made?, base }),
             }
         }
-    }
-
-    /// What goes into `event_nr` of the request.
-    pub(super) fn event_nr(&self, flags: UdevFlags) -> EventNr {
-        EventNr(u32::from(flags.bits()) << 16 | u32::from(self.base))
     }
 
     /// Waits until udev has counted down.
@@ -122,7 +122,7 @@ mod tests {
         let cookie = Cookie::new(&RealKernel).unwrap();
         let base = cookie.base;
         assert!(in_system(base));
-        assert_eq!(cookie.event_nr(UdevFlags::NODE_ONLY).0, 0x6e_0000 | u32::from(base));
+        assert_eq!(UdevFlags::NODE_ONLY.event_nr(Some(&cookie)).0, 0x6e_0000 | u32::from(base));
         cookie.semaphore.change(-1).unwrap();
         cookie.wait().unwrap();
         drop(cookie);
