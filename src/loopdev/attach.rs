@@ -14,9 +14,10 @@ use std::sync::atomic::Ordering;
 use nix::errno::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::control::TRIES;
 use super::device::label;
 use super::index::{device_path, refused};
-use super::{LoopControl, LoopDevice, LoopFlags, LoopIndex};
+use super::{LoopControl, LoopDevice, LoopFlags};
 use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
     LOOP_SET_STATUS64, loop_config, loop_info64,
@@ -27,9 +28,6 @@ use crate::loopdev::{Error, Result};
 use crate::retry::Retry;
 use crate::sys;
 use crate::units::Bytes;
-
-/// Races lost before giving up. With as many rivals at once, one of them wins each round.
-const TRIES: u32 = 64;
 
 /// How a file is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -133,23 +131,6 @@ impl LoopControl {
             }
         }
         Err(Error::NoFreeLoopDevice { tried: TRIES })
-    }
-
-    /// Opens a loop device; makes its node where udev does not.
-    fn device_with_node(&self, index: LoopIndex, access: Access) -> Result<LoopDevice, Errno> {
-        let (path, number) = (device_path(index), self.number(index));
-        let file = match self.kernel.open(&path, access) {
-            Err(Errno::ENOENT) => {
-                self.kernel.make_node(&path, number)?;
-                self.kernel.open(&path, access)?
-            }
-            result => result?,
-        };
-        if file.number() != number {
-            // The node is another device's.
-            return Err(Errno::ENXIO);
-        }
-        Ok(LoopDevice::new(self.kernel.clone(), file, index))
     }
 
     fn bind(&self, device: &LoopDevice, file: &File, path: &Path, options: &AttachOptions) -> Result<()> {

@@ -15,6 +15,9 @@ use crate::kernel::is_permission;
 use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, loop_index};
 use crate::loopdev::{Error, Result};
 
+/// Races lost before giving up. With as many rivals at once, one of them wins each round.
+pub(super) const TRIES: u32 = 64;
+
 const PATH: &str = "/dev/loop-control";
 const LOOP_MAJOR: u32 = 7;
 
@@ -95,13 +98,22 @@ impl LoopControl {
             return Ok(index);
         }
         match self.scan_for_free(unusable) {
-            Err(none @ Error::NoFreeLoopDevice { .. }) => match self.control(LOOP_CTL_ADD, -1) {
-                None => Err(none),
-                Some(Ok(index)) => Ok(LoopIndex(index)),
-                Some(Err(errno)) => Err(refused(LOOP_CTL_ADD, PATH, errno)),
-            },
+            Err(Error::NoFreeLoopDevice { .. }) => self.add_another(),
             result => result,
         }
+    }
+
+    /// Adds a device behind the last one. Without an index, kernels before 5.14 say EEXIST as long as there is any that is
+    /// free.
+    fn add_another(&self) -> Result<LoopIndex> {
+        let next = self.indices()?.last().map_or(0, |last| last.0.saturating_add(1));
+        let mut indices = (next..next.saturating_add(TRIES)).map(LoopIndex);
+        let added = indices.find_map(|index| match self.add(index) {
+            // Another process was faster.
+            Err(error) if error.is_exists() => None,
+            result => Some(result.map(|()| index)),
+        });
+        added.unwrap_or(Err(Error::NoFreeLoopDevice { tried: TRIES }))
     }
 
     /// Makes the loop device with this index.
@@ -137,6 +149,27 @@ impl LoopControl {
         Ok(LoopDevice::new(self.kernel.clone(), file, index))
     }
 
+    /// Opens a loop device; makes its node where udev does not.
+    pub(super) fn device_with_node(&self, index: LoopIndex, access: Access) -> Result<LoopDevice, Errno> {
+        let (path, number) = (device_path(index), self.number(index));
+        let file = match self.kernel.open(&path, access) {
+            Err(Errno::ENOENT) => {
+                match self.kernel.make_node(&path, number) {
+                    // Another thread or process was faster.
+                    Err(Errno::EEXIST) => {}
+                    made => made?,
+                }
+                self.kernel.open(&path, access)?
+            }
+            result => result?,
+        };
+        if file.number() != number {
+            // The node is another device's.
+            return Err(Errno::ENXIO);
+        }
+        Ok(LoopDevice::new(self.kernel.clone(), file, index))
+    }
+
     /// The device number that belongs to an index. With partitions (the module's `max_part`) the minor numbers have
     /// gaps, of which sysfs knows.
     pub(super) fn number(&self, index: LoopIndex) -> DeviceNumber {
@@ -151,15 +184,21 @@ impl LoopControl {
         let backing = self.kernel.files().file_status(file.as_fd());
         let backing = backing.map_err(|errno| Error::io("stat", "backing file")(errno))?;
         for index in self.indices()? {
-            let Ok(found) = self.device(index, Access::READ) else { continue };
+            let found = match self.device_with_node(index, Access::READ) {
+                // Gone since it was listed, or the node is another device's.
+                Err(Errno::ENXIO | Errno::ENODEV | Errno::ENOENT) => continue,
+                opened => opened.map_err(|errno| Error::Open { path: device_path(index), errno })?,
+            };
             match found.status() {
                 Ok(status)
                     if status.backing_device == backing.device && status.backing_inode == backing.inode =>
                 {
                     return Ok(Some(found));
                 }
+                Ok(_) => {}
                 // Unbound, or gone since it was listed.
-                Ok(_) | Err(_) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(None)
@@ -179,8 +218,8 @@ impl LoopControl {
             return Err(Error::NoLoopDevices);
         }
         let is_free = |&index: &LoopIndex| {
-            let device = self.device(index, Access::READ);
-            matches!(device.and_then(|device| device.status()), Err(error) if error.errno() == Some(Errno::ENXIO))
+            let status = self.device_with_node(index, Access::READ).map(|device| device.status());
+            matches!(status, Ok(Err(error)) if error.errno() == Some(Errno::ENXIO))
         };
         let tried = u32::try_from(indices.len()).unwrap_or(u32::MAX);
         indices

@@ -18,7 +18,7 @@ use crate::abi::loopdev::{
     LOOP_SET_CAPACITY, LOOP_SET_DIRECT_IO, LOOP_SET_STATUS, LOOP_SET_STATUS64, LoopFlags, loop_info,
     loop_info64,
 };
-use crate::kernel::{Arg, DeviceFile, DeviceNumber, Kernel};
+use crate::kernel::{Arg, DeviceFile, DeviceNumber, FileLock, Kernel};
 use crate::loopdev::{Error, Result};
 use crate::retry::Retry;
 use crate::units::Bytes;
@@ -160,10 +160,15 @@ impl LoopDevice {
     }
 
     pub(super) fn set_info(&self, request: Ioctl, info: &mut [u8]) -> Result<()> {
+        self.set(request, || self.raw_ioctl(request, Arg::Bytes(info)))
+    }
+
+    /// Tries again while the page cache of the device is in use (EAGAIN): udev looks at a device that was just bound.
+    fn set(&self, request: Ioctl, mut attempt: impl FnMut() -> Result<u32, Errno>) -> Result<()> {
         let mut retry = Retry::unlimited();
         let mut attempts = 1..STATUS_TRIES;
         loop {
-            match self.raw_ioctl(request, Arg::Bytes(info)) {
+            match attempt() {
                 Ok(_) => return Ok(()),
                 Err(Errno::EAGAIN) if attempts.next().is_some() => drop(retry.pause()),
                 Err(errno) => return Err(refused(request, self.path().display(), errno)),
@@ -212,7 +217,12 @@ impl LoopDevice {
             value: size.to_string(),
             reason: "too large",
         })?;
-        self.ioctl(LOOP_SET_BLOCK_SIZE, Arg::Value(value)).map(drop)
+        self.set(LOOP_SET_BLOCK_SIZE, || self.raw_ioctl(LOOP_SET_BLOCK_SIZE, Arg::Value(value)))
+    }
+
+    /// Keeps others that lock it out, until the lock is dropped.
+    pub(crate) fn lock(&self) -> Result<FileLock> {
+        self.kernel.lock_device(&self.file).map_err(|errno| Error::io("lock", self.path())(errno))
     }
 
     /// Unbinds it, after writing out what its own page cache holds: the kernel drops that. While somebody

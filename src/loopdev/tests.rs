@@ -130,3 +130,24 @@ fn attach_skips_free_devices_that_cannot_be_bound() {
     claims.push(claim(7));
     assert_eq!(attach().index(), LoopIndex(8));
 }
+
+#[test]
+fn find_does_not_pass_over_what_it_cannot_look_at() {
+    let kernel = Arc::new(ModelKernel::new());
+    let control = LoopControl::with_kernel(kernel.clone()).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    control.attach(&file, "".as_ref(), &AttachOptions::new()).unwrap();
+    for call in 1.. {
+        // Without a node: it is made, or somebody else was faster.
+        let found = [Errno::ENOENT, Errno::EMFILE].map(|errno| {
+            kernel.fail_at(call, errno);
+            control.find(&file).map(|found| found.is_some())
+        });
+        let struck = kernel.struck();
+        kernel.heal();
+        let Some(struck) = struck else { break };
+        let is_open = struck.name == "open";
+        assert!(!matches!(found[1], Ok(false)), "{struck:?}");
+        assert!(!is_open || matches!(found[0], Ok(true)), "{struck:?}");
+    }
+}

@@ -29,7 +29,11 @@ impl World {
         }
         let index = u32::try_from(value);
         if request == abi::LOOP_CTL_ADD {
-            let index = index.or_else(|_| lowest_unused(self))?;
+            // Before 5.14 this found any that is unbound, and it was there.
+            let index = match index {
+                Err(_) if self.loops.values().any(|device| !device.is_bound()) => return Err(Errno::EEXIST),
+                index => index.or_else(|_| lowest_unused(self))?,
+            };
             if self.loops.contains_key(&index) {
                 return Err(Errno::EEXIST);
             }

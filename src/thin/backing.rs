@@ -140,6 +140,8 @@ impl Backing for LoopFile {
         if device.number() != self.number {
             return Err(Error::BackingFile { path: self.path.clone(), reason: "is on another loop device" });
         }
+        // Who extends it at the same time would cut off what this call adds, or the other way round.
+        let _lock = device.lock()?;
         let (from, size) = (self.status(&file)?.size, size.bytes());
         if from < size {
             let extended = match self.allocates {
