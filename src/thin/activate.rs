@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use super::identity::Identity;
 use super::reload::while_pool_is_suspended;
 use super::{ThinId, ThinPool, ThinTable, ThinVolume};
-use crate::dm::{DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
+use crate::dm::{self, DeviceStatus, DmFlags, DmName, DmUuid, TableKind, TargetSpec, TargetType};
 use crate::kernel::DeviceNumber;
 use crate::retry::Retry;
 use crate::thin::{Error, Result};
@@ -185,9 +185,9 @@ impl ThinPool {
         for device in self.device_mapper().list()? {
             match self.active_volume(&device.name) {
                 Ok(volume) => volumes.push(volume),
-                // Another kind of device, or gone since it was listed.
-                Err(Error::WrongTarget { .. }) => {}
-                Err(error) if error.errno() == Some(Errno::ENXIO) => {}
+                // Another kind of device, or gone since it was listed, or another one by now.
+                Err(Error::WrongTarget { .. } | Error::Dm(dm::Error::Malformed { .. })) => {}
+                Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
         }

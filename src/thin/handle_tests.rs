@@ -58,6 +58,20 @@ impl Machine {
         ThinPool::create(self.dm.clone(), &name(called), &uuid(known), &self.table(disks), size).unwrap()
     }
 
+    /// As dmsetup makes it.
+    fn pool_without_uuid(&self, called: &str, disks: u32) -> ThinPool {
+        let line = crate::dm::TargetSpec {
+            start: Sectors(0),
+            length: Bytes::mib(64).sectors(),
+            target_type: crate::dm::TargetType::THIN_POOL,
+            parameters: &self.table(disks),
+        };
+        self.dm.create(&name(called), None).unwrap();
+        self.dm.load_table(&name(called), &[line], DmFlags::empty()).unwrap();
+        self.dm.resume(&name(called)).unwrap();
+        ThinPool::open(self.dm.clone(), &name(called)).unwrap()
+    }
+
     fn volume(&self, pool: &ThinPool, what: &str, number: u32) -> ThinVolume {
         pool.create_thin(id(number)).unwrap();
         pool.activate(&name(what), &uuid(what), id(number), SIZE).unwrap()
@@ -135,25 +149,13 @@ fn a_pool_is_found_by_its_uuid_under_another_name() {
 #[test]
 fn a_pool_without_a_uuid_is_known_by_its_number() {
     let machine = Machine::new();
-    let (dm, size) = (&machine.dm, Bytes::mib(64).sectors());
-    let make = |called: &str, table: &PoolTable| {
-        let line = crate::dm::TargetSpec {
-            start: Sectors(0),
-            length: size,
-            target_type: crate::dm::TargetType::THIN_POOL,
-            parameters: table,
-        };
-        dm.create(&name(called), None).unwrap();
-        dm.load_table(&name(called), &[line], DmFlags::empty()).unwrap();
-        dm.resume(&name(called)).unwrap();
-    };
-    make("first", &machine.table(1));
-    make("pool", &machine.table(2));
-    let pool = ThinPool::open(dm.clone(), &name("pool")).unwrap();
+    let dm = &machine.dm;
+    machine.pool_without_uuid("first", 1);
+    let pool = machine.pool_without_uuid("pool", 2);
     pool.create_thin(id(1)).unwrap();
     dm.remove(&name("pool")).unwrap();
     dm.remove(&name("first")).unwrap();
-    make("pool", &machine.table(3));
+    machine.pool_without_uuid("pool", 3);
     assert!(matches!(pool.create_thin(id(1)), Err(Error::Dm(dm::Error::Replaced { .. }))));
     assert!(pool.deactivate().unwrap_err().is_not_found());
     assert!(dm.find(&name("pool")).unwrap().is_some());
@@ -412,4 +414,42 @@ fn the_watcher_reports_a_recreated_pool() {
     let again = machine.pool("pool", "pool", 1);
     assert_eq!(again.number(), pool.number());
     assert_eq!(watcher.next_within(Duration::ZERO).unwrap(), Some(PoolEvent::Removed));
+}
+
+#[test]
+fn a_watch_ends_with_the_pool_and_not_before() {
+    // Whatever cannot be read at a moment.
+    for call in 1.. {
+        let machine = Machine::new();
+        let pool = machine.pool("pool", "pool", 1);
+        let mut events = pool.watch().unwrap();
+        pool.create_thin(id(1)).unwrap();
+        machine.kernel.fail_at(call, Errno::EMFILE);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            seen.push(events.next_within(Duration::ZERO));
+        }
+        let struck = machine.kernel.struck();
+        assert!(!seen.iter().any(|it| matches!(it, Ok(Some(PoolEvent::Removed)))), "{struck:?}: {seen:?}");
+        if struck.is_none() {
+            break;
+        }
+    }
+    // Another one of that name, whatever it has for a uuid.
+    for has_uuid in [true, false] {
+        let machine = Machine::new();
+        let pool = match has_uuid {
+            true => machine.pool("pool", "old", 1),
+            false => machine.pool_without_uuid("pool", 1),
+        };
+        let mut events = pool.watch().unwrap();
+        while let Some(event) = events.next_within(Duration::ZERO).unwrap() {
+            assert_ne!(event, PoolEvent::Removed);
+        }
+        machine.dm.remove(&name("pool")).unwrap();
+        machine.dm.create(&name("taker"), None).unwrap();
+        machine.pool("pool", "new", 2);
+        assert_eq!(events.next_within(Duration::ZERO).unwrap(), Some(PoolEvent::Removed), "{has_uuid}");
+        assert_eq!(events.next_within(Duration::ZERO).unwrap(), None);
+    }
 }

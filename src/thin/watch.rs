@@ -15,7 +15,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use serde::Serialize;
 
 use super::{PoolMode, PoolStatus, ThinPool};
@@ -196,8 +195,10 @@ impl WatchState {
         self.dm.arm_poll()?;
         let looked = pool.look().and_then(|(status, device)| {
             let uuid = self.uuid.is_none_or(|uuid| device.uuid == Some(uuid));
-            let same =
-                uuid && device.number == pool.number() && self.sequence == sequence(&self.dm, pool.number());
+            // What cannot be read tells nothing.
+            let sequence = self.sequence.as_ref().zip(sequence(&self.dm, pool.number()));
+            let sequence = sequence.is_none_or(|(known, now)| *known == now);
+            let same = uuid && device.number == pool.number() && sequence;
             if same && self.seen != Some(device.event_nr) {
                 self.compare(pool, &status)?;
                 self.seen = Some(device.event_nr);
@@ -208,7 +209,7 @@ impl WatchState {
             Ok(true) => {}
             // Gone, or its name is another device's.
             Ok(false) | Err(Error::WrongTarget { .. }) => self.leave(),
-            Err(error) if error.errno() == Some(Errno::ENXIO) => self.leave(),
+            Err(error) if error.is_not_found() => self.leave(),
             Err(error) => return Err(error),
         }
         self.armed = true;
