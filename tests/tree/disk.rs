@@ -9,8 +9,9 @@ use std::time::Duration;
 use std::{fmt, fs, io};
 
 use dm_thin::Errno;
-use dm_thin::tree::Parent;
+use dm_thin::thin::MinFree;
 use dm_thin::tree::files::{RealDir, StateDir, StateFile};
+use dm_thin::tree::{Error, Parent, RemoveOptions};
 use dm_thin::units::Bytes;
 
 use crate::rig::Rig;
@@ -37,9 +38,11 @@ struct Space {
     pause: Mutex<Option<Pause>>,
     /// The next write does half of what it was asked for, and fails.
     tears: AtomicBool,
+    /// No sync of a journal succeeds.
+    no_sync: AtomicBool,
 }
 
-/// The next write to a file of that name says that it has begun, and waits.
+/// The next write to a file of that name, or the next `sync`, says that it has begun, and waits.
 #[derive(Debug)]
 struct Pause {
     name: &'static str,
@@ -149,8 +152,120 @@ impl StateFile for DiskFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync()
+        let pause = self.space.pause.lock().unwrap().take_if(|pause| pause.name == "sync");
+        if let Some(pause) = pause {
+            pause.begun.send(()).unwrap();
+            pause.go_on.recv().unwrap();
+        }
+        match self.space.no_sync.load(Ordering::Relaxed) && self.name.starts_with("journal") {
+            true => Err(Errno::EIO.into()),
+            false => self.file.sync(),
+        }
     }
+}
+
+/// A removal that is not known to be on the disk may not be there after a power cut: then the snapshot is.
+#[test]
+fn nothing_is_deleted_before_its_removal_is_durable() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let options = rig.options().blkdiscard(true).state_dir(Arc::new(disk.clone()));
+    let tree = rig.open(options).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    rig.kernel.write(device.file_name().unwrap().to_str().unwrap(), 0..8).unwrap();
+    tree.deactivate("a").unwrap();
+    let pool = tree.pool().name().to_string();
+    let before = (rig.kernel.thin_devices(&pool).unwrap(), tree.status().unwrap().data);
+    disk.space.no_sync.store(true, Ordering::Relaxed);
+    tree.remove("a").unwrap_err();
+    disk.space.no_sync.store(false, Ordering::Relaxed);
+    for result in [tree.reap().map(drop), tree.add("b", Parent::Base)] {
+        assert!(matches!(result, Err(Error::StateUnknown)), "{result:?}");
+    }
+    assert_eq!((rig.kernel.thin_devices(&pool).unwrap(), tree.status().unwrap().data), before);
+}
+
+/// The same while another thread's sync takes its time.
+#[test]
+fn the_deletion_of_another_removal_waits_for_its_sync() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let tree = rig.open(rig.options().blkdiscard(true).state_dir(Arc::new(disk.clone()))).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let pool = tree.pool().name().to_string();
+    let (begun, go_on) = disk.pause("sync");
+    thread::scope(|scope| {
+        scope.spawn(|| tree.remove("a").unwrap());
+        begun.recv().unwrap();
+        let reaped = scope.spawn(|| tree.reap().unwrap());
+        thread::sleep(Duration::from_millis(100));
+        let meanwhile = rig.kernel.thin_devices(&pool).unwrap().len();
+        go_on.send(()).unwrap();
+        reaped.join().unwrap();
+        assert_eq!(meanwhile, 2);
+    });
+    assert_eq!(rig.kernel.thin_devices(&pool).unwrap().len(), 1);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_child_that_is_being_added_is_a_child() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let tree = rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    tree.seal("a").unwrap();
+    let (begun, go_on) = disk.pause("sync");
+    thread::scope(|scope| {
+        let added = scope.spawn(|| tree.add("b", Parent::Snapshot("a")));
+        // It has its volume, and waits for its record.
+        begun.recv().unwrap();
+        let removed = scope.spawn(|| tree.remove_with("a", &RemoveOptions::new().refuse_children(true)));
+        let unsealed = scope.spawn(|| tree.unseal("a"));
+        thread::sleep(Duration::from_millis(100));
+        go_on.send(()).unwrap();
+        added.join().unwrap().unwrap();
+        for result in [removed.join().unwrap().map(drop), unsealed.join().unwrap()] {
+            assert!(matches!(result, Err(Error::HasChildren { .. })), "{result:?}");
+        }
+    });
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_base_that_cannot_be_recorded_stays_in_no_pool() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let _pool = rig.pool();
+    let tree = rig.open(rig.adopting("vg-pool").state_dir(Arc::new(disk.clone()))).unwrap();
+    disk.space.full.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        let error = tree.add("a", Parent::Base).unwrap_err();
+        assert!(error.is_out_of_space(), "{error}");
+        assert!(rig.kernel.thin_devices("vg-pool").unwrap().is_empty());
+    }
+    disk.space.full.store(false, Ordering::Relaxed);
+    tree.add("a", Parent::Base).unwrap();
+    tree.close().unwrap();
+}
+
+/// What is refused for want of space takes no ids.
+#[test]
+fn refused_additions_to_a_shared_pool_leave_no_trace() {
+    let rig = Rig::in_memory();
+    let _pool = rig.pool();
+    let tree = rig.open(rig.adopting("vg-pool").min_free_data(MinFree::Bytes(Bytes::mib(1)))).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    drop(tree);
+    let tree = rig.open(rig.adopting("vg-pool").min_free_data(MinFree::Bytes(Bytes::gib(1)))).unwrap();
+    for _ in 0..2000 {
+        assert!(tree.add("b", Parent::Snapshot("a")).unwrap_err().is_out_of_space());
+    }
+    drop(tree);
+    let journals = ["journal.0", "journal.1"].map(|name| fs::read_to_string(rig.root().join(name)));
+    let lines: Vec<_> = journals.iter().flat_map(|text| text.as_ref().unwrap().lines()).collect();
+    assert!(lines.iter().all(|line| line.trim_matches('\0').len() < 1000), "{} lines", lines.len());
 }
 
 /// What the manager that filled the tree comes to.

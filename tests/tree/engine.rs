@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dm_thin::Errno;
+use dm_thin::abi::dm::DM_DEV_REMOVE;
 use dm_thin::abi::mount::MountFlags;
 use dm_thin::dm::{DmName, DmUuid};
 use dm_thin::kernel::{Access, Kernel};
@@ -189,6 +190,42 @@ fn a_parent_is_not_removed_where_that_is_refused() {
     let _ = tree.remove_with("b", &options).unwrap();
     let _ = tree.remove_with("a", &options).unwrap();
     assert_eq!(tree.list(), []);
+    tree.close().unwrap();
+}
+
+#[test]
+fn a_device_that_a_failed_activation_leaves_is_known() {
+    let rig = Rig::new();
+    let options = rig.options().filesystem(Filesystem::Ext4).busy_timeout(Duration::ZERO);
+    let tree = rig.open(options).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    rig.kernel.uninstall("resize2fs");
+    rig.kernel.refuse(DM_DEV_REMOVE, Errno::EBUSY);
+    assert!(matches!(tree.activate("a"), Err(Error::MkfsMissing { .. })));
+    // Who makes a snapshot of it has to suspend it.
+    assert!(tree.get("a").unwrap().device.is_some());
+    rig.kernel.allow(DM_DEV_REMOVE);
+    tree.close().unwrap();
+    assert!(rig.kernel.is_clean(), "{:?}", rig.kernel.leftovers());
+}
+
+#[test]
+fn a_snapshot_that_was_open_while_it_was_resized_is_sealed_when_it_is_closed() {
+    let rig = Rig::new();
+    let tree = rig.open(rig.options().filesystem(Filesystem::Ext4)).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let file = rig.kernel.open(&device, Access::READ).unwrap();
+    tree.resize("a", Bytes::mib(32)).unwrap();
+    std::thread::scope(|scope| {
+        let sealed = scope.spawn(|| tree.commit("a", "b", Labels::new()));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(file);
+        sealed.join().unwrap().unwrap();
+    });
+    let device = tree.activate("b").unwrap();
+    assert_eq!(rig.kernel.filesystem(&device).unwrap().unwrap().2, Bytes::mib(32));
     tree.close().unwrap();
 }
 

@@ -188,9 +188,11 @@ impl SnapshotTree {
         }
         // Active or not: a manager that was killed while it was grown left it active.
         self.grow_active(active, id, snapshot).inspect_err(|_| {
-            if !was_active && let Some(volume) = active.volume.take() {
-                // Best effort: return the original error. The next activation finds the device by its uuid.
-                let _ = self.pool.deactivate(&volume);
+            // Best effort: return the original error. A device that stays is this snapshot's, and has to be known.
+            if !was_active
+                && active.volume.as_ref().is_some_and(|volume| self.pool.deactivate(volume).is_ok())
+            {
+                active.volume = None;
             }
         })?;
         Ok(path)

@@ -6,13 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 
 use crate::dm::DmFlags;
+use crate::thin;
 use crate::thin::{Message, Origin, ThinId, ThinVolume};
 use crate::tree::names::BASE;
 use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::state::size::{check_child_size, check_size};
 use crate::tree::state::store::{First, Reservation};
+use crate::tree::{Error, Result, trace};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
-use crate::tree::{Result, trace};
 use crate::units::Bytes;
 
 /// What a snapshot is made from.
@@ -288,7 +289,7 @@ impl SnapshotTree {
                     // Whatever it was, there must not be a volume that nobody knows; but in a shared pool it may
                     // be another user's.
                     match self.store.is_shared() {
-                        true => reservation.unresolved = true,
+                        true => reservation.unresolved = !was_refused(&error),
                         false => self.undo(reservation, snapshot.thin_id),
                     }
                     return Err(self.closed_or(error));
@@ -318,6 +319,11 @@ impl SnapshotTree {
         }
         grown
     }
+}
+
+/// Whether no volume was made: for want of space the message was not sent, without the origin it was not obeyed.
+fn was_refused(error: &Error) -> bool {
+    matches!(error, Error::Thin(thin::Error::LowSpace { .. })) || error.errno() == Some(Errno::ENODATA)
 }
 
 /// Seconds since 1970.

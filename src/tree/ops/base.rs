@@ -21,7 +21,7 @@ impl SnapshotTree {
     /// The base. A pool that others use, too, gets one when it is first needed: a tree that is opened writes nothing to
     /// such a pool.
     pub(in crate::tree) fn base(&self) -> Result<Base> {
-        let made = || self.store.read(|graph| graph.base.clone()).filter(|base| base.fs != FsState::Making);
+        let made = || self.store.read(|graph| graph.made_base().cloned());
         if let Some(base) = made() {
             return Ok(base);
         }
@@ -35,17 +35,19 @@ impl SnapshotTree {
     /// Makes the base if there is none. `true` if it was only half made before.
     pub(in crate::tree) fn make_base(&self, volumes: Option<&BTreeSet<ThinId>>) -> Result<bool> {
         let shared = self.store.is_shared();
-        let recorded = self.store.read(|graph| graph.base.clone());
-        let is_half_made = recorded.is_some();
-        match recorded {
-            Some(base) if base.fs != FsState::Making => return Ok(false),
-            // The id may have been deleted and be another user's since.
-            Some(_) if shared => {}
-            Some(half_made) if volumes.is_none_or(|volumes| volumes.contains(&half_made.thin_id)) => {
-                self.pool.delete(half_made.thin_id)?;
-            }
-            _ => {}
+        let (is_made, left) = self.store.read(|graph| {
+            (graph.made_base().is_some(), graph.base.as_ref().map(|half_made| half_made.thin_id))
+        });
+        if is_made {
+            return Ok(false);
         }
+        // In a shared pool the id may have been deleted and be another user's since.
+        if let Some(thin_id) = left.filter(|_| !shared)
+            && volumes.is_none_or(|volumes| volumes.contains(&thin_id))
+        {
+            self.pool.delete(thin_id)?;
+        }
+        let is_half_made = left.is_some();
         let mut reservation = self.reserve(None)?;
         loop {
             match self.pool.thin.create_thin(reservation.thin_id) {
@@ -61,7 +63,13 @@ impl SnapshotTree {
             filesystem_uuid: Uuid::new_v4(),
             fs: if filesystem == Filesystem::None { FsState::Ready } else { FsState::Making },
         };
-        reservation.commit(&Record::Base(base.clone()))?;
+        reservation.commit(&Record::Base(base.clone())).inspect_err(|_| {
+            // Unsynced, the record may be on disk: then the volume has to stay.
+            if !reservation.unresolved {
+                // Best effort: return the original error.
+                let _ = self.pool.delete(base.thin_id);
+            }
+        })?;
         drop(reservation);
         if base.fs == FsState::Ready {
             return Ok(is_half_made);

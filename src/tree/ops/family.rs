@@ -26,15 +26,6 @@ impl SnapshotTree {
         })
     }
 
-    /// # Errors
-    /// [`Error::HasChildren`].
-    pub(in crate::tree) fn check_childless(&self, id: &str) -> Result<()> {
-        match self.children(id)?.into_iter().next() {
-            Some(child) => Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() }),
-            None => Ok(()),
-        }
-    }
-
     /// The snapshot's parent, the parent's parent, and so on, up to the base or to one that was removed.
     pub fn ancestors(&self, id: impl AsRef<str>) -> Result<Vec<SnapshotId>> {
         let id = id.as_ref();
@@ -67,5 +58,15 @@ impl SnapshotTree {
                 Some(look(graph, known))
             })
             .ok_or_else(|| crate::tree::error::unknown(id))
+    }
+}
+
+/// # Errors
+/// [`Error::HasChildren`]; one that is being added is one.
+pub(in crate::tree) fn check_childless(graph: &Graph, id: &str) -> Result<()> {
+    let (known, _) = graph.snapshots.get_key_value(id).ok_or_else(|| crate::tree::error::unknown(id))?;
+    match graph.any_child(known) {
+        Some(child) => Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() }),
+        None => Ok(()),
     }
 }

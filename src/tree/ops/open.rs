@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::dm::DeviceMapper;
 use crate::kernel::CountingKernel;
+use crate::retry::Retry;
 use crate::thin;
 use crate::thin::tools;
 use crate::thin::{PoolStatus, ThinPool};
@@ -25,7 +27,6 @@ use crate::tree::state::files::StateDir;
 use crate::tree::state::graph::Graph;
 use crate::tree::state::identity;
 use crate::tree::state::journal::{FORMAT, PoolRecord, Position, State};
-use crate::tree::state::record::FsState;
 use crate::tree::state::root::Root;
 use crate::tree::state::store::{JOURNALS, OLD_JOURNAL, Store};
 use crate::tree::{Error, Recovered, Result, trace};
@@ -118,9 +119,7 @@ impl SnapshotTree {
     ) -> Result<Self, Box<(Error, Option<Root>)>> {
         let filesystem = store.filesystem();
         let names = Names::new(&options.name_prefix, (root.device, root.inode), store.tree());
-        let base = store.read(|graph| graph.base.as_ref().map(|base| base.fs));
-        let needs_maker = base.map_or(!store.is_shared(), |fs| fs != FsState::Ready);
-        let claimed = if needs_maker { filesystem.check_maker(&*options.kernel) } else { Ok(()) }
+        let claimed = if store.awaits_base() { filesystem.check_maker(&*options.kernel) } else { Ok(()) }
             .and_then(|()| Claim::take(&dm, &names, &root.path));
         let claim = match claimed {
             Ok(claim) => claim,
@@ -255,8 +254,7 @@ fn activate(opening: &Opening<'_>, pool: Found, recovered: &mut Vec<Recovered>) 
     if !record.made
         && let Err(error) = claim_pool(&pool, store)
     {
-        // Best effort: return the original error.
-        let _ = source::deactivate(&pool, &record);
+        take_down(&pool, &record, options.busy_timeout);
         return Err(error);
     }
     Ok(OpenedPool { pool, activated: true })
@@ -273,6 +271,13 @@ fn claim_pool(pool: &ThinPool, store: &Store) -> Result<()> {
     store.set_made()
 }
 
+/// Deactivates a pool again. Best effort: the caller returns the error that made it necessary.
+fn take_down(pool: &ThinPool, record: &PoolRecord, timeout: Duration) {
+    let mut retry = Retry::within(timeout);
+    // udev looks at new devices.
+    while source::deactivate(pool, record).is_err_and(|error| error.is_busy()) && retry.pause() {}
+}
+
 /// From here on the pool refuses to allocate when it has too little space.
 fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedPool> {
     let OpenedPool { pool, activated } = opened;
@@ -280,8 +285,7 @@ fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedP
     let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
         if activated {
             let record = store.read_state(|state| state.pool.clone());
-            // Best effort: return the original error.
-            let _ = ThinPool::open(dm, &name).map(|pool| source::deactivate(&pool, &record));
+            let _ = ThinPool::open(dm, &name).map(|pool| take_down(&pool, &record, options.busy_timeout));
         }
     });
     Ok(OpenedPool { pool: guarded?, activated })

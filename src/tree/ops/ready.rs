@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::thin::{ActivateOptions, ThinId, ThinVolume};
+use crate::tree::error::unknown;
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::ready::{Missing, ReadySnapshot};
 use crate::tree::live::work::Exclusive;
 use crate::tree::ops::add::now;
+use crate::tree::state::graph::Graph;
 use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::{AddOptions, Filesystem, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
@@ -99,8 +101,10 @@ impl SnapshotTree {
             }
             (_, Some(id)) => (Some(Parent::Snapshot(id.as_str())), AddOptions::new()),
             (origin, None) if origin == self.base_id() => (Some(Parent::Base), AddOptions::new()),
-            // Removed meanwhile.
-            _ => return Ok(()),
+            (Some(removed), None) => {
+                self.forget_ready(removed);
+                return Ok(());
+            }
         };
         let check = |parent: Option<&Snapshot>| match (parent, &id) {
             (Some(parent), Some(id)) if parent.sealed.is_none() || Some(parent.thin_id) != origin => {
@@ -146,13 +150,11 @@ impl SnapshotTree {
         options: &AddOptions,
         activated: bool,
     ) -> Result<Option<Option<PathBuf>>> {
-        let (origin, parent) = match parent {
-            Parent::Base => (self.base_id(), None),
-            Parent::Snapshot(parent) => self.store.read(|graph| {
-                let parent = graph.snapshots.get_key_value(parent);
-                let parent = parent.filter(|(_, parent)| parent.sealed.is_some());
-                parent.map(|(id, parent)| (parent.thin_id, id.clone())).unzip()
-            }),
+        let sealed =
+            |graph: &Graph, id: &str| graph.get(id).filter(|it| it.sealed.is_some()).map(|it| it.thin_id);
+        let origin = match parent {
+            Parent::Base => self.base_id(),
+            Parent::Snapshot(parent) => self.store.read(|graph| sealed(graph, parent)),
         };
         let claimed = origin.and_then(|origin| self.ready.claim(origin, options.size));
         let Some((origin, ready)) = claimed else { return Ok(None) };
@@ -163,30 +165,38 @@ impl SnapshotTree {
                 return Err(error);
             }
         };
-        let labels = options.labels.clone();
-        let snapshot = Snapshot { parent, labels, created: now(), ..ready.snapshot.clone() };
+        let snapshot = Snapshot { labels: options.labels.clone(), created: now(), ..ready.snapshot.clone() };
+        let record = |graph: &Graph| {
+            let mut snapshot = snapshot.clone();
+            if let Parent::Snapshot(asked) = parent {
+                // It may have another name by now, or be gone, or not be sealed any more.
+                let parent = graph.id_of(origin.thin_id).filter(|id| sealed(graph, id.as_str()).is_some());
+                snapshot.parent = Some(parent.ok_or_else(|| unknown(asked))?);
+            }
+            Ok(Record::Add { id: id.clone(), snapshot })
+        };
         let cell = self.live.cell(id);
         let claimed = {
             let mut active = cell.lock();
-            let record = Record::Add { id: id.clone(), snapshot: snapshot.clone() };
             // It may have been closed meanwhile.
-            match self.check_open().and_then(|()| self.store.append(&record)) {
+            match self.check_open().and_then(|()| self.store.append_with(record)) {
                 Ok(seq) => {
                     self.store.begin_sync(seq);
                     active.pinned = activated;
                     let device = self.name_ready(&mut active, id, ready.volume, &snapshot);
-                    self.store.sync(seq).inspect_err(|_| reservation.unresolved = true).map(|()| device)
+                    self.store.sync(seq).inspect_err(|_| reservation.unresolved = true).map(|()| Some(device))
                 }
                 Err(error) => {
                     self.ready.put_back(origin, ready);
                     reservation.keep();
-                    Err(error)
+                    // What became of the parent is for the addition to say.
+                    if error.is_not_found() { Ok(None) } else { Err(error) }
                 }
             }
         };
         self.live.release(id, cell);
         self.work.wake();
-        claimed.map(Some)
+        claimed
     }
 
     /// Gives the device of a ready snapshot the name of the snapshot that it is now.

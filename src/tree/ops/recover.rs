@@ -30,11 +30,10 @@ impl SnapshotTree {
         }
         let mode = self.pool.generation.read(&self.pool.thin)?;
         self.complete_additions(volumes, recovered)?;
-        let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
-        let is_made = base.map_or(self.store.is_shared(), |fs| fs != FsState::Making);
+        let awaits_base = self.store.awaits_base();
         // Without a commit the tree is for looking, reading and removing from the state.
         let committed = |result| match result {
-            Err(Error::Thin(thin::Error::PoolMode { .. })) if is_made => Ok(false),
+            Err(Error::Thin(thin::Error::PoolMode { .. })) if !awaits_base => Ok(false),
             result => result.map(|()| true),
         };
         let mut commits = committed(self.bring_to_generation())?;
@@ -59,10 +58,9 @@ impl SnapshotTree {
         let present = volumes.map(|volumes| &volumes.present);
         let unmade = self.delete_abandoned()?;
         recovered.extend(unmade.into_iter().map(|thin_id| Recovered::VolumeDeleted { thin_id }));
-        let base = self.store.read(|graph| graph.base.as_ref().map(|base| base.fs));
-        if base.is_some_and(|fs| fs != FsState::Making) {
+        if !self.store.awaits_base() {
             self.check_base()?;
-        } else if (base.is_some() || !self.store.is_shared()) && self.make_base(present)? {
+        } else if self.make_base(present)? {
             recovered.push(Recovered::BaseMadeAnew);
         }
         match self.store.read_state(|state| self.options.wanted_data_size(state)) {

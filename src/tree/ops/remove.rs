@@ -15,6 +15,7 @@ use crate::thin::{ActivateOptions, ThinId, ThinVolume};
 use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::live::work::Exclusive;
+use crate::tree::ops::family::check_childless;
 use crate::tree::state::record::Record;
 use crate::tree::{Error, Result, trace};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -103,7 +104,7 @@ impl SnapshotTree {
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
         let (thin_id, busy) = self.with_snapshot(id, |active, snapshot| {
             if options.refuse_children {
-                self.check_childless(id)?;
+                self.store.read(|graph| check_childless(graph, id))?;
             }
             let deactivated = active.deactivate(&self.pool, id, timeout);
             let busy = deferred && matches!(deactivated, Err(Error::Busy { .. }));
@@ -114,7 +115,11 @@ impl SnapshotTree {
                 deactivated?;
             }
             let record = Record::Deleting { id: SnapshotId::new(id)? };
-            self.store.commit(&record).inspect_err(|_| {
+            let recorded = self.store.append_with(|graph| {
+                // One may have been made meanwhile.
+                if options.refuse_children { check_childless(graph, id).map(|()| record) } else { Ok(record) }
+            });
+            recorded.and_then(|seq| self.store.sync(seq)).inspect_err(|_| {
                 if let (Some(volume), Ok(name)) = (&mut active.volume, self.pool.names.name(id)) {
                     // The next open does it if this fails.
                     let _ = volume.rename(&name);
@@ -223,6 +228,7 @@ impl SnapshotTree {
     /// [`Error::Busy`] if it is open.
     pub(in crate::tree) fn delete_removed(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
         if self.store.read(|graph| graph.removed.contains_key(&thin_id)) {
+            self.store.sync_removals()?;
             self.pool.remove_left(thin_id)?;
         }
         self.delete_inactive(exclusive, thin_id)
@@ -232,8 +238,9 @@ impl SnapshotTree {
         let Some(removed) = self.store.read(|graph| graph.removed.get(&thin_id).cloned()) else {
             return Ok(());
         };
+        // Only then: what is discarded must not be found in the state again.
+        self.store.sync_removals()?;
         if self.discards() {
-            // Only now: what is discarded must not be found in the state again.
             self.discard(exclusive, thin_id, removed.size)?;
         }
         self.unmake(thin_id)

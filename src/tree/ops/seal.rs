@@ -9,7 +9,8 @@ use crate::tree::live::active::ActiveSnapshot;
 use crate::tree::live::base_check;
 use crate::tree::live::volume_file::VolumeFile;
 use crate::tree::ops::activate::Needs;
-use crate::tree::state::record::{Record, Snapshot};
+use crate::tree::ops::family::check_childless;
+use crate::tree::state::record::{FsState, Record, Snapshot};
 use crate::tree::{Error, Result, trace};
 use crate::tree::{Filesystem, Labels, SnapshotId, SnapshotTree};
 
@@ -97,6 +98,15 @@ impl SnapshotTree {
         active.check_unmounted(id)?;
         let was_active = active.volume.is_some();
         self.activate_as(active, id, snapshot, Needs::Write)?;
+        let grows = || self.store.read(|graph| graph.get(id).is_some_and(|it| it.fs == FsState::Growing));
+        if grows() {
+            // It was open, so that its file system could not be grown. It is when the device is closed.
+            self.deactivate_locked(active, id)?;
+            self.activate_as(active, id, snapshot, Needs::Write)?;
+            if let Some(volume) = active.volume.as_ref().filter(|_| grows()) {
+                return Err(busy(volume.name(), 1));
+            }
+        }
         let flushed = active.volume.as_ref().map_or(Ok(()), |volume| {
             self.clean_log(volume, id)?;
             // The pool may not have committed what was written last, through a descriptor that is closed now.
@@ -120,9 +130,12 @@ impl SnapshotTree {
             if snapshot.sealed.is_none() {
                 return Ok(());
             }
-            self.check_childless(id)?;
+            self.store.read(|graph| check_childless(graph, id))?;
             self.deactivate_locked(active, id)?;
-            self.store.commit(&Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None })?;
+            let unsealed = Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None };
+            // One may have been made meanwhile, of those that were ready.
+            let seq = self.store.append_with(|graph| check_childless(graph, id).map(|()| unsealed))?;
+            self.store.sync(seq)?;
             self.forget_ready(snapshot.thin_id);
             Ok(())
         })?;

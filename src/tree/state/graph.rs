@@ -87,9 +87,14 @@ impl Graph {
         all.map(|(id, snapshot)| (snapshot.thin_id, (id.clone(), snapshot.clone()))).collect()
     }
 
+    /// The base, unless it is only half made.
+    pub(in crate::tree) fn made_base(&self) -> Option<&Base> {
+        self.base.as_ref().filter(|base| base.fs != FsState::Making)
+    }
+
     /// Volumes that an open leaves as they are: the base if it is made, the snapshots, and those that were being added.
     pub(in crate::tree) fn kept(&self) -> impl Iterator<Item = ThinId> + '_ {
-        let base = self.base.iter().filter(|base| base.fs != FsState::Making).map(|base| base.thin_id);
+        let base = self.made_base().into_iter().map(|base| base.thin_id);
         let snapshots = self.snapshots.values().chain(self.adding.values());
         base.chain(snapshots.map(|snapshot| snapshot.thin_id))
     }
@@ -125,11 +130,10 @@ impl Graph {
                 self.orphans.insert(*thin_id);
             }
             Record::Base(base) => {
-                let old = self.base.as_ref();
-                if old.is_some_and(|old| old.fs != FsState::Making) {
+                if self.made_base().is_some() {
                     return Err("a second base");
                 }
-                let old = old.map(|old| old.thin_id);
+                let old = self.base.as_ref().map(|old| old.thin_id);
                 if old != Some(base.thin_id) {
                     self.claim(base.thin_id)?;
                     old.map(|old| self.index.used.remove(&old));
@@ -296,7 +300,7 @@ impl Graph {
 
     /// Whether a thin device is the base's or a sealed snapshot's.
     fn is_final(&self, thin_id: ThinId) -> bool {
-        let base = self.base.as_ref().filter(|base| base.fs != FsState::Making);
+        let base = self.made_base();
         let mut sealed = self.snapshots.values().filter(|snapshot| snapshot.sealed.is_some());
         base.is_some_and(|base| base.thin_id == thin_id) || sealed.any(|snapshot| snapshot.thin_id == thin_id)
     }
@@ -317,6 +321,14 @@ impl Graph {
     pub(in crate::tree) fn children(&self, id: &SnapshotId) -> Vec<SnapshotId> {
         let from = self.index.edges.range((id.clone(), SnapshotId::first())..);
         from.take_while(|(parent, _)| parent == id).map(|(_, child)| child.clone()).collect()
+    }
+
+    /// A snapshot that was made from this one, or is being made.
+    pub(in crate::tree) fn any_child(&self, id: &SnapshotId) -> Option<SnapshotId> {
+        let made = self.children(id).into_iter().find(|child| self.snapshots.contains_key(child));
+        let is_child = |child: &Snapshot| !child.parent_gone && child.parent.as_ref() == Some(id);
+        let mut adding = self.adding.iter().filter(|(_, child)| is_child(child));
+        made.or_else(|| adding.next().map(|(id, _)| id.clone()))
     }
 
     fn link(&mut self, id: &SnapshotId, snapshot: &Snapshot) {

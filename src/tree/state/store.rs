@@ -105,6 +105,8 @@ struct Inner {
     counters: Counters,
     /// The next id to try.
     next_id: u32,
+    /// The last line that removed a snapshot: to be durable before anything of a removed one is deleted.
+    removal_seq: u64,
     /// The line that reserved the window: to be durable before an id of it is used.
     window_seq: u64,
     /// The first id that no line before that one reserved.
@@ -219,6 +221,7 @@ impl Store {
             failed: false,
             counters: Counters::default(),
             next_id: state.graph.ids.from,
+            removal_seq: 0,
             window_seq: state.journal.seq,
             window_from: state.graph.ids.from,
             raised: 0,
@@ -276,6 +279,12 @@ impl Store {
         self.lock().state.pool.source.is_shared()
     }
 
+    /// Whether an open makes the base. In a pool of others that is left to the first snapshot.
+    pub(in crate::tree) fn awaits_base(&self) -> bool {
+        let shared = self.is_shared();
+        self.read(|graph| graph.made_base().is_none() && (graph.base.is_some() || !shared))
+    }
+
     /// Looks at the tree.
     pub(in crate::tree) fn read<T>(&self, look: impl FnOnce(&Graph) -> T) -> T {
         look(&self.lock().state.graph)
@@ -331,6 +340,19 @@ impl Store {
         self.append_at(&mut self.journal_end(), record)
     }
 
+    /// The same of a change that depends on all that were made before it.
+    pub(in crate::tree) fn append_with(&self, record: impl FnOnce(&Graph) -> Result<Record>) -> Result<u64> {
+        let mut end = self.journal_end();
+        let record = self.read(record)?;
+        self.append_at(&mut end, &record)
+    }
+
+    /// Waits until each removal that is recorded is durable.
+    pub(in crate::tree) fn sync_removals(&self) -> Result<()> {
+        let seq = self.lock().removal_seq;
+        self.sync(seq)
+    }
+
     fn append_at(&self, end: &mut JournalEnd, record: &Record) -> Result<u64> {
         let (journal, name) = (&self.journals[end.current], JOURNALS[end.current]);
         let path = || self.root.join(name);
@@ -365,6 +387,9 @@ impl Store {
                 (inner.window_from, inner.next_id) = (window.from, window.from);
             }
             (inner.window_seq, inner.is_new_window) = (position.seq, true);
+        }
+        if let Record::Deleting { .. } = record {
+            inner.removal_seq = position.seq;
         }
         inner.state.journal = position;
         inner.counters.lines += 1;
