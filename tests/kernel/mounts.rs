@@ -148,6 +148,23 @@ fn mount_works_after_a_foreign_unmount() {
 }
 
 #[test]
+fn a_mount_is_taken_over_where_it_is_now() {
+    let bench = Bench::new();
+    let tree = bench.tree();
+    let [before, after] = ["before", "after"].map(|name| bench.path().join(name));
+    fs::create_dir(&before).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    tree.mount("a", before.join("target")).unwrap();
+    drop(tree);
+    fs::rename(&before, &after).unwrap();
+    let tree = bench.tree();
+    assert_eq!(tree.get("a").unwrap().mounted, Some(after.join("target")));
+    tree.unmount("a").unwrap();
+    assert!(!after.join("target").exists());
+    tree.close().unwrap();
+}
+
+#[test]
 fn a_base_without_lost_found_is_empty_before_and_after_it_grows() {
     let bench = Bench::new();
     let target = bench.path().join("target");

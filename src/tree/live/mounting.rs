@@ -142,15 +142,20 @@ impl Mounts {
         let lines = if notes.is_empty() { Vec::new() } else { mounts(kernel)? };
         let mut found = BTreeMap::new();
         for (id, note) in notes {
-            let Ok(place) = MountPoint::open(kernel, &note.target) else {
-                self.release(id);
-                continue;
-            };
             // Until it is confirmed, device and target identify it.
             let line = lines.iter().rfind(|line| {
                 line.device == note.device
                     && note.mount.map_or(line.target == note.target, |mount| mount.id == line.id)
             });
+            // There it is now, whatever was renamed above it.
+            let target = line.map_or(note.target, |line| line.target.clone());
+            let Ok(place) = MountPoint::open(kernel, &target) else {
+                // As long as it is mounted somewhere another open may find it.
+                if line.is_none() {
+                    self.release(id);
+                }
+                continue;
+            };
             let (id_now, top) = (line.map(|line| line.mount_id()), place.top(kernel).ok().flatten());
             // With its unique id, if it is on top.
             let known = note.mount.or(id_now).filter(|_| line.is_some());
@@ -160,7 +165,7 @@ impl Mounts {
                 (Some(known), top) => {
                     let mount = top.unwrap_or(known);
                     self.confirm(id, mount);
-                    let mounted = Mounted { target: note.target, count: 1, id: mount, place };
+                    let mounted = Mounted { target, count: 1, id: mount, place };
                     match note.temporary {
                         true => self.unmount_temporary(id, &mounted, busy_timeout)?,
                         false => drop(found.insert(id, mounted)),

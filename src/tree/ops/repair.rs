@@ -54,6 +54,11 @@ impl SnapshotTree {
                 Ok(())
             }
             Finding::Orphan { thin_id } => {
+                // Another thread may have deleted it meanwhile, and its id be another volume's.
+                let _exclusive = self.work.exclusive();
+                if !self.store.read(|graph| graph.orphans.contains(thin_id)) {
+                    return Ok(());
+                }
                 self.pool.delete(*thin_id)?;
                 self.store.commit(&Record::Unmade { thin_id: *thin_id })
             }

@@ -135,6 +135,9 @@ impl MetadataRepair {
         let Self { mut tree, .. } = self;
         if !tree.has(REPLACING)? {
             tree.keep_damaged()?;
+            // Whatever wrote it: from the rename on it is the only copy of what belongs on the device.
+            let synced = tree.dir.open(REPAIRED, false).and_then(|file| file.sync());
+            synced.map_err(Error::io("sync", tree.path(REPAIRED)))?;
             tree.dir.rename(REPAIRED, REPLACING).map_err(Error::io("rename", tree.path(REPAIRED)))?;
             tree.sync_names()?;
         }
@@ -147,7 +150,8 @@ impl MetadataRepair {
 pub(in crate::tree) fn check_replaced(root: &Root, dir: &dyn StateDir) -> Result<()> {
     match dir.open(REPLACING, false) {
         Ok(_) => Err(replacing(root)),
-        Err(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("open", root.current_path().join(REPLACING))(error)),
     }
 }
 

@@ -87,7 +87,7 @@ pub struct TreeStatus {
     pub pool_name: DmName,
     /// Size of its data blocks.
     pub block_size: Bytes,
-    /// The size of the base.
+    /// The size of the base, or the one that it will have.
     pub base_size: Bytes,
     /// The file system of the base.
     pub filesystem: Filesystem,
@@ -265,7 +265,7 @@ impl SnapshotTree {
         Ok(self.store.read_state(|state| TreeStatus {
             pool_name: *self.pool.thin.name(),
             block_size: state.pool.block_size,
-            base_size: state.graph.base.as_ref().map_or(Bytes(0), |base| base.size),
+            base_size: state.graph.base.as_ref().map_or(self.options.new_base_size(), |base| base.size),
             filesystem: state.filesystem,
             min_free: match (self.options.min_free_data, &data) {
                 (MinFree::Bytes(bytes), _) => bytes,

@@ -322,7 +322,13 @@ pub(in crate::tree) fn replay(
         while at < bytes.len() {
             number += 1;
             let end = bytes[at..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |len| at + len);
-            let (position, record) = match parse(&bytes[at..end], before, replayed.last, covered) {
+            let line = parse(&bytes[at..end], before, replayed.last, covered);
+            // A change that the state refused was never acknowledged.
+            let applied = line.and_then(|(position, record)| match &record {
+                Some(record) => state.apply(record).map(|()| (position, true)).map_err(str::to_owned),
+                None => Ok((position, false)),
+            });
+            let (position, is_new) = match applied {
                 Ok(line) => line,
                 Err(reason) => {
                     // A line that does not follow a damaged journal is evidence itself.
@@ -339,8 +345,7 @@ pub(in crate::tree) fn replay(
             if position.seq == covered.seq && position != covered {
                 return Err(journal.corrupt(number, "not the line that the checkpoint contains".into()));
             }
-            if let Some(record) = record {
-                state.apply(&record).map_err(|reason| journal.corrupt(number, reason.into()))?;
+            if is_new {
                 // The other journal ended where this one goes on.
                 bad = bad.filter(|bad| bad.which == which);
                 replayed.needs_other |= replayed.len > 0 && replayed.current != which;

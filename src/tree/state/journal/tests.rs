@@ -128,6 +128,18 @@ fn every_flipped_bit_of_an_acknowledged_line_is_noticed_or_harmless() {
     }
 }
 
+/// A manager that is killed between a write and taking it back leaves a line that the state refuses.
+#[test]
+fn a_line_that_the_state_refused_is_left_out_unless_it_was_acknowledged() {
+    let (state, mut bytes) = journal(5);
+    let whole = bytes.len() as u64;
+    let (refused, _) =
+        encode_line(state.journal, 5, &Record::Unmade { thin_id: ThinId::new(77).unwrap() }).unwrap();
+    bytes.extend(refused);
+    assert_eq!(read(&bytes, 5).unwrap(), (state, whole));
+    assert!(matches!(read(&bytes, 6), Err(Error::Corrupt { line: Some(6), .. })));
+}
+
 /// The same where the mark says nothing, as after a power cut: only the last line stands unvouched.
 #[test]
 fn every_flipped_bit_before_the_last_line_is_noticed_without_the_mark() {
