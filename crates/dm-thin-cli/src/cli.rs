@@ -173,7 +173,7 @@ pub enum Command {
     /// Repairs damaged metadata of the pool: see `--restore`
     RepairMetadata {
         /// Take the last replacement back
-        #[arg(long)]
+        #[arg(long, conflicts_with = "dry_run")]
         restore: bool,
         #[command(flatten)]
         destroys: Destroys,

@@ -133,6 +133,6 @@ pub fn confirm(question: &str, yes: bool) -> Result<()> {
     std::io::stdin().read_line(&mut answer).map_err(Failure::new)?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Failure::new("nothing was done")),
+        _ => Err(Failure::usage("not confirmed: nothing was done")),
     }
 }

@@ -62,6 +62,9 @@ impl<W: Write> Archive<W> {
         header.set_gid(status.gid().into());
         header.set_mtime(u64::try_from(status.mtime()).unwrap_or(0));
         header.set_size(0);
+        if kind.is_socket() {
+            return Ok(false);
+        }
         if status.nlink() > 1 && !kind.is_dir() {
             if let Some(first) = self.links.get(&status.ino()) {
                 header.set_entry_type(EntryType::Link);
@@ -69,9 +72,6 @@ impl<W: Write> Archive<W> {
                 return Ok(true);
             }
             self.links.insert(status.ino(), name.to_owned());
-        }
-        if kind.is_socket() {
-            return Ok(false);
         }
         self.append_attributes(path)?;
         if kind.is_file() {
