@@ -157,6 +157,11 @@ impl Record {
         Ok(labels)
     }
 
+    /// Whether views can be added: labels of the snapshot and of its views may still become longer then.
+    pub fn has_room(&self) -> bool {
+        self.to_json().len() <= Labels::MAX_VALUE * Labels::MAX / 2
+    }
+
     /// JSON without the control characters that JSON allows and labels do not.
     fn to_json(&self) -> String {
         let json = serde_json::to_string(self).unwrap_or_default();

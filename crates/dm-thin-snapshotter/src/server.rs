@@ -10,9 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dm_thin::tree::SnapshotTree;
+use dm_thin::thin;
+use dm_thin::tree::{PoolEvent, SnapshotTree};
 use listenfd::ListenFd;
 use nix::sys::stat::{Mode, umask};
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -25,8 +27,12 @@ use crate::generated::snapshots::snapshots_server::SnapshotsServer;
 use crate::service::Service;
 use crate::snapshots::Snapshots;
 
-/// How long calls in flight, and clients that do not hang up, are waited for.
+/// How long calls in flight, and clients that do not hang up, are waited for; and for how long volumes of removed snapshots
+/// are deleted after that.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After an error of the pool's events.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -55,6 +61,7 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
     for (config, opening) in openings {
         let snapshots = Arc::new(open(config.clone()).await?);
         info!(root = %config.root.display(), address = %config.address.display(), "serving");
+        tokio::spawn(watch_pool(snapshots.tree().clone(), ending.clone()));
         opening.opened(snapshots.clone());
         served.push((config, snapshots));
     }
@@ -102,10 +109,49 @@ async fn open(config: TreeConfig) -> Result<Snapshots> {
     Ok(opened.await??)
 }
 
+/// Extends the pool when it is low on space, if it is configured to, and logs what happens to it.
+async fn watch_pool(tree: Arc<SnapshotTree>, mut ending: watch::Receiver<()>) {
+    let root = tree.root().display().to_string();
+    // The watcher has one descriptor, which is open as long as the watcher is there.
+    #[allow(deprecated)]
+    let register = |watcher| Ok(AsyncFd::new(watcher)?);
+    let mut watcher = match tree.watch_owned().map_err(Into::into).and_then(register) {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            let error: Box<dyn Error + Send + Sync> = error;
+            return warn!(root, %error, "the pool is not watched");
+        }
+    };
+    loop {
+        let pause = match tokio::task::block_in_place(|| watcher.get_mut().next_within(Duration::ZERO)) {
+            Ok(Some(PoolEvent { event: thin::PoolEvent::Removed, .. })) => return,
+            Ok(Some(PoolEvent { event, extended, .. })) => {
+                warn!(root, ?extended, "the pool: {event}");
+                continue;
+            }
+            Ok(None) => None,
+            Err(error) => {
+                warn!(root, %error, "the pool");
+                Some(WATCH_PAUSE)
+            }
+        };
+        let more = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => drop(watcher.readable().await.map(|mut ready| ready.clear_ready())),
+            }
+        };
+        tokio::select! {
+            () = more => {}
+            _ = ending.changed() => return,
+        }
+    }
+}
+
 /// Without this everything stays active, and the next start takes it over.
 fn close(config: &TreeConfig, snapshots: &Snapshots) {
     if config.deactivate_on_exit
-        && let Err(error) = snapshots.tree().close()
+        && let Err(error) = snapshots.tree().close_within(END_TIMEOUT)
     {
         warn!(root = %config.root.display(), %error, "not all is deactivated");
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dm_thin::tree::{
@@ -43,7 +43,7 @@ pub struct Mount {
 /// containerd's snapshots in a tree: the calls of the service, which block.
 #[derive(Debug)]
 pub struct Snapshots {
-    tree: SnapshotTree,
+    tree: Arc<SnapshotTree>,
     filesystem: Filesystem,
     base_size: Bytes,
     /// What the labels of the tree's snapshots say.
@@ -93,7 +93,7 @@ impl Snapshots {
             recent: Mutex::default(),
             filesystem: status.filesystem,
             base_size: status.base_size,
-            tree,
+            tree: Arc::new(tree),
             entries: Mutex::new(entries),
             locks: Locks::default(),
             active_usage: Mutex::default(),
@@ -101,7 +101,7 @@ impl Snapshots {
     }
 
     /// The tree.
-    pub fn tree(&self) -> &SnapshotTree {
+    pub fn tree(&self) -> &Arc<SnapshotTree> {
         &self.tree
     }
 
@@ -150,7 +150,7 @@ impl Snapshots {
         let Some(parent_id) = parent_id else { return self.add(info, None) };
         let mut record = self.record(parent)?;
         record.views.push(info.clone());
-        if record.labels().is_err() {
+        if !record.has_room() {
             return self.add(info, Some(&parent_id));
         }
         let device = self.tree.activate(&parent_id).map_err(status)?;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use dm_thin::Errno;
-use dm_thin::dm::UdevPolicy;
-use dm_thin::kernel::{Access, Kernel};
+use dm_thin::dm::{DeviceMapper, UdevPolicy};
+use dm_thin::kernel::{Access, DeviceNumber, Kernel};
 use dm_thin::model::ModelKernel;
-use dm_thin::tree::{Filesystem, SnapshotTree};
-use dm_thin::units::Bytes;
+use dm_thin::thin::{PoolFeatures, PoolTable, ThinPool};
+use dm_thin::tree::{Filesystem, Options, SnapshotTree};
+use dm_thin::units::{Blocks, Bytes};
 use dm_thin_snapshotter::config::Arguments;
 use dm_thin_snapshotter::generated::snapshots as api;
 use dm_thin_snapshotter::generated::snapshots::snapshots_server::Snapshots as _;
@@ -25,6 +26,8 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Status};
 
+const SIZES: [&str; 4] = ["--data-size", "64M", "--metadata-size", "4M"];
+
 struct Fixture {
     kernel: Arc<ModelKernel>,
     directory: TempDir,
@@ -35,14 +38,17 @@ impl Fixture {
         Self { kernel: Arc::new(ModelKernel::new()), directory: tempfile::tempdir().unwrap() }
     }
 
-    fn open_with(&self, filesystem: Filesystem) -> Snapshots {
-        let arguments = ["", "--root", "/r", "--data-size", "64M", "--metadata-size", "4M"];
-        let arguments = Arguments::try_parse_from(arguments).unwrap();
+    fn options(&self, arguments: &[&str], filesystem: Filesystem) -> Options {
+        let arguments = Arguments::try_parse_from([""].iter().chain(arguments)).unwrap();
         let base = Bytes::mib(if filesystem == Filesystem::Xfs { 300 } else { 16 });
         let options = arguments.trees().unwrap()[0].options().base_size(base).filesystem(filesystem);
-        let options = options.busy_timeout(std::time::Duration::ZERO).background_threads(false);
-        let options = options.kernel(self.kernel.clone()).udev(UdevPolicy::None);
-        Snapshots::new(SnapshotTree::open(self.directory.path().join("root"), options).unwrap(), 2).unwrap()
+        let options = options.busy_timeout(Duration::ZERO).background_threads(false);
+        options.kernel(self.kernel.clone()).udev(UdevPolicy::None)
+    }
+
+    fn open_with(&self, filesystem: Filesystem) -> Snapshots {
+        let root = self.directory.path().join("root");
+        Snapshots::new(SnapshotTree::open(root, self.options(&SIZES, filesystem)).unwrap(), 2).unwrap()
     }
 
     fn open(&self) -> Snapshots {
@@ -135,6 +141,35 @@ fn xfs_is_mounted_in_spite_of_its_uuid() {
     let snapshots = fixture.open_with(Filesystem::Xfs);
     let mounts = snapshots.view("view", "", none()).unwrap();
     assert_eq!((mounts[0].filesystem, mounts[0].options.join(",").as_str()), ("xfs", "ro,nouuid"));
+}
+
+#[test]
+fn a_size_below_the_base_is_none_in_a_pool_that_has_no_base_yet() {
+    let fixture = Fixture::new();
+    let [metadata, data] = [16, 32].map(|minor| {
+        let number = DeviceNumber { major: 8, minor };
+        fixture
+            .kernel
+            .set_disk(Path::new(&format!("/dev/{minor}")), number, Bytes::mib(64).sectors())
+            .unwrap();
+        number
+    });
+    let table = PoolTable {
+        metadata,
+        data,
+        block_size: Bytes::kib(64).sectors(),
+        low_water_mark: Blocks(16),
+        features: PoolFeatures::default(),
+    };
+    let dm = Arc::new(DeviceMapper::with_kernel(fixture.kernel.clone(), UdevPolicy::None).unwrap());
+    let (name, uuid) = ("theirs".parse().unwrap(), "LVM-theirs".parse().unwrap());
+    ThinPool::create(dm, &name, &uuid, &table, Bytes::mib(64).sectors()).unwrap();
+    let options = fixture.options(&["--pool", "theirs"], Filesystem::None);
+    let root = fixture.directory.path().join("root");
+    let snapshots = Snapshots::new(SnapshotTree::open(root, options).unwrap(), 0).unwrap();
+    let max_size = labels(&[("containerd.io/snapshot/max-size", "1048576")]);
+    snapshots.prepare("key", "", max_size).unwrap();
+    assert_eq!(snapshots.tree().get("key").unwrap().size, Bytes::mib(16));
 }
 
 #[test]
@@ -331,11 +366,15 @@ fn a_view_that_its_parent_has_no_room_for_is_a_snapshot() {
     let fixture = Fixture::new();
     let snapshots = fixture.open();
     layer(&snapshots, "layer", "");
-    let long = labels(&[("long", &"x".repeat(4000))]);
+    let long = labels(&[("long", &"x".repeat(3000))]);
     snapshots.view("v1", "layer", long.clone()).unwrap();
     let mounts = snapshots.view("v2", "layer", long.clone()).unwrap();
     assert_eq!(mounts[0].options, ["ro"]);
     assert_eq!((snapshots.tree().list().len(), &snapshots.stat("v2").unwrap().labels), (2, &long));
+    // What is left is for labels that the layer and its views get later.
+    for key in ["layer", "v1"] {
+        snapshots.update(key, &labels(&[("later", &"x".repeat(3500))]), &[]).unwrap();
+    }
     let too_long = labels(&[("a", &"x".repeat(4000)), ("b", &"x".repeat(4000)), ("c", &"x".repeat(300))]);
     assert_eq!(code(snapshots.prepare("new", "layer", too_long)), Code::InvalidArgument);
 }

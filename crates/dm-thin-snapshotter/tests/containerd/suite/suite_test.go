@@ -73,6 +73,9 @@ func TestSuite(t *testing.T) {
 
 // connect returns a client of a socket.
 func connect(ctx context.Context, socket string) (*grpc.ClientConn, snapshots.Snapshotter, error) {
+	// A server that has ended does not answer.
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	client, err := grpc.DialContext(ctx, "unix://"+socket, grpc.WithInsecure(), grpc.WithBlock())
 	if err != nil {
 		return nil, nil, err
@@ -82,6 +85,10 @@ func connect(ctx context.Context, socket string) (*grpc.ClientConn, snapshots.Sn
 
 // startDmThin runs dm-thin-snapshotter on an empty directory, and returns a client and what ends both.
 func startDmThin(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+	// The suite of the other peer may have cleared the umask when the root was made.
+	if err := os.Chmod(root, 0755); err != nil {
+		return nil, nil, err
+	}
 	socket := filepath.Join(filepath.Dir(root), "socket")
 	args := append([]string{"--root", root, "--address", socket}, strings.Fields(os.Getenv("DM_THIN_SNAPSHOTTER_ARGS"))...)
 	server := exec.Command(os.Getenv("DM_THIN_SNAPSHOTTER"), args...)
