@@ -98,17 +98,17 @@ impl LoopControl {
             return Ok(index);
         }
         match self.scan_for_free(unusable) {
-            Err(Error::NoFreeLoopDevice { .. }) => self.add_another(),
+            Err(Error::NoFreeLoopDevice { .. }) if self.control.is_some() => self.add_another(),
             result => result,
         }
     }
 
-    /// Adds a device behind the last one. Without an index, kernels before 5.14 say EEXIST as long as there is any that is
+    /// Adds a device where there is none. Without an index, kernels before 5.14 say EEXIST as long as there is any that is
     /// free.
     fn add_another(&self) -> Result<LoopIndex> {
-        let next = self.indices()?.last().map_or(0, |last| last.0.saturating_add(1));
-        let mut indices = (next..next.saturating_add(TRIES)).map(LoopIndex);
-        let added = indices.find_map(|index| match self.add(index) {
+        let there = self.indices()?;
+        let absent = (0..).map(LoopIndex).filter(|index| there.binary_search(index).is_err());
+        let added = absent.take(TRIES as usize).find_map(|index| match self.add(index) {
             // Another process was faster.
             Err(error) if error.is_exists() => None,
             result => Some(result.map(|()| index)),
@@ -184,24 +184,31 @@ impl LoopControl {
         let backing = self.kernel.files().file_status(file.as_fd());
         let backing = backing.map_err(|errno| Error::io("stat", "backing file")(errno))?;
         for index in self.indices()? {
-            let found = match self.device_with_node(index, Access::READ) {
-                // Gone since it was listed, or the node is another device's.
-                Err(Errno::ENXIO | Errno::ENODEV | Errno::ENOENT) => continue,
-                opened => opened.map_err(|errno| Error::Open { path: device_path(index), errno })?,
+            let is_missing = |error: &Error| error.errno() == Some(Errno::ENOENT);
+            let found = match self.device(index, Access::READ) {
+                // Bound, and without a node here.
+                Err(error) if is_missing(&error) && self.is_bound(index) => self
+                    .device_with_node(index, Access::READ)
+                    .map_err(|errno| Error::Open { path: device_path(index), errno }),
+                opened => opened,
             };
-            match found.status() {
-                Ok(status)
+            match found.and_then(|found| found.status().map(|status| (found, status))) {
+                Ok((found, status))
                     if status.backing_device == backing.device && status.backing_inode == backing.inode =>
                 {
                     return Ok(Some(found));
                 }
-                Ok(_) => {}
-                // Unbound, or gone since it was listed.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
+                // It may be the one.
+                Err(error) if error.errno().is_some_and(is_shortage) => return Err(error),
+                // Another file's; unbound; gone since it was listed; of another container; on a file that does not answer.
+                Ok(_) | Err(_) => {}
             }
         }
         Ok(None)
+    }
+
+    fn is_bound(&self, index: LoopIndex) -> bool {
+        self.kernel.block_attribute(&format!("loop{index}"), "loop/backing_file").is_ok()
     }
 
     /// The indices of all loop devices, in order. There may be gaps.
@@ -246,4 +253,9 @@ impl LoopControl {
             Some(Err(errno)) => Err(refused(request, device_path(index).display(), errno)),
         }
     }
+}
+
+/// Whether this process lacks what it takes to look.
+fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EINTR)
 }

@@ -392,6 +392,10 @@ impl World {
         match (attribute, mapped) {
             ("dev", _) => Ok(number.to_string().into_bytes()),
             ("size", _) => Ok(self.sectors(number).ok_or(Errno::ENOENT)?.to_string().into_bytes()),
+            ("loop/backing_file", None) if number.major == loop_number(0).major => {
+                let bound = self.loops.get(&number.minor).filter(|device| device.is_bound());
+                bound.map(|_| Vec::new()).ok_or(Errno::ENOENT)
+            }
             ("serial", None) => serial.map(String::into_bytes).ok_or(Errno::ENOENT),
             ("diskseq", Some(device)) => Ok(device.sequence.to_string().into_bytes()),
             ("dm/name", Some(device)) => Ok(device.name.clone()),
