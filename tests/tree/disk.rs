@@ -17,6 +17,8 @@ use dm_thin::units::Bytes;
 use crate::rig::Rig;
 
 const COUNT: usize = 30;
+/// What no step takes.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A directory of a file system that can be full: then only blocks that a file has can be written.
 #[derive(Debug, Clone)]
@@ -128,7 +130,7 @@ impl StateFile for DiskFile {
         let pause = self.space.pause.lock().unwrap().take_if(|pause| pause.name == self.name);
         if let Some(pause) = pause {
             pause.begun.send(()).unwrap();
-            pause.go_on.recv().unwrap();
+            pause.go_on.recv_timeout(LONG).unwrap();
         }
         if self.space.tears.swap(false, Ordering::Relaxed) {
             self.file.write_at(offset, &bytes[..bytes.len() / 2])?;
@@ -155,7 +157,7 @@ impl StateFile for DiskFile {
         let pause = self.space.pause.lock().unwrap().take_if(|pause| pause.name == "sync");
         if let Some(pause) = pause {
             pause.begun.send(()).unwrap();
-            pause.go_on.recv().unwrap();
+            pause.go_on.recv_timeout(LONG).unwrap();
         }
         match self.space.no_sync.load(Ordering::Relaxed) && self.name.starts_with("journal") {
             true => Err(Errno::EIO.into()),
@@ -197,7 +199,7 @@ fn the_deletion_of_another_removal_waits_for_its_sync() {
     let (begun, go_on) = disk.pause("sync");
     thread::scope(|scope| {
         scope.spawn(|| tree.remove("a").unwrap());
-        begun.recv().unwrap();
+        begun.recv_timeout(LONG).unwrap();
         let reaped = scope.spawn(|| tree.reap().unwrap());
         thread::sleep(Duration::from_millis(100));
         let meanwhile = rig.kernel.thin_devices(&pool).unwrap().len();
@@ -220,7 +222,7 @@ fn a_child_that_is_being_added_is_a_child() {
     thread::scope(|scope| {
         let added = scope.spawn(|| tree.add("b", Parent::Snapshot("a")));
         // It has its volume, and waits for its record.
-        begun.recv().unwrap();
+        begun.recv_timeout(LONG).unwrap();
         let removed = scope.spawn(|| tree.remove_with("a", &RemoveOptions::new().refuse_children(true)));
         let unsealed = scope.spawn(|| tree.unseal("a"));
         thread::sleep(Duration::from_millis(100));
@@ -367,7 +369,7 @@ fn readers_do_not_wait_for_a_sync() {
     let (has_begun, go_on) = disk.pause("journal.0");
     thread::scope(|scope| {
         let adding = scope.spawn(|| tree.add("b", Parent::Base));
-        has_begun.recv().unwrap();
+        has_begun.recv_timeout(LONG).unwrap();
         // The write ends when all of these have answered.
         assert!(tree.contains("a") && tree.get("b").is_err());
         assert_eq!((tree.list().len(), tree.children("a").unwrap().len()), (1, 0));
@@ -394,7 +396,7 @@ fn grow_pool_is_durable_beside_a_running_checkpoint() {
             let mut ids = (0..).take_while(|_| !is_begun.load(Ordering::Relaxed));
             ids.try_for_each(|id| tree.add(id.to_string(), Parent::Base))
         });
-        has_begun.recv().unwrap();
+        has_begun.recv_timeout(LONG).unwrap();
         is_begun.store(true, Ordering::Relaxed);
         let growing = scope.spawn(|| tree.grow_pool(size).unwrap());
         while fs::metadata(rig.root().join("pool/data")).unwrap().len() < size.0 {
@@ -459,7 +461,7 @@ fn changes_go_on_while_a_checkpoint_is_written() {
     let (has_begun, go_on) = disk.pause("state.json.tmp");
     thread::scope(|scope| {
         let adding = scope.spawn(|| (0..40).for_each(|n| tree.add(format!("a{n}"), Parent::Base).unwrap()));
-        has_begun.recv().unwrap();
+        has_begun.recv_timeout(LONG).unwrap();
         // More than would begin the next checkpoint.
         (0..40).for_each(|n| tree.add(format!("b{n}"), Parent::Base).unwrap());
         (0..20).for_each(|n| tree.remove(format!("b{n}")).unwrap());

@@ -1,6 +1,7 @@
 //! Parents, children, and walks over the tree.
 
 use crate::tree::state::graph::Graph;
+use crate::tree::state::store::Recorded;
 use crate::tree::{Error, Result};
 use crate::tree::{Lineage, Node};
 use crate::tree::{SnapshotId, SnapshotTree};
@@ -63,9 +64,10 @@ impl SnapshotTree {
 
 /// # Errors
 /// [`Error::HasChildren`]; one that is being added is one.
-pub(in crate::tree) fn check_childless(graph: &Graph, id: &str) -> Result<()> {
-    let (known, _) = graph.snapshots.get_key_value(id).ok_or_else(|| crate::tree::error::unknown(id))?;
-    match graph.any_child(known) {
+pub(in crate::tree) fn check_childless(recorded: &Recorded<'_>, id: &str) -> Result<()> {
+    let known = recorded.graph.snapshots.get_key_value(id);
+    let (known, _) = known.ok_or_else(|| crate::tree::error::unknown(id))?;
+    match recorded.any_child(known) {
         Some(child) => Err(Error::HasChildren { id: id.to_owned(), child: child.to_string() }),
         None => Ok(()),
     }

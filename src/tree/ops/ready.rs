@@ -13,6 +13,7 @@ use crate::tree::live::work::Exclusive;
 use crate::tree::ops::add::now;
 use crate::tree::state::graph::Graph;
 use crate::tree::state::record::{FsState, Record, Snapshot};
+use crate::tree::state::store::Recorded;
 use crate::tree::{AddOptions, Filesystem, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
 
@@ -150,11 +151,14 @@ impl SnapshotTree {
         options: &AddOptions,
         activated: bool,
     ) -> Result<Option<Option<PathBuf>>> {
-        let sealed =
-            |graph: &Graph, id: &str| graph.get(id).filter(|it| it.sealed.is_some()).map(|it| it.thin_id);
-        let origin = match parent {
-            Parent::Base => self.base_id(),
-            Parent::Snapshot(parent) => self.store.read(|graph| sealed(graph, parent)),
+        // A snapshot, and its content: written since, it has another identity.
+        let sealed = |graph: &Graph, id: &str| Some((graph.get(id)?.thin_id, graph.get(id)?.sealed?));
+        let (origin, content) = match parent {
+            Parent::Base => (self.base_id(), None),
+            Parent::Snapshot(id) => {
+                let content = self.store.read(|graph| sealed(graph, id));
+                (content.map(|(origin, _)| origin), content)
+            }
         };
         let claimed = origin.and_then(|origin| self.ready.claim(origin, options.size));
         let Some((origin, ready)) = claimed else { return Ok(None) };
@@ -166,11 +170,14 @@ impl SnapshotTree {
             }
         };
         let snapshot = Snapshot { labels: options.labels.clone(), created: now(), ..ready.snapshot.clone() };
-        let record = |graph: &Graph| {
+        let record = |recorded: &Recorded<'_>| {
+            let graph = recorded.graph;
             let mut snapshot = snapshot.clone();
             if let Parent::Snapshot(asked) = parent {
-                // It may have another name by now, or be gone, or not be sealed any more.
-                let parent = graph.id_of(origin.thin_id).filter(|id| sealed(graph, id.as_str()).is_some());
+                let is_it = |id: &SnapshotId| sealed(graph, id.as_str()) == content;
+                let named = SnapshotId::new(asked).ok().filter(is_it);
+                // It may have another name by now, or be gone.
+                let parent = named.or_else(|| graph.id_of(origin.thin_id).filter(is_it));
                 snapshot.parent = Some(parent.ok_or_else(|| unknown(asked))?);
             }
             Ok(Record::Add { id: id.clone(), snapshot })

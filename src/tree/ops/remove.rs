@@ -93,7 +93,8 @@ impl SnapshotTree {
     /// back: by the tree's thread, or by [`reap`](Self::reap).
     ///
     /// # Errors
-    /// As [`remove`](Self::remove); deferred, a snapshot that is open elsewhere is no error.
+    /// As [`remove`](Self::remove); deferred, a snapshot that is open elsewhere is no error. [`Error::HasChildren`] where that
+    /// is asked for: it may be inactive then.
     pub fn remove_with(&self, id: impl AsRef<str>, options: &RemoveOptions) -> Result<Removal> {
         let id = id.as_ref();
         trace::call("remove", id, || self.remove_now(id, options))
@@ -104,7 +105,7 @@ impl SnapshotTree {
         let deferred = options.deferred.unwrap_or(self.options.deferred_deletion);
         let (thin_id, busy) = self.with_snapshot(id, |active, snapshot| {
             if options.refuse_children {
-                self.store.read(|graph| check_childless(graph, id))?;
+                self.store.recorded(|recorded| check_childless(recorded, id))?;
             }
             let deactivated = active.deactivate(&self.pool, id, timeout);
             let busy = deferred && matches!(deactivated, Err(Error::Busy { .. }));
@@ -115,9 +116,13 @@ impl SnapshotTree {
                 deactivated?;
             }
             let record = Record::Deleting { id: SnapshotId::new(id)? };
-            let recorded = self.store.append_with(|graph| {
+            let recorded = self.store.append_with(|recorded| {
                 // One may have been made meanwhile.
-                if options.refuse_children { check_childless(graph, id).map(|()| record) } else { Ok(record) }
+                if options.refuse_children {
+                    check_childless(recorded, id).map(|()| record)
+                } else {
+                    Ok(record)
+                }
             });
             recorded.and_then(|seq| self.store.sync(seq)).inspect_err(|_| {
                 if let (Some(volume), Ok(name)) = (&mut active.volume, self.pool.names.name(id)) {

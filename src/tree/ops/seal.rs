@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use crate::kernel::Access;
+use crate::retry::Retry;
 use crate::thin::ThinVolume;
 use crate::tree::error::busy;
 use crate::tree::live::active::ActiveSnapshot;
@@ -99,11 +100,14 @@ impl SnapshotTree {
         let was_active = active.volume.is_some();
         self.activate_as(active, id, snapshot, Needs::Write)?;
         let grows = || self.store.read(|graph| graph.get(id).is_some_and(|it| it.fs == FsState::Growing));
-        if grows() {
+        let mut retry = Retry::within(self.options.busy_timeout);
+        while grows() {
             // It was open, so that its file system could not be grown. It is when the device is closed.
+            let pinned = active.pinned;
             self.deactivate_locked(active, id)?;
             self.activate_as(active, id, snapshot, Needs::Write)?;
-            if let Some(volume) = active.volume.as_ref().filter(|_| grows()) {
+            active.pinned = pinned;
+            if let Some(volume) = active.volume.as_ref().filter(|_| grows() && !retry.pause()) {
                 return Err(busy(volume.name(), 1));
             }
         }
@@ -123,18 +127,19 @@ impl SnapshotTree {
     /// is no base of a stream any more. Nothing happens to a snapshot that is not sealed.
     ///
     /// # Errors
-    /// [`Error::UnknownSnapshot`]; [`Error::HasChildren`]; [`Error::Mounted`]; [`Error::Busy`] if its device is open.
+    /// [`Error::UnknownSnapshot`]; [`Error::HasChildren`], after which it may be inactive; [`Error::Mounted`]; [`Error::Busy`]
+    /// if its device is open.
     pub fn unseal(&self, id: impl AsRef<str>) -> Result<()> {
         let id = id.as_ref();
         self.with_snapshot(id, |active, snapshot| {
             if snapshot.sealed.is_none() {
                 return Ok(());
             }
-            self.store.read(|graph| check_childless(graph, id))?;
+            self.store.recorded(|recorded| check_childless(recorded, id))?;
             self.deactivate_locked(active, id)?;
             let unsealed = Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None };
             // One may have been made meanwhile, of those that were ready.
-            let seq = self.store.append_with(|graph| check_childless(graph, id).map(|()| unsealed))?;
+            let seq = self.store.append_with(|recorded| check_childless(recorded, id).map(|()| unsealed))?;
             self.store.sync(seq)?;
             self.forget_ready(snapshot.thin_id);
             Ok(())

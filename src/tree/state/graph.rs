@@ -323,14 +323,6 @@ impl Graph {
         from.take_while(|(parent, _)| parent == id).map(|(_, child)| child.clone()).collect()
     }
 
-    /// A snapshot that was made from this one, or is being made.
-    pub(in crate::tree) fn any_child(&self, id: &SnapshotId) -> Option<SnapshotId> {
-        let made = self.children(id).into_iter().find(|child| self.snapshots.contains_key(child));
-        let is_child = |child: &Snapshot| !child.parent_gone && child.parent.as_ref() == Some(id);
-        let mut adding = self.adding.iter().filter(|(_, child)| is_child(child));
-        made.or_else(|| adding.next().map(|(id, _)| id.clone()))
-    }
-
     fn link(&mut self, id: &SnapshotId, snapshot: &Snapshot) {
         self.index.id_bytes += id.as_str().len();
         if let Some(parent) = snapshot.parent.clone().filter(|_| !snapshot.parent_gone) {

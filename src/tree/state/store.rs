@@ -125,6 +125,27 @@ struct Inner {
     pending_names: HashSet<SnapshotId>,
 }
 
+/// The tree, and what calls are making.
+#[derive(Debug)]
+pub(in crate::tree) struct Recorded<'a> {
+    pub(in crate::tree) graph: &'a Graph,
+    pending_ids: &'a BTreeSet<ThinId>,
+}
+
+impl Recorded<'_> {
+    /// A snapshot that was made from this one, or is being made.
+    pub(in crate::tree) fn any_child(&self, id: &SnapshotId) -> Option<SnapshotId> {
+        let snapshots = &self.graph.snapshots;
+        let made = self.graph.children(id).into_iter().find(|child| snapshots.contains_key(child));
+        let is_child =
+            |child: &super::record::Snapshot| !child.parent_gone && child.parent.as_ref() == Some(id);
+        let mut adding = self.graph.adding.iter();
+        // What a failed addition left is no child.
+        let child = adding.find(|(_, child)| is_child(child) && self.pending_ids.contains(&child.thin_id));
+        made.or_else(|| child.map(|(id, _)| id.clone()))
+    }
+}
+
 impl Store {
     /// What is on disk, if there is anything.
     pub(in crate::tree) fn load(root: PathBuf, dir: Arc<dyn StateDir>) -> Result<Option<Self>> {
@@ -341,10 +362,19 @@ impl Store {
     }
 
     /// The same of a change that depends on all that were made before it.
-    pub(in crate::tree) fn append_with(&self, record: impl FnOnce(&Graph) -> Result<Record>) -> Result<u64> {
+    pub(in crate::tree) fn append_with(
+        &self,
+        record: impl FnOnce(&Recorded<'_>) -> Result<Record>,
+    ) -> Result<u64> {
         let mut end = self.journal_end();
-        let record = self.read(record)?;
+        let record = self.recorded(record)?;
         self.append_at(&mut end, &record)
+    }
+
+    /// Looks at the tree and at what calls are making.
+    pub(in crate::tree) fn recorded<T>(&self, look: impl FnOnce(&Recorded<'_>) -> T) -> T {
+        let inner = self.lock();
+        look(&Recorded { graph: &inner.state.graph, pending_ids: &inner.pending_ids })
     }
 
     /// Waits until each removal that is recorded is durable.
