@@ -9,7 +9,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, FallocateFlags, OFlag, fallocate, openat, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, fsync, symlinkat, syncfs, unlinkat};
 
@@ -28,7 +28,11 @@ impl Files for RealKernel {
     }
 
     fn make_directory(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
-        mkdirat(above, name, Mode::from_bits_truncate(mode))
+        let mode = Mode::from_bits_truncate(mode);
+        mkdirat(above, name, mode)?;
+        // Whatever the process's umask.
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        fchmod(openat(above, name, flags, Mode::empty())?, mode)
     }
 
     fn remove_directory(&self, above: &Directory, name: &OsStr) -> Result<(), Errno> {
@@ -47,7 +51,8 @@ impl Files for RealKernel {
 
     fn make_file(&self, above: &Directory, name: &OsStr, mode: u32) -> Result<(), Errno> {
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-        openat(above, name, flags, Mode::from_bits_truncate(mode)).map(drop)
+        let mode = Mode::from_bits_truncate(mode);
+        fchmod(openat(above, name, flags, mode)?, mode)
     }
 
     fn make_symlink(&self, above: &Directory, name: &OsStr, text: &Path) -> Result<(), Errno> {

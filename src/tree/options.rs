@@ -193,7 +193,7 @@ impl Options {
         /// Flags for every mount.
         mount_flags: MountFlags => mount_flags;
         /// Options for every mount, as in `mount -o`, but without those that are flags. XFS always gets
-        /// `nouuid`.
+        /// `nouuid`, ext4 `errors=remount-ro`, whatever its superblock says, unless another `errors=` follows.
         mount_options: String => mount_options;
         /// Begin of all device names: 1 to 16 bytes. Default `dm-thin`.
         name_prefix: String => name_prefix;

@@ -219,7 +219,7 @@ fn receive_refuses_a_stream_before_writing_anything() {
     refuse(VolumeHeader { filesystem, ..header("new") }, "file system: the tree has none, xfs was asked for");
     refuse(VolumeHeader { base: one, ..header("new") }, "less than its parent's");
     refuse(VolumeHeader { size: Bytes(100_000), ..header("new") }, "not a multiple of 4096");
-    refuse(VolumeHeader { size: Bytes(u64::MAX - 4095), ..header("new") }, "larger than the kernel's");
+    refuse(VolumeHeader { size: Bytes(u64::MAX - 4095), ..header("new") }, "larger than 1 PiB");
     refuse(VolumeHeader { base: Some(Uuid::new_v4()), ..header("new") }, "no sealed snapshot with content");
     refuse(VolumeHeader { resume: Bytes(4096), ..header("new") }, "received so far: 0");
     refuse(header("base"), "reserved");
@@ -235,12 +235,12 @@ fn holes_are_discarded_only_where_blocks_are_mapped() {
     let rig = Rig::new();
     let tree = rig.tree();
     let sizes = |name| rig.kernel.log().iter().filter(|call| call.name == name).count();
-    let large = VolumeHeader { size: Bytes::gib(1 << 20), ..header("large") };
+    let large = VolumeHeader { size: Bytes::gib(1 << 19), ..header("large") };
     rig.kernel.clear_log();
     receive(&tree, &forge(&large)).unwrap();
     assert_eq!(sizes("BLKDISCARD"), 0);
     let larger = VolumeHeader { base: Some(large.volume), ..header("larger") };
-    let larger = VolumeHeader { size: Bytes::gib(2 << 20), ..larger };
+    let larger = VolumeHeader { size: Bytes::gib(1 << 20), ..larger };
     receive(&tree, &forge(&larger)).unwrap();
     // Of the large one's hole nothing is mapped; its last word is in the larger one's.
     assert_eq!(sizes("BLKDISCARD"), 1);
@@ -288,6 +288,24 @@ fn receives_of_one_volume_from_several_bases_are_kept_apart() {
     to.discard_receive(volume).unwrap();
     assert_eq!(to.partial_receives(), []);
     assert_eq!(to.check().unwrap(), []);
+    to.close().unwrap();
+}
+
+/// Who knows the UUID of a volume that is still to come can send something else under it, and stop.
+#[test]
+fn a_whole_stream_does_not_build_on_what_another_one_left() {
+    let (_from_rig, from) = family();
+    let one = from.get("one").unwrap();
+    let theirs = VolumeHeader { volume: one.sealed.unwrap(), size: one.size, ..header("theirs") };
+    let theirs = forge(&theirs);
+    let rig = Rig::new();
+    let to = rig.tree();
+    let resumable = ReceiveOptions::new().resumable(true).checkpoint_every(Bytes(4096));
+    to.receive(&theirs[..theirs.len() - 40], resumable).unwrap_err();
+    assert_eq!(to.partial_receives().len(), 1);
+    receive(&to, &send(&from, "one", None)).unwrap();
+    assert_same(&from, &to, "one");
+    assert_eq!((to.partial_receives(), to.check().unwrap()), (vec![], vec![]));
     to.close().unwrap();
 }
 

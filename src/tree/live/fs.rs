@@ -29,11 +29,14 @@ impl Filesystem {
         }
     }
 
-    /// Mount options that every mount of it needs: all snapshots have the UUID of the base.
+    /// Mount options that every mount of it has before those that are asked for. XFS needs one, since all snapshots have the
+    /// UUID of the base.
     pub(in crate::tree) fn mount_options(self) -> &'static str {
         match self {
             Self::Xfs => "nouuid",
-            Self::Ext4 | Self::None => "",
+            // What is in a snapshot may ask the kernel to panic when it finds damage.
+            Self::Ext4 => "errors=remount-ro",
+            Self::None => "",
         }
     }
 

@@ -265,14 +265,15 @@ impl Changed<'_> {
             };
             Ok(changes.take(BATCH).collect::<Result<Vec<_>, _>>()?)
         })?;
-        self.next = batch.last().filter(|_| batch.len() == BATCH).map(|last| last.begin + last.length);
+        let last = batch.last().filter(|_| batch.len() == BATCH);
+        self.next = last.and_then(|last| last.begin.checked_add(last.length));
         self.batch = batch.into_iter();
         Ok(())
     }
 
     fn range(&self, change: Change) -> Option<ChangedRange> {
         let offset = change.begin.saturating_mul(self.block_size);
-        let end = (change.begin + change.length).saturating_mul(self.block_size).min(self.size);
+        let end = change.begin.saturating_add(change.length).saturating_mul(self.block_size).min(self.size);
         let length = Bytes(end.checked_sub(offset).filter(|length| *length > 0)?);
         Some(ChangedRange { offset: Bytes(offset), length, kind: change.kind })
     }

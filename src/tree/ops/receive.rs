@@ -169,13 +169,22 @@ impl SnapshotTree {
         let fits = |(making, receive): &(Making, Receiving)| {
             making.size == header.size && receive.base == header.base
         };
-        let partial = self.partial(header.volume).into_iter().filter(fits);
-        let partial = partial.max_by_key(|(_, receive)| receive.offset);
+        let mut partial: Vec<_> = self.partial(header.volume).into_iter().filter(fits).collect();
+        let had_partial = !partial.is_empty();
+        if header.resume == Bytes(0) {
+            // The stream has all of the volume: what is here may be from somebody else.
+            for (making, _) in partial.drain(..) {
+                let _reservation =
+                    self.store.reserve_making(Some(id.clone()), making.thin_id, header.volume)?;
+                self.deactivate_and_unmake(making.thin_id)?;
+            }
+        }
+        let partial = partial.into_iter().max_by_key(|(_, receive)| receive.offset);
         let received = partial.as_ref().map_or(Bytes(0), |(_, receive)| receive.offset);
         if header.resume > received {
             return Err(Error::NotResumable { volume: header.volume, asked: header.resume, received });
         }
-        let resumable = options.resumable || partial.is_some();
+        let resumable = options.resumable || had_partial;
         let purpose = Purpose::Receive { volume: header.volume, base: header.base, resumable };
         let writer = match partial {
             Some((making, _)) => {

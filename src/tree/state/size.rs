@@ -6,14 +6,17 @@ use crate::units::Bytes;
 /// The kernel's largest device: 8 EiB.
 pub(in crate::tree) const SIZE_MAX: Bytes = Bytes::gib(1 << 33);
 
+/// A snapshot has at most 1 PiB. What goes over all of it, as discards do, takes minutes then, not years.
+const SNAPSHOT_MAX: Bytes = Bytes::gib(1 << 20);
+
 /// A size is a multiple of 4 KiB, so that every file system and loop device can use all of it.
 pub(in crate::tree) fn check_size(option: &'static str, size: Bytes) -> Result<()> {
     let invalid = |reason| Err(Error::InvalidOption { option, value: size.to_string(), reason });
     if size.0 == 0 || !size.0.is_multiple_of(Bytes::kib(4).0) {
         return invalid("not a multiple of 4096 bytes above 0");
     }
-    if size > SIZE_MAX {
-        return invalid("larger than the kernel's largest device (8 EiB)");
+    if size > SNAPSHOT_MAX {
+        return invalid("larger than 1 PiB");
     }
     Ok(())
 }
