@@ -53,6 +53,10 @@ impl<W: Write> StreamWriter<W> {
 impl<W: Write> DiffSink for StreamWriter<W> {
     fn begin(&mut self, header: &DiffHeader) -> Result<()> {
         let missing = |field| Error::MissingField { format: FORMAT, field };
+        // Without its UUID this would be a whole volume.
+        if header.base.is_none() && header.base_name.is_some() {
+            return Err(missing("base"));
+        }
         let header = VolumeHeader {
             volume: header.volume.ok_or_else(|| missing("volume"))?,
             base: header.base,

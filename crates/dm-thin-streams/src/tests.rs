@@ -100,6 +100,14 @@ fn read_own(bytes: &[u8]) -> (Vec<Item>, Result<()>) {
 }
 
 #[test]
+fn a_difference_whose_base_has_a_name_only_is_no_whole_volume() {
+    let header = DiffHeader { base_name: Some("base".to_owned()), ..header() };
+    let mut writer = StreamWriter::new(Vec::new(), Uuid::nil()).unwrap();
+    let error = writer.begin(&header).unwrap_err();
+    assert!(matches!(error, Error::MissingField { field: "base", .. }), "{error}");
+}
+
+#[test]
 fn large_data_comes_in_pieces() {
     let data = vec![9; (2 << 20) + 5];
     let header = DiffHeader { size: Some(Bytes::mib(4)), ..header() };
