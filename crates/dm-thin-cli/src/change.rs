@@ -92,11 +92,9 @@ pub fn remove(
 ) -> Result<()> {
     if destroys.dry_run {
         let tree = place::look(root)?;
-        for id in ids {
-            let info = place::find(&tree, id)?;
-            line(&format!("would remove {id} ({})", output.size(info.size)))?;
-        }
-        return Ok(());
+        let infos = ids.iter().map(|id| place::find(&tree, id)).collect::<Result<Vec<_>>>()?;
+        let told = infos.iter().map(|it| format!("would remove {} ({})", it.id, output.size(it.size)));
+        return output.done(&told.collect::<Vec<_>>().join("\n"), "would_remove", json!(ids));
     }
     confirm(&format!("Remove {}?", ids.join(", ")), destroys.yes)?;
     let tree = place::open(root)?;
@@ -157,6 +155,9 @@ pub fn ready(root: &Path, parent: Option<&str>, count: usize) -> Result<()> {
 /// What to do about a finding that `repair` does not correct.
 fn advice(finding: &Finding) -> Option<&'static str> {
     Some(match finding {
+        Finding::UnknownVolume { own: false, .. } => OTHERS,
+        Finding::MetadataSnapHeld => "if no program reads it: dmsetup message POOL 0 release_metadata_snap",
+        Finding::NotBound { .. } => "another program bound or replaced it: dm-thin close, then open it again",
         Finding::Pool { .. } => "grow the pool or remove snapshots; needs_check is cleared by the next open",
         Finding::MissingVolume { .. } => "its data is lost: remove it",
         Finding::Truncated { .. } => "a part of the pool is lost: restore the file",
@@ -168,11 +169,15 @@ fn advice(finding: &Finding) -> Option<&'static str> {
     })
 }
 
+/// What is no matter of this tree's.
+const OTHERS: &str = "it belongs to another user of the pool";
+
 /// Prints what was found; the exit status.
 fn report(output: &Output, what: &str, findings: &[Finding]) -> Result<u8> {
     let (mut rows, mut json, mut status) = (Vec::new(), Vec::new(), 0);
     for finding in findings {
         let (severity, advice, code) = match advice(finding) {
+            Some(OTHERS) => ("note", OTHERS, 0),
             Some(advice) => ("damage", advice, 2),
             None => ("repairable", "dm-thin repair", 1),
         };

@@ -108,7 +108,10 @@ fn run(cli: Cli, output: &Output) -> Result<u8> {
 fn events(root: &Path) -> Result<()> {
     let pool = place::pool(&place::look(root)?)?;
     for event in pool.watch()? {
-        output::line(&json!({ "version": output::JSON_VERSION, "event": event? }).to_string())?;
+        let line = json!({ "version": output::JSON_VERSION, "event": event? }).to_string();
+        if !output::line_for_reader(&line)? {
+            break;
+        }
     }
     Ok(())
 }

@@ -91,11 +91,16 @@ impl Output {
     }
 }
 
-/// Prints a line; that nobody reads it any more ends the program quietly.
+/// Prints a line. That nobody reads it any more is no error: the command does what it was asked for.
 pub fn line(text: &str) -> Result<()> {
+    line_for_reader(text).map(drop)
+}
+
+/// The same; whether somebody reads it.
+pub fn line_for_reader(text: &str) -> Result<bool> {
     match writeln!(anstream::stdout(), "{text}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        result => result.map_err(Failure::new),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        result => result.map(|()| true).map_err(Failure::new),
     }
 }
 

@@ -99,7 +99,7 @@ pub fn import(output: &Output, root: &Path, id: &str, image: &Path, size: Option
     let tree = place::open(root)?;
     tree.import(id, bar.wrap_read(file), size, &AddOptions::new())?;
     bar.finish_and_clear();
-    output.done("", "imported", json!({ "id": id, "size": size.0 }))
+    output.done("", "imported", json!({ "id": id, "size": tree.get(id)?.size.0 }))
 }
 
 pub fn export(root: &Path, id: &str, image: &Path) -> Result<()> {

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use dm_thin::tree::{Options, SnapshotTree};
 use nix::pty::{Winsize, openpty};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const AS_COMMAND: &str = "DM_THIN_TEST_IS_COMMAND";
 
@@ -342,6 +342,7 @@ impl Test {
 
         // What destroys asks first.
         assert!(self.ok(&["rm", "-n", "machine"]).contains("would remove machine"));
+        assert_eq!(self.json("would_remove", &["rm", "-n", "machine"]), json!(["machine"]));
         self.fails(2, &["--yes"], &["rm", "machine"]);
         self.fails(1, &["children"], &["rm", "--yes", "--no-children", "golden"]);
         self.ok(&["rm", "--yes", "machine"]);
