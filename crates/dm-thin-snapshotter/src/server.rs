@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dm_thin::thin;
 use dm_thin::tree::{PoolEvent, SnapshotTree};
@@ -31,8 +31,8 @@ use crate::snapshots::Snapshots;
 /// are deleted after that.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// After an error of the pool's events.
-const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// Between two attempts at an extension of the pool.
+const EXTENSION_PAUSE: Duration = Duration::from_secs(5);
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -79,8 +79,9 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
     if tokio::time::timeout(END_TIMEOUT, finish).await.is_err() {
         warn!("clients did not hang up");
     }
-    tokio::task::spawn_blocking(|| {
-        served.into_iter().for_each(|(config, snapshots)| close(&config, &snapshots))
+    let end = Instant::now() + END_TIMEOUT;
+    tokio::task::spawn_blocking(move || {
+        served.into_iter().for_each(|(config, snapshots)| close(&config, &snapshots, end));
     })
     .await?;
     ended
@@ -122,36 +123,35 @@ async fn watch_pool(tree: Arc<SnapshotTree>, mut ending: watch::Receiver<()>) {
             return warn!(root, %error, "the pool is not watched");
         }
     };
+    // An extension failed, and the pool does not tell again that it needs one.
+    let mut is_short = false;
     loop {
-        let pause = match tokio::task::block_in_place(|| watcher.get_mut().next_within(Duration::ZERO)) {
+        match tokio::task::block_in_place(|| watcher.get_mut().next_within(Duration::ZERO)) {
             Ok(Some(PoolEvent { event: thin::PoolEvent::Removed, .. })) => return,
             Ok(Some(PoolEvent { event, extended, .. })) => {
                 warn!(root, ?extended, "the pool: {event}");
                 continue;
             }
-            Ok(None) => None,
+            Ok(None) => {}
             Err(error) => {
                 warn!(root, %error, "the pool");
-                Some(WATCH_PAUSE)
+                is_short = true;
             }
-        };
-        let more = async {
-            match pause {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => drop(watcher.readable().await.map(|mut ready| ready.clear_ready())),
-            }
-        };
+        }
         tokio::select! {
-            () = more => {}
+            ready = watcher.readable(), if !is_short => drop(ready.map(|mut ready| ready.clear_ready())),
+            () = tokio::time::sleep(EXTENSION_PAUSE), if is_short => {
+                is_short = tokio::task::block_in_place(|| tree.extend_pool()).is_err();
+            }
             _ = ending.changed() => return,
         }
     }
 }
 
 /// Without this everything stays active, and the next start takes it over.
-fn close(config: &TreeConfig, snapshots: &Snapshots) {
+fn close(config: &TreeConfig, snapshots: &Snapshots, end: Instant) {
     if config.deactivate_on_exit
-        && let Err(error) = snapshots.tree().close_within(END_TIMEOUT)
+        && let Err(error) = snapshots.tree().close_within(end.saturating_duration_since(Instant::now()))
     {
         warn!(root = %config.root.display(), %error, "not all is deactivated");
     }
