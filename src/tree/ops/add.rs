@@ -83,11 +83,11 @@ impl SnapshotTree {
     /// taken, and active.
     ///
     /// # Errors
-    /// [`Error::InvalidName`](crate::tree::Error::InvalidName),
-    /// [`Error::SnapshotExists`](crate::tree::Error::SnapshotExists),
-    /// [`Error::UnknownSnapshot`](crate::tree::Error::UnknownSnapshot) for the parent,
-    /// [`thin::Error::PoolMode`](crate::thin::Error::PoolMode) if the pool is full, read-only or failed,
-    /// [`thin::Error::LowSpace`](crate::thin::Error::LowSpace) if less is free than
+    /// [`Error::InvalidName`],
+    /// [`Error::SnapshotExists`],
+    /// [`Error::UnknownSnapshot`] for the parent,
+    /// [`thin::Error::PoolMode`] if the pool is full, read-only or failed,
+    /// [`thin::Error::LowSpace`] if less is free than
     /// [`Options::min_free_data`](crate::tree::Options::min_free_data). A failed call leaves nothing.
     pub fn add(&self, id: impl AsRef<str>, parent: Parent<'_>) -> Result<()> {
         let id = id.as_ref();
@@ -97,7 +97,7 @@ impl SnapshotTree {
     /// The same with options.
     ///
     /// # Errors
-    /// Also [`Error::InvalidOption`](crate::tree::Error::InvalidOption) for a size below the parent's.
+    /// Also [`Error::InvalidOption`] for a size below the parent's.
     pub fn add_with(&self, id: impl AsRef<str>, parent: Parent<'_>, options: &AddOptions) -> Result<()> {
         let id = id.as_ref();
         trace::call("add", id, || self.add_or_claim(id, parent, options, false).map(drop))
