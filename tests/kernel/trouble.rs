@@ -257,7 +257,10 @@ fn a_mount_that_fails_leaves_nothing() {
     let error = tree.mount("image", &target).unwrap_err().to_string();
     let name = tree.get("image").unwrap();
     assert!(error.starts_with("mount /dev/mapper/dm-thin-"), "{error}");
-    assert!(error.ends_with("(ext4, flags 0x0, options no_such_option): Invalid argument"), "{error}");
+    assert!(
+        error.ends_with("(ext4, flags 0x0, options errors=remount-ro,no_such_option): Invalid argument"),
+        "{error}"
+    );
     assert!(name.device.is_none() && !target.exists());
     tree.close().unwrap();
 }
