@@ -185,7 +185,7 @@ impl ThinPool {
         for device in self.device_mapper().list()? {
             match self.active_volume(&device.name) {
                 Ok(volume) => volumes.push(volume),
-                // Another kind of device, or gone since it was listed, or another one by now.
+                // Another kind of device, one that is gone since it was listed, or one that replaced it.
                 Err(Error::WrongTarget { .. } | Error::Dm(dm::Error::Malformed { .. })) => {}
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),

@@ -140,7 +140,7 @@ impl Backing for LoopFile {
         if device.number() != self.number {
             return Err(Error::BackingFile { path: self.path.clone(), reason: "is on another loop device" });
         }
-        // Who extends it at the same time would cut off what this call adds, or the other way round.
+        // Of two callers at once, the one with the smaller size would cut off what the other one added.
         let _lock = device.lock()?;
         let (from, size) = (self.status(&file)?.size, size.bytes());
         if from < size {

@@ -418,7 +418,7 @@ fn the_watcher_reports_a_recreated_pool() {
 
 #[test]
 fn a_watch_ends_with_the_pool_and_not_before() {
-    // Whatever cannot be read at a moment.
+    // One call fails.
     for call in 1.. {
         let machine = Machine::new();
         let pool = machine.pool("pool", "pool", 1);
@@ -435,7 +435,7 @@ fn a_watch_ends_with_the_pool_and_not_before() {
             break;
         }
     }
-    // Another one of that name, whatever it has for a uuid.
+    // A pool of the same name, with or without a uuid.
     for has_uuid in [true, false] {
         let machine = Machine::new();
         let pool = match has_uuid {

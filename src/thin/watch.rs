@@ -195,7 +195,7 @@ impl WatchState {
         self.dm.arm_poll()?;
         let looked = pool.look().and_then(|(status, device)| {
             let uuid = self.uuid.is_none_or(|uuid| device.uuid == Some(uuid));
-            // What cannot be read tells nothing.
+            // A sequence number that cannot be read proves nothing.
             let sequence = self.sequence.as_ref().zip(sequence(&self.dm, pool.number()));
             let sequence = sequence.is_none_or(|(known, now)| *known == now);
             let same = uuid && device.number == pool.number() && sequence;

@@ -257,9 +257,9 @@ impl SnapshotTree {
         Ok(checkpoint)
     }
 
-    /// Undoes what an open did that failed after it had activated the pool.
+    /// Undoes an open that failed after it activated the pool.
     fn undo_open(&self) -> Result<()> {
-        // Those that a failed unmount left.
+        // Mounts that a failed unmount left.
         self.mounts.take_over(self.options.busy_timeout)?;
         self.remove_devices()?;
         self.take_down()

@@ -187,8 +187,8 @@ impl Options {
         filesystem: Filesystem => Some(filesystem);
         /// Further arguments for mkfs.
         mkfs_args: Vec<String> => mkfs_args;
-        /// Whether a new ext4 base has the directory `lost+found`, as mkfs makes it. Default true. False removes it through a
-        /// mount, when the base is made: the images of containers have none.
+        /// Whether a new ext4 base has the directory `lost+found`, as mkfs makes it. Default true. With false it
+        /// is removed, through a mount, when the base is made: container images have none.
         lost_found: bool => lost_found;
         /// Flags for every mount.
         mount_flags: MountFlags => mount_flags;

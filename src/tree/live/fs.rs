@@ -29,12 +29,12 @@ impl Filesystem {
         }
     }
 
-    /// Mount options that every mount of it has before those that are asked for. XFS needs one, since all snapshots have the
-    /// UUID of the base.
+    /// The first mount options of every mount of it; those that are asked for follow. All snapshots of an XFS have the UUID of
+    /// the base.
     pub(in crate::tree) fn mount_options(self) -> &'static str {
         match self {
             Self::Xfs => "nouuid",
-            // What is in a snapshot may ask the kernel to panic when it finds damage.
+            // A superblock can ask the kernel to panic when it finds damage.
             Self::Ext4 => "errors=remount-ro",
             Self::None => "",
         }

@@ -147,10 +147,10 @@ impl Mounts {
                 line.device == note.device
                     && note.mount.map_or(line.target == note.target, |mount| mount.id == line.id)
             });
-            // There it is now, whatever was renamed above it.
+            // Where it is now: a directory above it may have been renamed.
             let target = line.map_or(note.target, |line| line.target.clone());
             let Ok(place) = MountPoint::open(kernel, &target) else {
-                // As long as it is mounted somewhere another open may find it.
+                // While it is mounted, a later open may find it.
                 if line.is_none() {
                     self.release(id);
                 }
@@ -177,8 +177,8 @@ impl Mounts {
         Ok(found)
     }
 
-    /// Takes down a mount that no caller asked for. Programs may have it open for a moment: what looks at new mounts, or
-    /// what was started on it to grow the file system, and goes on when the manager is killed.
+    /// Takes down a temporary mount. Other programs may have it open for a moment: one that looks at new mounts, or the one
+    /// that grows the file system and outlives a manager that was killed.
     pub(in crate::tree) fn unmount_temporary(
         &self,
         id: ThinId,

@@ -321,7 +321,7 @@ impl SnapshotTree {
     }
 }
 
-/// Whether no volume was made: for want of space the message was not sent, without the origin it was not obeyed.
+/// Whether certainly no volume was made: the message was not sent (no space), or not obeyed (no origin).
 fn was_refused(error: &Error) -> bool {
     matches!(error, Error::Thin(thin::Error::LowSpace { .. })) || error.errno() == Some(Errno::ENODATA)
 }

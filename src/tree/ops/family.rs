@@ -63,7 +63,7 @@ impl SnapshotTree {
 }
 
 /// # Errors
-/// [`Error::HasChildren`]; one that is being added is one.
+/// [`Error::HasChildren`], also for a child that is still being added.
 pub(in crate::tree) fn check_childless(recorded: &Recorded<'_>, id: &str) -> Result<()> {
     let known = recorded.graph.snapshots.get_key_value(id);
     let (known, _) = known.ok_or_else(|| crate::tree::error::unknown(id))?;

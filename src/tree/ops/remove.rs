@@ -117,7 +117,7 @@ impl SnapshotTree {
             }
             let record = Record::Deleting { id: SnapshotId::new(id)? };
             let recorded = self.store.append_with(|recorded| {
-                // One may have been made meanwhile.
+                // A child may have been made meanwhile.
                 if options.refuse_children {
                     check_childless(recorded, id).map(|()| record)
                 } else {
@@ -243,7 +243,7 @@ impl SnapshotTree {
         let Some(removed) = self.store.read(|graph| graph.removed.get(&thin_id).cloned()) else {
             return Ok(());
         };
-        // Only then: what is discarded must not be found in the state again.
+        // Before the discard: what is discarded must not be found in the state again.
         self.store.sync_removals()?;
         if self.discards() {
             self.discard(exclusive, thin_id, removed.size)?;

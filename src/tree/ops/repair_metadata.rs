@@ -135,7 +135,7 @@ impl MetadataRepair {
         let Self { mut tree, .. } = self;
         if !tree.has(REPLACING)? {
             tree.keep_damaged()?;
-            // Whatever wrote it: from the rename on it is the only copy of what belongs on the device.
+            // From the rename on it is the only copy of what belongs on the device.
             let synced = tree.dir.open(REPAIRED, false).and_then(|file| file.sync());
             synced.map_err(Error::io("sync", tree.path(REPAIRED)))?;
             tree.dir.rename(REPAIRED, REPLACING).map_err(Error::io("rename", tree.path(REPAIRED)))?;

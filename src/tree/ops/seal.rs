@@ -138,7 +138,7 @@ impl SnapshotTree {
             self.store.recorded(|recorded| check_childless(recorded, id))?;
             self.deactivate_locked(active, id)?;
             let unsealed = Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None };
-            // One may have been made meanwhile, of those that were ready.
+            // A ready snapshot may have become a child meanwhile.
             let seq = self.store.append_with(|recorded| check_childless(recorded, id).map(|()| unsealed))?;
             self.store.sync(seq)?;
             self.forget_ready(snapshot.thin_id);

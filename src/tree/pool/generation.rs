@@ -55,7 +55,7 @@ impl PoolGeneration {
         self.told.lock().raise(pool, store)
     }
 
-    /// The same at the end of an open, with a new window of thin ids: both unless the open made the base.
+    /// The same at the end of an open, with a new window of thin ids. An open that made the base has done both.
     pub(in crate::tree) fn begin(&self, pool: &ThinPool, store: &Store) -> Result<()> {
         self.raise_for_window(pool, store, store.begin_new_window()?)
     }

@@ -6,7 +6,7 @@ use crate::units::Bytes;
 /// The kernel's largest device: 8 EiB.
 pub(in crate::tree) const SIZE_MAX: Bytes = Bytes::gib(1 << 33);
 
-/// A snapshot has at most 1 PiB. What goes over all of it, as discards do, takes minutes then, not years.
+/// The largest snapshot. Operations on its whole range, such as discards, then take minutes, not years.
 const SNAPSHOT_MAX: Bytes = Bytes::gib(1 << 20);
 
 /// A size is a multiple of 4 KiB, so that every file system and loop device can use all of it.
