@@ -308,7 +308,7 @@ fn a_snapshot_is_mounted_read_only_and_described() {
     let call = tree.mount_call("a", &MountOptions::new().options("discard")).unwrap();
     assert_eq!(
         (call.filesystem, call.options.as_str(), call.flags),
-        ("ext4", "noquota,discard", MountFlags::empty())
+        ("ext4", "errors=remount-ro,noquota,discard", MountFlags::empty())
     );
     fs::create_dir(&target).unwrap();
     let mounted = std::process::Command::new("mount")
