@@ -152,10 +152,12 @@ pub fn ready(root: &Path, parent: Option<&str>, count: usize) -> Result<()> {
     Ok(tree.refill_ready()?)
 }
 
-/// What to do about a finding that `repair` does not correct.
-fn advice(finding: &Finding) -> Option<&'static str> {
-    Some(match finding {
-        Finding::UnknownVolume { own: false, .. } => OTHERS,
+/// How severe a finding is, what to do about it, and the exit status that it gives.
+fn judge(finding: &Finding) -> (&'static str, &'static str, u8) {
+    let advice = match finding {
+        Finding::UnknownVolume { own: false, .. } => {
+            return ("note", "it belongs to another user of the pool", 0);
+        }
         Finding::MetadataSnapHeld => "if no program reads it: dmsetup message POOL 0 release_metadata_snap",
         Finding::NotBound { .. } => "another program bound or replaced it: dm-thin close, then open it again",
         Finding::Pool { .. } => "grow the pool or remove snapshots; needs_check is cleared by the next open",
@@ -165,22 +167,16 @@ fn advice(finding: &Finding) -> Option<&'static str> {
         Finding::Generation { .. } => {
             "state and pool are of different times: see Options::accept_older_state"
         }
-        _ => return None,
-    })
+        _ => return ("repairable", "dm-thin repair", 1),
+    };
+    ("damage", advice, 2)
 }
-
-/// What is no matter of this tree's.
-const OTHERS: &str = "it belongs to another user of the pool";
 
 /// Prints what was found; the exit status.
 fn report(output: &Output, what: &str, findings: &[Finding]) -> Result<u8> {
     let (mut rows, mut json, mut status) = (Vec::new(), Vec::new(), 0);
     for finding in findings {
-        let (severity, advice, code) = match advice(finding) {
-            Some(OTHERS) => ("note", OTHERS, 0),
-            Some(advice) => ("damage", advice, 2),
-            None => ("repairable", "dm-thin repair", 1),
-        };
+        let (severity, advice, code) = judge(finding);
         status = status.max(code);
         rows.push(vec![severity.to_owned(), finding.to_string(), advice.to_owned()]);
         json.push(json!({ "severity": severity, "what": finding.to_string(), "advice": advice }));
