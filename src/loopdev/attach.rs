@@ -16,7 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::control::TRIES;
 use super::device::label;
-use super::index::{device_path, refused};
+use super::index::refused;
 use super::{LoopControl, LoopDevice, LoopFlags};
 use crate::abi::loopdev::{
     LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_SET_DIRECT_IO, LOOP_SET_FD, LOOP_SET_STATUS_SETTABLE_FLAGS,
@@ -106,17 +106,20 @@ impl LoopControl {
             let device = match self.device_with_node(index, access) {
                 Ok(device) => device,
                 // Being torn down, removed since it was found, or its node is another device's.
-                Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV | Errno::EBUSY) => {
+                Err(
+                    Error::Replaced { .. }
+                    | Error::Open {
+                        errno: Errno::ENXIO | Errno::ENOENT | Errno::ENODEV | Errno::EBUSY, ..
+                    },
+                ) => {
                     unusable.push(index);
                     retry.pause();
                     continue;
                 }
-                Err(errno) if is_permission(errno) => {
-                    return Err(Error::NotPermitted {
-                        what: format!("open {}", device_path(index).display()),
-                    });
+                Err(Error::Open { path, errno }) if is_permission(errno) => {
+                    return Err(Error::NotPermitted { what: format!("open {}", path.display()) });
                 }
-                Err(errno) => return Err(Error::Open { path: device_path(index), errno }),
+                Err(error) => return Err(error),
             };
             match self.bind(&device, file, path, options) {
                 Ok(()) => return Ok(device),

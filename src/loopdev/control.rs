@@ -149,25 +149,19 @@ impl LoopControl {
         Ok(LoopDevice::new(self.kernel.clone(), file, index))
     }
 
-    /// Opens a loop device; makes its node where udev does not.
-    pub(super) fn device_with_node(&self, index: LoopIndex, access: Access) -> Result<LoopDevice, Errno> {
-        let (path, number) = (device_path(index), self.number(index));
-        let file = match self.kernel.open(&path, access) {
-            Err(Errno::ENOENT) => {
-                match self.kernel.make_node(&path, number) {
-                    // Another thread or process was faster.
-                    Err(Errno::EEXIST) => {}
-                    made => made?,
+    /// The same; makes its node where udev does not.
+    pub(super) fn device_with_node(&self, index: LoopIndex, access: Access) -> Result<LoopDevice> {
+        match self.device(index, access) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => {
+                let path = device_path(index);
+                match self.kernel.make_node(&path, self.number(index)) {
+                    // Made, or another thread or process was faster.
+                    Ok(()) | Err(Errno::EEXIST) => self.device(index, access),
+                    Err(errno) => Err(Error::Open { path, errno }),
                 }
-                self.kernel.open(&path, access)?
             }
-            result => result?,
-        };
-        if file.number() != number {
-            // The node is another device's.
-            return Err(Errno::ENXIO);
+            opened => opened,
         }
-        Ok(LoopDevice::new(self.kernel.clone(), file, index))
     }
 
     /// The device number that belongs to an index. With partitions (the module's `max_part`) the minor numbers have
@@ -187,9 +181,9 @@ impl LoopControl {
             let is_missing = |error: &Error| error.errno() == Some(Errno::ENOENT);
             let found = match self.device(index, Access::READ) {
                 // Bound, and without a node here.
-                Err(error) if is_missing(&error) && self.is_bound(index) => self
-                    .device_with_node(index, Access::READ)
-                    .map_err(|errno| Error::Open { path: device_path(index), errno }),
+                Err(error) if is_missing(&error) && self.is_bound(index) => {
+                    self.device_with_node(index, Access::READ)
+                }
                 opened => opened,
             };
             match found.and_then(|found| found.status().map(|status| (found, status))) {

@@ -188,11 +188,9 @@ impl SnapshotTree {
         }
         // Active or not: a manager that was killed while it was grown left it active.
         self.grow_active(active, id, snapshot).inspect_err(|_| {
-            // Best effort: return the original error. A device that stays is this snapshot's, and has to be known.
-            if !was_active
-                && active.volume.as_ref().is_some_and(|volume| self.pool.deactivate(volume).is_ok())
-            {
-                active.volume = None;
+            if !was_active {
+                // Best effort: return the original error. A device that stays is this snapshot's, and has to be known.
+                let _ = self.deactivate_locked(active, id);
             }
         })?;
         Ok(path)

@@ -285,6 +285,7 @@ fn guard(opened: OpenedPool, options: &Options, store: &Store) -> Result<OpenedP
     let guarded = pool.with_guard(options.guard()).inspect_err(|_| {
         if activated {
             let record = store.read_state(|state| state.pool.clone());
+            // Best effort: return the original error.
             let _ = ThinPool::open(dm, &name).map(|pool| take_down(&pool, &record, options.busy_timeout));
         }
     });

@@ -152,7 +152,7 @@ impl SnapshotTree {
         activated: bool,
     ) -> Result<Option<Option<PathBuf>>> {
         // A snapshot, and its content: written since, it has another identity.
-        let sealed = |graph: &Graph, id: &str| Some((graph.get(id)?.thin_id, graph.get(id)?.sealed?));
+        let sealed = |graph: &Graph, id: &str| graph.get(id).and_then(|it| Some((it.thin_id, it.sealed?)));
         let (origin, content) = match parent {
             Parent::Base => (self.base_id(), None),
             Parent::Snapshot(id) => {

@@ -138,8 +138,18 @@ impl SnapshotTree {
         if partial.is_empty() {
             return Err(Error::NoReceive { volume });
         }
+        self.discard_partial(None, volume, partial)
+    }
+
+    /// Deletes these, for a receive under that name if there is one.
+    fn discard_partial(
+        &self,
+        name: Option<&SnapshotId>,
+        volume: Uuid,
+        partial: Vec<(Making, Receiving)>,
+    ) -> Result<()> {
         partial.into_iter().try_for_each(|(making, _)| {
-            let _reservation = self.store.reserve_making(None, making.thin_id, volume)?;
+            let _reservation = self.store.reserve_making(name.cloned(), making.thin_id, volume)?;
             self.deactivate_and_unmake(making.thin_id)
         })
     }
@@ -173,11 +183,7 @@ impl SnapshotTree {
         let had_partial = !partial.is_empty();
         if header.resume == Bytes(0) {
             // The stream has all of the volume: what is here may be from somebody else.
-            for (making, _) in partial.drain(..) {
-                let _reservation =
-                    self.store.reserve_making(Some(id.clone()), making.thin_id, header.volume)?;
-                self.deactivate_and_unmake(making.thin_id)?;
-            }
+            self.discard_partial(Some(&id), header.volume, std::mem::take(&mut partial))?;
         }
         let partial = partial.into_iter().max_by_key(|(_, receive)| receive.offset);
         let received = partial.as_ref().map_or(Bytes(0), |(_, receive)| receive.offset);

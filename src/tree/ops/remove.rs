@@ -116,7 +116,7 @@ impl SnapshotTree {
                 deactivated?;
             }
             let record = Record::Deleting { id: SnapshotId::new(id)? };
-            let recorded = self.store.append_with(|recorded| {
+            let recorded = self.store.commit_with(|recorded| {
                 // A child may have been made meanwhile.
                 if options.refuse_children {
                     check_childless(recorded, id).map(|()| record)
@@ -124,7 +124,7 @@ impl SnapshotTree {
                     Ok(record)
                 }
             });
-            recorded.and_then(|seq| self.store.sync(seq)).inspect_err(|_| {
+            recorded.inspect_err(|_| {
                 if let (Some(volume), Ok(name)) = (&mut active.volume, self.pool.names.name(id)) {
                     // The next open does it if this fails.
                     let _ = volume.rename(&name);
@@ -233,7 +233,6 @@ impl SnapshotTree {
     /// [`Error::Busy`] if it is open.
     pub(in crate::tree) fn delete_removed(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
         if self.store.read(|graph| graph.removed.contains_key(&thin_id)) {
-            self.store.sync_removals()?;
             self.pool.remove_left(thin_id)?;
         }
         self.delete_inactive(exclusive, thin_id)

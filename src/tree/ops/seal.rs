@@ -139,8 +139,7 @@ impl SnapshotTree {
             self.deactivate_locked(active, id)?;
             let unsealed = Record::Sealed { id: SnapshotId::new(id)?, sealed: None, time: None };
             // A ready snapshot may have become a child meanwhile.
-            let seq = self.store.append_with(|recorded| check_childless(recorded, id).map(|()| unsealed))?;
-            self.store.sync(seq)?;
+            self.store.commit_with(|recorded| check_childless(recorded, id).map(|()| unsealed))?;
             self.forget_ready(snapshot.thin_id);
             Ok(())
         })?;

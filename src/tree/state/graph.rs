@@ -295,7 +295,7 @@ impl Graph {
 
     fn children_being_added<'a>(&'a mut self, id: &'a SnapshotId) -> impl Iterator<Item = &'a mut Snapshot> {
         let adding = self.adding.values_mut();
-        adding.filter(move |child| !child.parent_gone && child.parent.as_ref() == Some(id)).map(Arc::make_mut)
+        adding.filter(move |child| child.is_child_of(id)).map(Arc::make_mut)
     }
 
     /// Whether a thin device is the base's or a sealed snapshot's.

@@ -85,6 +85,11 @@ pub(in crate::tree) struct Removed {
 }
 
 impl Snapshot {
+    /// Whether it was made from the snapshot that has this id now.
+    pub(in crate::tree) fn is_child_of(&self, id: &SnapshotId) -> bool {
+        !self.parent_gone && self.parent.as_ref() == Some(id)
+    }
+
     /// A new one.
     pub(in crate::tree) fn new(
         thin_id: ThinId,

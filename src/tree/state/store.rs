@@ -1,5 +1,6 @@
 //! The tree and its journal: every change is one durable line, and concurrent callers share the sync.
 
+mod look;
 mod reading;
 mod reservation;
 mod sync_thread;
@@ -13,15 +14,15 @@ use uuid::Uuid;
 
 use crate::kernel::Process;
 use crate::thin::ThinId;
+use crate::tree::SnapshotId;
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
-use crate::tree::state::graph::Graph;
 use crate::tree::state::journal::{self, FORMAT, Journal, Replayed, State};
 use crate::tree::state::record::Record;
 use crate::tree::sync::{Changed, Guard, Lock, Rank};
 use crate::tree::{Error, Result};
-use crate::tree::{Filesystem, SnapshotId};
 use crate::units::Bytes;
 
+pub(in crate::tree) use look::Recorded;
 use reading::{JOURNAL_MAX, STATE, STATE_MAX, read, read_journals};
 pub(in crate::tree) use reading::{JOURNALS, OLD_JOURNAL, peek};
 pub(in crate::tree) use reservation::{First, Reservation};
@@ -123,27 +124,6 @@ struct Inner {
     unresolved_ids: BTreeSet<ThinId>,
     /// Names that are being added.
     pending_names: HashSet<SnapshotId>,
-}
-
-/// The tree, and what calls are making.
-#[derive(Debug)]
-pub(in crate::tree) struct Recorded<'a> {
-    pub(in crate::tree) graph: &'a Graph,
-    pending_ids: &'a BTreeSet<ThinId>,
-}
-
-impl Recorded<'_> {
-    /// A snapshot that was made from this one, or is being made.
-    pub(in crate::tree) fn any_child(&self, id: &SnapshotId) -> Option<SnapshotId> {
-        let snapshots = &self.graph.snapshots;
-        let made = self.graph.children(id).into_iter().find(|child| snapshots.contains_key(child));
-        let is_child =
-            |child: &super::record::Snapshot| !child.parent_gone && child.parent.as_ref() == Some(id);
-        let mut adding = self.graph.adding.iter();
-        // What a failed addition left is no child.
-        let child = adding.find(|(_, child)| is_child(child) && self.pending_ids.contains(&child.thin_id));
-        made.or_else(|| child.map(|(id, _)| id.clone()))
-    }
 }
 
 impl Store {
@@ -285,42 +265,6 @@ impl Store {
         self.end.lock()
     }
 
-    /// The tree's identity.
-    pub(in crate::tree) fn tree(&self) -> Uuid {
-        self.tree
-    }
-
-    /// The kind of file system of the tree.
-    pub(in crate::tree) fn filesystem(&self) -> Filesystem {
-        self.lock().state.filesystem
-    }
-
-    /// Whether the pool is adopted: other programs may use it.
-    pub(in crate::tree) fn is_shared(&self) -> bool {
-        self.lock().state.pool.source.is_shared()
-    }
-
-    /// Whether an open makes the base. In a pool of others that is left to the first snapshot.
-    pub(in crate::tree) fn awaits_base(&self) -> bool {
-        let shared = self.is_shared();
-        self.read(|graph| graph.made_base().is_none() && (graph.base.is_some() || !shared))
-    }
-
-    /// Looks at the tree.
-    pub(in crate::tree) fn read<T>(&self, look: impl FnOnce(&Graph) -> T) -> T {
-        look(&self.lock().state.graph)
-    }
-
-    /// Looks at everything.
-    pub(in crate::tree) fn read_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.lock().state)
-    }
-
-    /// Volumes under construction whose writer is gone: left by a failed undo.
-    pub(in crate::tree) fn abandoned(&self) -> Vec<ThinId> {
-        self.lock().abandoned().collect()
-    }
-
     /// Records that the pool's files were made. While the tree is being opened: a checkpoint at the same time could
     /// undo it.
     pub(in crate::tree) fn set_made(&self) -> Result<()> {
@@ -371,10 +315,13 @@ impl Store {
         self.append_at(&mut end, &record)
     }
 
-    /// Looks at the tree and at what calls are making.
-    pub(in crate::tree) fn recorded<T>(&self, look: impl FnOnce(&Recorded<'_>) -> T) -> T {
-        let inner = self.lock();
-        look(&Recorded { graph: &inner.state.graph, pending_ids: &inner.pending_ids })
+    /// The same, durably.
+    pub(in crate::tree) fn commit_with(
+        &self,
+        record: impl FnOnce(&Recorded<'_>) -> Result<Record>,
+    ) -> Result<()> {
+        let seq = self.append_with(record)?;
+        self.sync(seq)
     }
 
     /// Waits until each removal that is recorded is durable.
