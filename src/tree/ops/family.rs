@@ -1,7 +1,7 @@
 //! Parents, children, and walks over the tree.
 
 use crate::tree::state::graph::Graph;
-use crate::tree::state::store::Recorded;
+use crate::tree::state::recorded::Recorded;
 use crate::tree::{Error, Result};
 use crate::tree::{Lineage, Node};
 use crate::tree::{SnapshotId, SnapshotTree};

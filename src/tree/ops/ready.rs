@@ -13,7 +13,7 @@ use crate::tree::live::work::Exclusive;
 use crate::tree::ops::add::now;
 use crate::tree::state::graph::Graph;
 use crate::tree::state::record::{FsState, Record, Snapshot};
-use crate::tree::state::store::Recorded;
+use crate::tree::state::recorded::Recorded;
 use crate::tree::{AddOptions, Filesystem, Parent, SnapshotId, SnapshotTree};
 use crate::tree::{Error, Result};
 

@@ -12,6 +12,7 @@ pub(in crate::tree) mod lineage;
 pub(in crate::tree) mod pool_source;
 pub(in crate::tree) mod reason;
 pub(in crate::tree) mod record;
+pub(in crate::tree) mod recorded;
 pub(in crate::tree) mod root;
 pub(in crate::tree) mod size;
 pub(in crate::tree) mod store;

@@ -18,11 +18,11 @@ use crate::tree::SnapshotId;
 use crate::tree::state::files::{StateDir, StateFile, read_at_most};
 use crate::tree::state::journal::{self, FORMAT, Journal, Replayed, State};
 use crate::tree::state::record::Record;
+use crate::tree::state::recorded::Recorded;
 use crate::tree::sync::{Changed, Guard, Lock, Rank};
 use crate::tree::{Error, Result};
 use crate::units::Bytes;
 
-pub(in crate::tree) use look::Recorded;
 use reading::{JOURNAL_MAX, STATE, STATE_MAX, read, read_journals};
 pub(in crate::tree) use reading::{JOURNALS, OLD_JOURNAL, peek};
 pub(in crate::tree) use reservation::{First, Reservation};

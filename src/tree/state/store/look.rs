@@ -1,34 +1,13 @@
 //! Looking at what is recorded.
 
-use std::collections::BTreeSet;
-
 use uuid::Uuid;
 
 use super::Store;
 use crate::thin::ThinId;
+use crate::tree::Filesystem;
 use crate::tree::state::graph::Graph;
 use crate::tree::state::journal::State;
-use crate::tree::{Filesystem, SnapshotId};
-
-/// The tree, and what calls are making.
-#[derive(Debug)]
-pub(in crate::tree) struct Recorded<'a> {
-    pub(in crate::tree) graph: &'a Graph,
-    pending_ids: &'a BTreeSet<ThinId>,
-}
-
-impl Recorded<'_> {
-    /// A snapshot that was made from this one, or is being made.
-    pub(in crate::tree) fn any_child(&self, id: &SnapshotId) -> Option<SnapshotId> {
-        let snapshots = &self.graph.snapshots;
-        let made = self.graph.children(id).into_iter().find(|child| snapshots.contains_key(child));
-        let mut adding = self.graph.adding.iter();
-        // What a failed addition left is no child.
-        let child =
-            adding.find(|(_, child)| child.is_child_of(id) && self.pending_ids.contains(&child.thin_id));
-        made.or_else(|| child.map(|(id, _)| id.clone()))
-    }
-}
+use crate::tree::state::recorded::Recorded;
 
 impl Store {
     /// The tree's identity.
@@ -71,6 +50,6 @@ impl Store {
     /// Looks at the tree and at what calls are making.
     pub(in crate::tree) fn recorded<T>(&self, look: impl FnOnce(&Recorded<'_>) -> T) -> T {
         let inner = self.lock();
-        look(&Recorded { graph: &inner.state.graph, pending_ids: &inner.pending_ids })
+        look(&Recorded::new(&inner.state.graph, &inner.pending_ids))
     }
 }
