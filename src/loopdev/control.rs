@@ -1,7 +1,10 @@
 //! `/dev/loop-control`, and what stands in for it where there is none.
 
+use std::ffi::OsString;
 use std::fs::File; // open ones, which `kernel::Files` or a caller gives out
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,7 +15,7 @@ use super::{LoopDevice, LoopIndex};
 use crate::abi::Ioctl;
 use crate::abi::loopdev::{LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE};
 use crate::kernel::is_permission;
-use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, Kernel, RealKernel, loop_index};
+use crate::kernel::{Access, Arg, DeviceFile, DeviceNumber, FileStatus, Kernel, RealKernel, loop_index};
 use crate::loopdev::{Error, Result};
 
 /// Races lost before giving up. With as many rivals at once, one of them wins each round.
@@ -139,10 +142,11 @@ impl LoopControl {
     /// # Errors
     /// [`Error::Open`]; [`Error::Replaced`] if the node leads to another device.
     pub fn device(&self, index: LoopIndex, access: Access) -> Result<LoopDevice> {
-        let path = device_path(index);
+        // Before a file descriptor is taken: this takes one, too.
+        let (path, expected) = (device_path(index), self.number(index));
         let file =
             self.kernel.open(&path, access).map_err(|errno| Error::Open { path: path.clone(), errno })?;
-        let (expected, found) = (self.number(index), file.number());
+        let found = file.number();
         if found != expected {
             return Err(Error::Replaced { device: path.display().to_string(), expected, found });
         }
@@ -181,7 +185,7 @@ impl LoopControl {
             let is_missing = |error: &Error| error.errno() == Some(Errno::ENOENT);
             let found = match self.device(index, Access::READ) {
                 // Bound, and without a node here.
-                Err(error) if is_missing(&error) && self.is_bound(index) => {
+                Err(error) if is_missing(&error) && self.backing_path(index)?.is_some() => {
                     self.device_with_node(index, Access::READ)
                 }
                 opened => opened,
@@ -192,17 +196,36 @@ impl LoopControl {
                 {
                     return Ok(Some(found));
                 }
+                // Another file's, or unbound.
+                Ok(_) => {}
+                Err(error) if error.errno() == Some(Errno::ENXIO) => {}
                 // It may be the one.
                 Err(error) if error.errno().is_some_and(is_shortage) => return Err(error),
-                // Another file's; unbound; gone since it was listed; of another container; on a file that does not answer.
-                Ok(_) | Err(_) => {}
+                Err(error) => {
+                    let path = self.backing_path(index)?;
+                    if path.is_some_and(|path| self.has_identity(&path, &backing)) {
+                        return Err(error);
+                    }
+                    // Gone since it was listed; of another container; on a file that does not answer.
+                }
             }
         }
         Ok(None)
     }
 
-    fn is_bound(&self, index: LoopIndex) -> bool {
-        self.kernel.block_attribute(&format!("loop{index}"), "loop/backing_file").is_ok()
+    /// The path of the file that a device is bound to, as sysfs tells it.
+    fn backing_path(&self, index: LoopIndex) -> Result<Option<PathBuf>> {
+        match self.kernel.block_attribute(&format!("loop{index}"), "loop/backing_file") {
+            Ok(path) => Ok(Some(OsString::from_vec(path).into())),
+            Err(errno) if is_shortage(errno) => Err(Error::io("read", "loop/backing_file")(errno)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn has_identity(&self, path: &Path, file: &FileStatus) -> bool {
+        let files = self.kernel.files();
+        let status = files.open_path(path).and_then(|found| files.file_status(found.as_fd()));
+        status.is_ok_and(|status| (status.device, status.inode) == (file.device, file.inode))
     }
 
     /// The indices of all loop devices, in order. There may be gaps.

@@ -135,13 +135,15 @@ fn attach_skips_free_devices_that_cannot_be_bound() {
 fn find_does_not_pass_over_what_it_cannot_look_at() {
     let kernel = Arc::new(ModelKernel::new());
     let control = LoopControl::with_kernel(kernel.clone()).unwrap();
-    let file = tempfile::tempfile().unwrap();
-    control.attach(&file, "".as_ref(), &AttachOptions::new()).unwrap();
-    // A missing node is made, or somebody else was faster; and what this process lacks is no answer.
-    for errno in [Errno::ENOENT, Errno::EMFILE] {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = file.as_file();
+    control.attach(file, "".as_ref(), &AttachOptions::new()).unwrap();
+    // A missing node is made, or somebody else was faster; what this process lacks is no answer; and one on this file that
+    // cannot be opened, or has no status, is an error.
+    for errno in [Errno::ENOENT, Errno::EMFILE, Errno::EACCES] {
         for call in 1.. {
             kernel.fail_at(call, errno);
-            let found = control.find(&file).map(|found| found.is_some());
+            let found = control.find(file).map(|found| found.is_some());
             let struck = kernel.struck();
             kernel.heal();
             let Some(struck) = struck else { break };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -393,8 +393,10 @@ impl World {
             ("dev", _) => Ok(number.to_string().into_bytes()),
             ("size", _) => Ok(self.sectors(number).ok_or(Errno::ENOENT)?.to_string().into_bytes()),
             ("loop/backing_file", None) if number.major == loop_number(0).major => {
-                let bound = self.loops.get(&number.minor).filter(|device| device.is_bound());
-                bound.map(|_| Vec::new()).ok_or(Errno::ENOENT)
+                let device = self.loops.get(&number.minor).and_then(|device| device.binding.as_ref());
+                let file = device.ok_or(Errno::ENOENT)?.file.as_raw_fd();
+                let path = std::fs::read_link(format!("/proc/self/fd/{file}"));
+                path.map(|path| path.into_os_string().into_vec()).map_err(|_| Errno::EIO)
             }
             ("serial", None) => serial.map(String::into_bytes).ok_or(Errno::ENOENT),
             ("diskseq", Some(device)) => Ok(device.sequence.to_string().into_bytes()),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::{fmt, fs, io};
 
 use dm_thin::Errno;
+use dm_thin::kernel::{Access, Kernel};
 use dm_thin::thin::MinFree;
 use dm_thin::tree::files::{RealDir, StateDir, StateFile};
 use dm_thin::tree::{Error, Parent, RemoveOptions};
@@ -186,6 +187,24 @@ fn nothing_is_deleted_before_its_removal_is_durable() {
         assert!(matches!(result, Err(Error::StateUnknown)), "{result:?}");
     }
     assert_eq!((rig.kernel.thin_devices(&pool).unwrap(), tree.status().unwrap().data), before);
+}
+
+/// Nor is the device removed that a restart of its user takes over.
+#[test]
+fn a_removal_that_is_not_durable_removes_no_device() {
+    let rig = Rig::new();
+    let disk = Disk::new(&rig);
+    let tree = rig.open(rig.options().state_dir(Arc::new(disk.clone()))).unwrap();
+    tree.add("a", Parent::Base).unwrap();
+    let device = tree.activate("a").unwrap();
+    let file = rig.kernel.open(&device, Access::READ).unwrap();
+    disk.space.no_sync.store(true, Ordering::Relaxed);
+    let options = RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO);
+    tree.remove_with("a", &options).unwrap_err();
+    disk.space.no_sync.store(false, Ordering::Relaxed);
+    drop(file);
+    assert!(matches!(tree.reap(), Err(Error::StateUnknown)));
+    rig.kernel.open(&device, Access::READ).unwrap();
 }
 
 /// The same while another thread's sync takes its time.

@@ -115,6 +115,11 @@ impl ActiveSnapshot {
         }
     }
 
+    /// Whether its device is to stay active.
+    pub(in crate::tree) fn is_needed(&self) -> bool {
+        self.pinned || self.readers > 0 || self.mounted.is_some()
+    }
+
     /// # Errors
     /// [`Error::Mounted`].
     pub(in crate::tree) fn check_unmounted(&self, id: &str) -> Result<()> {

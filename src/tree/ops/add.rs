@@ -136,9 +136,9 @@ impl SnapshotTree {
         let id = SnapshotId::new(id)?;
         self.check_open()?;
         self.free_id(&id)?;
-        if let Some(device) = self.claim_ready(&id, parent, options, activated)? {
+        if let Some(claimed) = self.claim_ready(&id, parent, options, activated)? {
             self.compact();
-            return Ok(device);
+            return Ok(claimed.device);
         }
         let snapshot = self.with_space(|| self.add_now(&id, parent, options))?;
         self.compact();

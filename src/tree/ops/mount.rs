@@ -94,7 +94,7 @@ impl SnapshotTree {
                     Ok(())
                 }
                 Err(error) => {
-                    if !active.pinned {
+                    if !active.is_needed() {
                         // Left active it does no harm; the first error counts.
                         let _ = self.deactivate_locked(active, id);
                     }
@@ -152,7 +152,7 @@ impl SnapshotTree {
                 error => error,
             })?;
             active.mounted = None;
-            if active.pinned || active.readers > 0 {
+            if active.is_needed() {
                 Ok(())
             } else if self.options.deferred_removal {
                 active.deactivate_deferred(&self.pool, id, self.options.busy_timeout).map(drop)

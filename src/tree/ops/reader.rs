@@ -134,7 +134,7 @@ impl Drop for SnapshotReader<'_> {
                 return Ok(());
             }
             active.readers = active.readers.saturating_sub(1);
-            if active.readers > 0 || active.pinned || active.mounted.is_some() {
+            if active.is_needed() {
                 return Ok(());
             }
             self.tree.deactivate_locked(active, id.as_str())

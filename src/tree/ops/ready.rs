@@ -35,6 +35,12 @@ pub struct ReadyStatus {
     pub misses: usize,
 }
 
+/// A ready snapshot became the new one.
+pub(in crate::tree) struct Claimed {
+    /// `None` if it could neither be renamed nor activated again: it is recorded, and inactive.
+    pub(in crate::tree) device: Option<PathBuf>,
+}
+
 impl SnapshotTree {
     /// Keeps so many snapshots of the base or of a sealed snapshot ready: made, active and, with a file system, mounted
     /// and unmounted once, for the next additions from that origin. Such an addition is a rename and one record. 0 ends
@@ -143,14 +149,14 @@ impl SnapshotTree {
         Ok(())
     }
 
-    /// Makes a ready snapshot of that parent the new snapshot, if there is one. Returns its device, if that is there.
+    /// Makes a ready snapshot of that parent the new snapshot, if there is one.
     pub(in crate::tree) fn claim_ready(
         &self,
         id: &SnapshotId,
         parent: Parent<'_>,
         options: &AddOptions,
         activated: bool,
-    ) -> Result<Option<Option<PathBuf>>> {
+    ) -> Result<Option<Claimed>> {
         // A snapshot, and its content: written since, it has another identity.
         let sealed = |graph: &Graph, id: &str| graph.get(id).and_then(|it| Some((it.thin_id, it.sealed?)));
         let (origin, content) = match parent {
@@ -189,9 +195,12 @@ impl SnapshotTree {
             match self.check_open().and_then(|()| self.store.append_with(record)) {
                 Ok(seq) => {
                     self.store.begin_sync(seq);
-                    active.pinned = activated;
                     let device = self.name_ready(&mut active, id, ready.volume, &snapshot);
-                    self.store.sync(seq).inspect_err(|_| reservation.unresolved = true).map(|()| Some(device))
+                    active.pinned = activated;
+                    self.store
+                        .sync(seq)
+                        .inspect_err(|_| reservation.unresolved = true)
+                        .map(|()| Some(Claimed { device }))
                 }
                 Err(error) => {
                     self.ready.put_back(origin, ready);

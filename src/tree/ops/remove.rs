@@ -233,17 +233,18 @@ impl SnapshotTree {
     /// [`Error::Busy`] if it is open.
     pub(in crate::tree) fn delete_removed(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
         if self.store.read(|graph| graph.removed.contains_key(&thin_id)) {
+            // Until its removal is durable, the snapshot may be found in the state again, and be in use.
+            self.store.sync_removals()?;
             self.pool.remove_left(thin_id)?;
         }
         self.delete_inactive(exclusive, thin_id)
     }
 
+    /// Its removal is durable.
     fn delete_inactive(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
         let Some(removed) = self.store.read(|graph| graph.removed.get(&thin_id).cloned()) else {
             return Ok(());
         };
-        // Before the discard: what is discarded must not be found in the state again.
-        self.store.sync_removals()?;
         if self.discards() {
             self.discard(exclusive, thin_id, removed.size)?;
         }

@@ -1,5 +1,6 @@
 //! Space that a snapshot's file system does not use any more.
 
+use crate::thin::ThinVolume;
 use crate::tree::error::busy;
 use crate::tree::live::mount::Mounted;
 use crate::tree::ops::activate::Needs;
@@ -37,16 +38,19 @@ impl SnapshotTree {
             let was_active = active.volume.is_some();
             self.activate_as(active, id, snapshot, Needs::Write)?;
             let Some(volume) = &active.volume else { return Err(Error::Closed) };
-            let status = volume.device_status()?;
-            if status.open_count > 0 {
-                return Err(busy(&status.name, status.open_count));
-            }
-            let trimmed = self.with_mount(volume, |mounted| self.trim_mounted(mounted));
-            if !was_active {
-                self.deactivate_locked(active, id)?;
-            }
-            trimmed
+            let trimmed = self.trim_inactive(volume);
+            let deactivated = if was_active { Ok(()) } else { self.deactivate_locked(active, id) };
+            trimmed.and_then(|trimmed| deactivated.map(|()| trimmed))
         })
+    }
+
+    /// Mounts it for that.
+    fn trim_inactive(&self, volume: &ThinVolume) -> Result<Bytes> {
+        let status = volume.device_status()?;
+        if status.open_count > 0 {
+            return Err(busy(&status.name, status.open_count));
+        }
+        self.with_mount(volume, |mounted| self.trim_mounted(mounted))
     }
 
     fn trim_mounted(&self, mounted: &Mounted) -> Result<Bytes> {
