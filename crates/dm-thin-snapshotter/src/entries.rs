@@ -14,6 +14,14 @@ pub(crate) struct Entry {
     pub(crate) id: Option<String>,
     /// Usage of a committed snapshot, once it is known.
     pub(crate) usage: Option<Bytes>,
+    /// Its device was open when it was to be removed.
+    pub(crate) was_busy: bool,
+}
+
+impl Entry {
+    pub(crate) fn new(info: Info, id: Option<String>) -> Self {
+        Self { info, id, usage: None, was_busy: false }
+    }
 }
 
 /// Snapshots by key or name, with an index of children.
@@ -73,7 +81,7 @@ mod tests {
     use crate::record::Kind;
 
     fn entry(key: &str, parent: &str) -> Entry {
-        Entry { info: Info::new(key, Kind::Active, parent, BTreeMap::new()), id: None, usage: None }
+        Entry::new(Info::new(key, Kind::Active, parent, BTreeMap::new()), None)
     }
 
     fn children<'a>(entries: &'a Entries, key: &str) -> Vec<&'a str> {

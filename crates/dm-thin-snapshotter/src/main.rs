@@ -29,9 +29,13 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Dropped at the end, it waits for the calls that run.
-    let runtime = tokio::runtime::Runtime::new();
-    match runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(server::run(trees))) {
+    let ended = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let ended = runtime.block_on(server::run(trees));
+        // For calls that run, and for a tree that is still being opened.
+        runtime.shutdown_timeout(server::END_TIMEOUT);
+        ended
+    });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error}");

@@ -11,7 +11,7 @@ use dm_thin::tree::{Error, Labels, Result, SnapshotId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Begin of the keys of the labels that hold a record.
+/// Begin of the keys of the labels that hold a record; a number follows.
 const PREFIX: &str = "containerd.";
 /// Label of a snapshot that a commit has not finished; the next start removes it.
 const UNFINISHED: &str = "containerd-unfinished";
@@ -114,7 +114,7 @@ impl Record {
     /// # Errors
     /// What is wrong with it.
     pub fn read(labels: &Labels) -> Result<Option<Self>, serde_json::Error> {
-        let parts = labels.iter().filter(|(key, _)| key.starts_with(PREFIX));
+        let parts = labels.iter().filter(|(key, _)| is_part(key));
         let json: String = parts.map(|(_, value)| value).collect();
         if json.is_empty() { Ok(None) } else { serde_json::from_str(&json).map(Some) }
     }
@@ -125,7 +125,7 @@ impl Record {
     /// [`Error::InvalidOption`] if it does not fit.
     pub fn write(&self, labels: &mut Labels) -> Result<()> {
         let old: Vec<_> = labels.iter().map(|(key, _)| key.to_owned()).collect();
-        for key in old.iter().filter(|key| key.starts_with(PREFIX) || *key == UNFINISHED) {
+        for key in old.iter().filter(|key| is_part(key) || *key == UNFINISHED) {
             labels.remove(key);
         }
         let too_long = |_| Error::InvalidOption {
@@ -174,6 +174,10 @@ impl Record {
         }
         escaped
     }
+}
+
+fn is_part(label: &str) -> bool {
+    label.strip_prefix(PREFIX).is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 /// The labels of a snapshot that is not containerd's before its record is written.
@@ -239,10 +243,10 @@ mod tests {
             let views = vec![info("view", labels.clone())];
             let record = Record { info: info(&key, labels), views };
             let mut kept = unfinished().unwrap();
-            kept.set("example.com/other", "stays").unwrap();
+            kept.set("containerd.io/other", "stays").unwrap();
             prop_assume!(record.labels().is_ok());
             record.write(&mut kept).unwrap();
-            prop_assert!(!is_unfinished(&kept) && kept.get("example.com/other").is_some());
+            prop_assert!(!is_unfinished(&kept) && kept.get("containerd.io/other").is_some());
             prop_assert_eq!(Record::read(&kept).unwrap(), Some(record.clone()));
             let short = Record { views: vec![], ..record };
             short.write(&mut kept).unwrap();

@@ -24,12 +24,12 @@ use tracing::{info, warn};
 
 use crate::config::TreeConfig;
 use crate::generated::snapshots::snapshots_server::SnapshotsServer;
-use crate::service::Service;
+use crate::service::{Opening, Service};
 use crate::snapshots::Snapshots;
 
 /// How long calls in flight, and clients that do not hang up, are waited for; and for how long volumes of removed snapshots
 /// are deleted after that.
-const END_TIMEOUT: Duration = Duration::from_secs(20);
+pub const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Between two attempts at an extension of the pool.
 const EXTENSION_PAUSE: Duration = Duration::from_secs(5);
@@ -44,10 +44,14 @@ type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 pub async fn run(trees: Vec<TreeConfig>) -> Result {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut listed = ListenFd::from_env();
-    let listeners = (0..listed.len()).filter_map(|number| listed.take_unix_listener(number).ok().flatten());
-    let mut inherited: Vec<_> = listeners.collect();
+    let listeners = (0..listed.len()).filter_map(|number| listed.take_unix_listener(number).transpose());
+    let mut inherited = listeners.collect::<io::Result<Vec<_>>>()?;
     // Before the trees, so that a socket in use is an error at once, and clients can wait.
     let sockets = trees.iter().map(|tree| socket(&mut inherited, tree)).collect::<Result<Vec<_>>>()?;
+    if let Some(unknown) = inherited.first() {
+        let address = unknown.local_addr()?;
+        return Err(format!("the service manager's socket {address:?} is no tree's address").into());
+    }
     let (end, ending) = watch::channel(());
     let unavailable = Arc::new(Notify::new());
     let mut servers = JoinSet::new();
@@ -57,21 +61,20 @@ pub async fn run(trees: Vec<TreeConfig>) -> Result {
         servers.spawn(serve(socket, service, ending.clone())?);
         openings.push((config, opening));
     }
-    let mut served = Vec::new();
-    for (config, opening) in openings {
-        let snapshots = Arc::new(open(config.clone()).await?);
-        info!(root = %config.root.display(), address = %config.address.display(), "serving");
-        tokio::spawn(watch_pool(snapshots.tree().clone(), ending.clone()));
-        opening.opened(snapshots.clone());
-        served.push((config, snapshots));
-    }
     let manager = std::env::var_os("NOTIFY_SOCKET");
-    notify(manager.as_deref(), "READY=1");
+    let mut served = Vec::new();
+    let run = async {
+        open_all(openings, &ending, &mut served).await?;
+        notify(manager.as_deref(), "READY=1");
+        tokio::select! {
+            () = unavailable.notified() => Err("the state could not be written; a restart finds what is on disk".into()),
+            server = servers.join_next() => server.map_or(Ok(()), |server| Ok(server??)),
+        }
+    };
     let ended = tokio::select! {
+        ended = run => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        () = unavailable.notified() => Err("the state could not be written; a restart finds what is on disk".into()),
-        server = servers.join_next() => server.map_or(Ok(()), |server| Ok(server??)),
     };
     notify(manager.as_deref(), "STOPPING=1");
     drop(end);
@@ -101,11 +104,28 @@ fn serve(
         .serve_with_incoming_shutdown(incoming, ended))
 }
 
+/// Opens the trees, and adds each to those that are `served`.
+async fn open_all(
+    openings: Vec<(TreeConfig, Opening)>,
+    ending: &watch::Receiver<()>,
+    served: &mut Vec<(TreeConfig, Arc<Snapshots>)>,
+) -> Result {
+    for (config, opening) in openings {
+        let root = config.root.display().to_string();
+        let snapshots = Arc::new(open(config.clone()).await.map_err(|error| format!("{root}: {error}"))?);
+        info!(root, address = %config.address.display(), "serving");
+        tokio::spawn(watch_pool(snapshots.tree().clone(), ending.clone()));
+        opening.opened(snapshots.clone());
+        served.push((config, snapshots));
+    }
+    Ok(())
+}
+
 async fn open(config: TreeConfig) -> Result<Snapshots> {
     let opened = tokio::task::spawn_blocking(move || {
         let tree = SnapshotTree::open(&config.root, config.options())?;
         tree.recovered().iter().for_each(|recovered| info!("{recovered}"));
-        Snapshots::new(tree, config.ready)
+        Snapshots::new(tree, config.ready, config.max_data_size)
     });
     Ok(opened.await??)
 }

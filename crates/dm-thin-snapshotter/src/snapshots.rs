@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dm_thin::tree::{
-    self, AddOptions, ChangeKind, Error, Filesystem, Parent, RemoveOptions, Since, SnapshotTree,
+    self, AddOptions, ChangeKind, Error, Filesystem, Lineage, Parent, RemoveOptions, Since, SnapshotTree,
 };
 use dm_thin::units::Bytes;
 use tonic::{Code, Status};
@@ -49,6 +49,10 @@ pub struct Snapshots {
     /// What the labels of the tree's snapshots say.
     entries: Mutex<Entries>,
     locks: Locks,
+    /// Of the keys whose records are written: a snapshot's labels can change while others are made of it.
+    records: Locks,
+    /// The size that the pool can be extended to.
+    max_data_size: Option<Bytes>,
     /// How many snapshots are kept ready of a layer in use.
     ready: usize,
     /// Layers that snapshots were made of, and how many; the last one first.
@@ -58,11 +62,12 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Serves a tree that is open. What a commit that was interrupted left in it is removed. So many snapshots are kept
-    /// `ready` of each layer that several were made of lately.
+    /// `ready` of each layer that several were made of lately. No snapshot becomes larger than the pool, or than
+    /// `max_data_size` if the pool is extended to that.
     ///
     /// # Errors
     /// Those of the tree.
-    pub fn new(tree: SnapshotTree, ready: usize) -> tree::Result<Self> {
+    pub fn new(tree: SnapshotTree, ready: usize, max_data_size: Option<Bytes>) -> tree::Result<Self> {
         let status = tree.status()?;
         let mut entries = Entries::default();
         for snapshot in tree.list() {
@@ -77,8 +82,8 @@ impl Snapshots {
             match Record::read(&snapshot.labels) {
                 Ok(None) => {}
                 Ok(Some(Record { info, views })) => {
-                    let views = views.into_iter().map(|info| Entry { info, id: None, usage: None });
-                    let own = Entry { info, id: Some(id.to_owned()), usage: None };
+                    let views = views.into_iter().map(|info| Entry::new(info, None));
+                    let own = Entry::new(info, Some(id.to_owned()));
                     views.chain([own]).for_each(|entry| entries.insert(entry));
                 }
                 Err(error) => warn!(id, %error, "the record of a snapshot cannot be read, it is not served"),
@@ -96,6 +101,8 @@ impl Snapshots {
             tree: Arc::new(tree),
             entries: Mutex::new(entries),
             locks: Locks::default(),
+            records: Locks::default(),
+            max_data_size,
             active_usage: Mutex::default(),
         })
     }
@@ -144,20 +151,30 @@ impl Snapshots {
     /// # Errors
     /// As [`prepare`](Self::prepare).
     pub fn view(&self, key: &str, parent: &str, labels: BTreeMap<String, String>) -> Result<Vec<Mount>> {
-        let _guard = self.locks.lock(&[key, parent], &[]);
+        let _guard = self.locks.lock(&[key], &[parent]);
         let parent_id = self.check_new(key, parent)?;
         let info = Info::new(key, Kind::View, parent, labels);
-        let Some(parent_id) = parent_id else { return self.add(info, None) };
-        let mut record = self.record(parent)?;
-        record.views.push(info.clone());
-        if !record.has_room() {
-            return self.add(info, Some(&parent_id));
+        if let Some(parent_id) = &parent_id
+            && let Some(mounts) = self.share(&info, parent_id)?
+        {
+            return Ok(mounts);
         }
-        let device = self.tree.activate(&parent_id).map_err(status)?;
+        self.add(info, parent_id.as_deref())
+    }
+
+    /// Makes a view that shares its parent's device; `None` if the parent has no room for its record.
+    fn share(&self, view: &Info, parent_id: &str) -> Result<Option<Vec<Mount>>> {
+        let _guard = self.records.lock(&[&view.parent], &[]);
+        let mut record = self.record(&view.parent)?;
+        record.views.push(view.clone());
+        if !record.has_room() {
+            return Ok(None);
+        }
+        let device = self.tree.activate(parent_id).map_err(status)?;
         // On an error it stays active: other views may use it, and it does no harm.
-        self.write(&parent_id, &record)?;
-        self.entries().insert(Entry { info, id: None, usage: None });
-        Ok(self.describe(&device, Kind::View))
+        self.write(parent_id, &record)?;
+        self.entries().insert(Entry::new(view.clone(), None));
+        Ok(Some(self.describe(&device, Kind::View)))
     }
 
     /// How a snapshot is mounted. Its device is activated if it is not active, as after a restart of the machine.
@@ -202,6 +219,9 @@ impl Snapshots {
         let info = Info::new(name, Kind::Committed, &entry.info.parent, labels);
         let record = Record { info: info.clone(), views: Vec::new() };
         let new_id = record::id_of(name);
+        if self.tree.get(&new_id).is_ok_and(|left| record::is_unfinished(&left.labels)) {
+            self.tree.remove(&new_id).map_err(status)?;
+        }
         match self.tree.commit(&id, &new_id, record.labels().map_err(status)?) {
             Err(error) if error.is_busy() => self.commit_copy(&id, &new_id, &record)?,
             result => result.map(drop).map_err(status)?,
@@ -211,7 +231,7 @@ impl Snapshots {
         if is_gone {
             entries.remove(key);
         }
-        entries.insert(Entry { info, id: Some(new_id), usage: None });
+        entries.insert(Entry::new(info, Some(new_id)));
         Ok(())
     }
 
@@ -222,7 +242,7 @@ impl Snapshots {
         self.tree.add_with(new_id, Parent::Snapshot(id), &unfinished).map_err(status)?;
         let committed = self.tree.seal(new_id).map_err(status).and_then(|_| self.write(new_id, record));
         committed.inspect_err(|_| {
-            // The next start does it if this fails.
+            // The next commit of that name, or the next start, does it if this fails.
             let _ = self.tree.remove(new_id);
         })?;
         let deferred = RemoveOptions::new().deferred(true).busy_timeout(Duration::ZERO);
@@ -236,8 +256,8 @@ impl Snapshots {
     /// Removes a snapshot.
     ///
     /// # Errors
-    /// `NOT_FOUND`; `FAILED_PRECONDITION` if it has children, or its device is open: containerd's garbage collection goes
-    /// on after no other.
+    /// `NOT_FOUND`, `UNAVAILABLE`; `FAILED_PRECONDITION` if it has children, its device is open, or it cannot be removed
+    /// for another reason: containerd's garbage collection goes on after no other.
     pub fn remove(&self, key: &str) -> Result<()> {
         let _guard = self.locks.lock(&[key], &[]);
         let entry = self.entry(key)?;
@@ -247,13 +267,20 @@ impl Snapshots {
                 "cannot remove snapshot {key}: it has children"
             )));
         }
-        match &entry.id {
-            Some(id) => match self.tree.remove(id) {
-                // A removal that failed may have removed it.
-                Err(error) if error.is_not_found() => {}
-                result => result.map_err(status)?,
-            },
-            None => self.remove_shared(&entry.info)?,
+        let Some(id) = &entry.id else { return self.remove_shared(&entry.info).map_err(not_removed) };
+        let mut options = RemoveOptions::new();
+        if entry.was_busy {
+            // containerd makes no snapshots meanwhile.
+            options = options.busy_timeout(Duration::ZERO);
+        }
+        match self.tree.remove_with(id, &options) {
+            Ok(_) => {}
+            // A removal that failed may have removed it.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                self.entries().change(key, |entry| entry.was_busy = error.is_busy());
+                return Err(not_removed(status(error)));
+            }
         }
         self.entries().remove(key);
         Ok(())
@@ -261,15 +288,16 @@ impl Snapshots {
 
     /// Removes a view that shares its parent's device; the last one deactivates it.
     fn remove_shared(&self, view: &Info) -> Result<()> {
-        // Nobody who has the parent's lock waits for a view's.
-        let _guard = self.locks.lock(&[&view.parent], &[]);
+        let _guard = self.records.lock(&[&view.parent], &[]);
         let id = self.id(&view.parent)?;
         let mut record = self.record(&view.parent)?;
         record.views.retain(|other| other.key != view.key);
         if record.views.is_empty() {
             self.tree.deactivate(&id).map_err(status)?;
         }
-        self.write(&id, &record)
+        self.write(&id, &record)?;
+        self.entries().remove(&view.key);
+        Ok(())
     }
 
     /// What is known of a snapshot.
@@ -285,9 +313,11 @@ impl Snapshots {
     /// # Errors
     /// `NOT_FOUND`; `INVALID_ARGUMENT` for another path.
     pub fn update(&self, key: &str, labels: &BTreeMap<String, String>, paths: &[String]) -> Result<Info> {
-        let _guard = self.locks.lock(&[key], &[]);
+        let _guard = self.locks.lock(&[], &[key]);
         let entry = self.entry(key)?;
-        let mut info = entry.info;
+        let owner = if entry.id.is_none() { &entry.info.parent } else { key };
+        let _record = self.records.lock(&[owner], &[]);
+        let mut info = self.entry(key)?.info;
         for path in paths {
             match path.strip_prefix("labels") {
                 Some("") => info.labels.clone_from(labels),
@@ -305,10 +335,6 @@ impl Snapshots {
             info.labels.clone_from(labels);
         }
         info.touch();
-        // Nobody who has the parent's lock waits for a view's.
-        let shared = entry.id.is_none().then_some(info.parent.as_str());
-        let _parent = shared.map(|parent| self.locks.lock(&[parent], &[]));
-        let owner = shared.unwrap_or(key);
         let mut record = self.record(owner)?;
         let records = record.views.iter_mut().chain([&mut record.info]);
         records.filter(|old| old.key == key).for_each(|old| *old = info.clone());
@@ -338,7 +364,7 @@ impl Snapshots {
             (_, _, Some(usage)) => Ok(usage),
             (_, None, _) => Ok(Bytes(0)),
             (Kind::Committed, Some(id), None) => {
-                let usage = self.changed(id, &entry.info.parent)?;
+                let usage = self.own(id, &entry.info.parent)?;
                 self.entries().change(key, |entry| entry.usage = Some(usage));
                 Ok(usage)
             }
@@ -348,8 +374,17 @@ impl Snapshots {
     }
 
     /// What was written to a committed snapshot since it was made.
-    fn changed(&self, id: &str, parent: &str) -> Result<Bytes> {
+    fn own(&self, id: &str, parent: &str) -> Result<Bytes> {
         let parent_id = if parent.is_empty() { None } else { Some(self.id(parent)?) };
+        let is_made_from_it = match &self.tree.get(id).map_err(status)?.parent {
+            Lineage::Base => parent_id.is_none(),
+            Lineage::Snapshot(made_from) => Some(made_from.as_str()) == parent_id.as_deref(),
+            _ => false,
+        };
+        if is_made_from_it {
+            return self.tree.own_data(id).map_err(status);
+        }
+        // A copy of a snapshot that was open when it was committed.
         let since = parent_id.as_deref().map_or(Since::Base, Since::Snapshot);
         let mut changed = self.tree.changed(since, id).map_err(status)?;
         changed.try_fold(Bytes(0), |sum, range| {
@@ -389,15 +424,16 @@ impl Snapshots {
             options = options.size(size);
         }
         let (id, kind) = (record::id_of(&info.key), info.kind);
-        let device = self
-            .tree
-            .add_activated(&id, parent.map_or(Parent::Base, Parent::Snapshot), &options)
-            .map_err(status)?;
-        self.entries().insert(Entry { info, id: Some(id), usage: None });
-        Ok(self.describe(&device, kind))
+        let parent = parent.map_or(Parent::Base, Parent::Snapshot);
+        let device = self.tree.add_activated(&id, parent, &options);
+        // What a failure left is listed, so that containerd's garbage collection removes it.
+        if device.is_ok() || self.tree.contains(&id) {
+            self.entries().insert(Entry::new(info, Some(id)));
+        }
+        Ok(self.describe(&device.map_err(status)?, kind))
     }
 
-    /// The size that an active snapshot is asked to have, if that is more than its parent's.
+    /// The size that an active snapshot is asked to have, if that is more than its parent's. Who runs a container chooses it.
     fn wanted_size(&self, info: &Info, parent: Option<&str>) -> Result<Option<Bytes>> {
         let Some(text) = info.labels.get(MAX_SIZE).filter(|_| info.kind == Kind::Active) else {
             return Ok(None);
@@ -409,7 +445,14 @@ impl Snapshots {
             Some(id) => self.tree.get(id).map_err(status)?.size,
             None => self.base_size,
         };
-        Ok(Some(Bytes(size)).filter(|size| *size > current))
+        let Some(size) = Some(Bytes(size)).filter(|size| *size > current) else { return Ok(None) };
+        let pool = self.tree.status().map_err(status)?.data.map(|data| data.total);
+        match self.max_data_size.max(pool) {
+            Some(limit) if size > limit => {
+                Err(Status::invalid_argument(format!("{MAX_SIZE}: {size} are more than the pool's {limit}")))
+            }
+            _ => Ok(Some(size)),
+        }
     }
 
     fn describe(&self, device: &Path, kind: Kind) -> Vec<Mount> {
@@ -479,6 +522,17 @@ impl Snapshots {
 
 fn check_key(key: &str) -> Result<()> {
     if key.is_empty() { Err(Status::invalid_argument("the key of a snapshot is empty")) } else { Ok(()) }
+}
+
+/// containerd's garbage collection ends at the first answer that it does not expect.
+fn not_removed(status: Status) -> Status {
+    match status.code() {
+        Code::NotFound | Code::Unavailable | Code::FailedPrecondition => status,
+        code => {
+            warn!(%code, "a snapshot cannot be removed: {}", status.message());
+            Status::failed_precondition(status.message())
+        }
+    }
 }
 
 /// What a failure of the tree is for containerd.

@@ -58,7 +58,7 @@ fn thousands_of_snapshots() {
                 (directory.path().join("root"), options.filesystem(Filesystem::None))
             }
         };
-        Snapshots::new(SnapshotTree::open(root, options).unwrap(), 0).unwrap()
+        Snapshots::new(SnapshotTree::open(root, options).unwrap(), 0, None).unwrap()
     };
     let (mut prepare, mut commit, mut remove) = (Times::default(), Times::default(), Times::default());
     let snapshots = open();

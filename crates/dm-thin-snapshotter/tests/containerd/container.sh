@@ -54,6 +54,24 @@ said=$(run --rm --snapshotter-label containerd.io/snapshot/max-size=$size $image
 echo "$said"
 [[ $(tr -s ' \n' ' ' <<<"$said" | cut -d ' ' -f 9) -gt $((size * 9 / 10 / 1024)) ]]
 
+step "a container is committed"
+own() { ctr snapshots --snapshotter dm-thin "$@"; }
+run $image fifth /bin/sh -c 'echo own >/file'
+ctr snapshots --snapshotter dm-thin info fifth | grep '"Kind": "Active"'
+# Their labels keep both from the garbage collection that follows the container's removal.
+own commit own-layer fifth
+own label own-layer containerd.io/gc.root=test
+ctr container rm fifth
+own tree
+own tree | grep own-layer
+own usage own-layer
+[[ $(own usage -b own-layer | awk '$1 == "own-layer" { print $2 }') -gt 0 ]]
+eval "$(own prepare --target /var/lib/mounted again own-layer)"
+[[ $(</var/lib/mounted/file) = own && $(</var/lib/mounted/etc/layer) = two ]]
+umount /var/lib/mounted
+own rm again
+own rm own-layer
+
 step "containers in a row: their snapshots are ready"
 for number in 1 2 3 4; do run --rm $image row-$number /bin/cat /etc/layer; done
 
