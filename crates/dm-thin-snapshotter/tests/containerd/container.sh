@@ -62,11 +62,12 @@ ctr snapshots --snapshotter dm-thin info fifth | grep '"Kind": "Active"'
 own commit own-layer fifth
 own label own-layer containerd.io/gc.root=test
 ctr container rm fifth
-own tree
 own tree | grep own-layer
 own usage own-layer
 [[ $(own usage -b own-layer | awk '$1 == "own-layer" { print $2 }') -gt 0 ]]
-eval "$(own prepare --target /var/lib/mounted again own-layer)"
+# ctr prints -o without options, too.
+mounting=$(own prepare --target /var/lib/mounted again own-layer)
+eval "${mounting% -o*}"
 [[ $(</var/lib/mounted/file) = own && $(</var/lib/mounted/etc/layer) = two ]]
 umount /var/lib/mounted
 own rm again
