@@ -202,8 +202,9 @@ impl LoopControl {
                 // It may be the one.
                 Err(error) if error.errno().is_some_and(is_shortage) => return Err(error),
                 Err(error) => {
-                    let path = self.backing_path(index)?;
-                    if path.is_some_and(|path| self.has_identity(&path, &backing)) {
+                    if let Some(path) = self.backing_path(index)?
+                        && self.has_identity(&path, &backing)?
+                    {
                         return Err(error);
                     }
                     // Gone since it was listed; of another container; on a file that does not answer.
@@ -222,10 +223,13 @@ impl LoopControl {
         }
     }
 
-    fn has_identity(&self, path: &Path, file: &FileStatus) -> bool {
+    fn has_identity(&self, path: &Path, file: &FileStatus) -> Result<bool> {
         let files = self.kernel.files();
-        let status = files.open_path(path).and_then(|found| files.file_status(found.as_fd()));
-        status.is_ok_and(|status| (status.device, status.inode) == (file.device, file.inode))
+        match files.open_path(path).and_then(|found| files.file_status(found.as_fd())) {
+            Ok(status) => Ok((status.device, status.inode) == (file.device, file.inode)),
+            Err(errno) if is_shortage(errno) => Err(Error::io("open", path)(errno)),
+            Err(_) => Ok(false),
+        }
     }
 
     /// The indices of all loop devices, in order. There may be gaps.

@@ -177,7 +177,9 @@ impl Record {
 }
 
 fn is_part(label: &str) -> bool {
-    label.strip_prefix(PREFIX).is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit()))
+    label
+        .strip_prefix(PREFIX)
+        .is_some_and(|number| number.len() == 2 && number.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 /// The labels of a snapshot that is not containerd's before its record is written.

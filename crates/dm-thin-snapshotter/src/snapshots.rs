@@ -24,6 +24,9 @@ const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 /// asks for the others, too.
 const USAGE_AGE: Duration = Duration::from_secs(2);
 
+/// How long a removal waits for a device that was open at the last attempt, too. containerd makes no snapshots meanwhile.
+const BUSY_AGAIN: Duration = Duration::from_millis(50);
+
 /// Of so many layers snapshots are kept ready: those that were used last.
 const READY_LAYERS: usize = 8;
 
@@ -49,7 +52,7 @@ pub struct Snapshots {
     /// What the labels of the tree's snapshots say.
     entries: Mutex<Entries>,
     locks: Locks,
-    /// Of the keys whose records are written: a snapshot's labels can change while others are made of it.
+    /// Locks of the keys whose records are being written: a snapshot's labels can change while others are made of it.
     records: Locks,
     /// The size that the pool can be extended to.
     max_data_size: Option<Bytes>,
@@ -270,8 +273,7 @@ impl Snapshots {
         let Some(id) = &entry.id else { return self.remove_shared(&entry.info).map_err(not_removed) };
         let mut options = RemoveOptions::new();
         if entry.was_busy {
-            // containerd makes no snapshots meanwhile.
-            options = options.busy_timeout(Duration::ZERO);
+            options = options.busy_timeout(BUSY_AGAIN);
         }
         match self.tree.remove_with(id, &options) {
             Ok(_) => {}
@@ -419,21 +421,23 @@ impl Snapshots {
     /// Makes a snapshot of the tree, of a committed one or of the base.
     fn add(&self, info: Info, parent: Option<&str>) -> Result<Vec<Mount>> {
         let record = Record { info: info.clone(), views: Vec::new() };
-        let mut options = AddOptions::new().labels(record.labels().map_err(status)?);
+        let labels = record.labels().map_err(status)?;
+        let mut options = AddOptions::new().labels(labels.clone());
         if let Some(size) = self.wanted_size(&info, parent)? {
             options = options.size(size);
         }
         let (id, kind) = (record::id_of(&info.key), info.kind);
         let parent = parent.map_or(Parent::Base, Parent::Snapshot);
         let device = self.tree.add_activated(&id, parent, &options);
-        // What a failure left is listed, so that containerd's garbage collection removes it.
-        if device.is_ok() || self.tree.contains(&id) {
+        // What a failure left is listed, so that containerd's garbage collection removes it. Another snapshot may have the id.
+        if device.is_ok() || self.tree.get(&id).is_ok_and(|left| left.labels == labels) {
             self.entries().insert(Entry::new(info, Some(id)));
         }
         Ok(self.describe(&device.map_err(status)?, kind))
     }
 
-    /// The size that an active snapshot is asked to have, if that is more than its parent's. Who runs a container chooses it.
+    /// The size that an active snapshot is asked to have, if that is more than its parent's. Whoever runs a container
+    /// chooses it.
     fn wanted_size(&self, info: &Info, parent: Option<&str>) -> Result<Option<Bytes>> {
         let Some(text) = info.labels.get(MAX_SIZE).filter(|_| info.kind == Kind::Active) else {
             return Ok(None);
@@ -448,9 +452,9 @@ impl Snapshots {
         let Some(size) = Some(Bytes(size)).filter(|size| *size > current) else { return Ok(None) };
         let pool = self.tree.status().map_err(status)?.data.map(|data| data.total);
         match self.max_data_size.max(pool) {
-            Some(limit) if size > limit => {
-                Err(Status::invalid_argument(format!("{MAX_SIZE}: {size} are more than the pool's {limit}")))
-            }
+            Some(limit) if size > limit => Err(Status::invalid_argument(format!(
+                "{MAX_SIZE}: {size} is more than the pool can have, {limit}"
+            ))),
             _ => Ok(Some(size)),
         }
     }

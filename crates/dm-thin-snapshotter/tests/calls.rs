@@ -12,7 +12,7 @@ use dm_thin::dm::{DeviceMapper, UdevPolicy};
 use dm_thin::kernel::{Access, DeviceNumber, Kernel};
 use dm_thin::model::ModelKernel;
 use dm_thin::thin::{PoolFeatures, PoolTable, ThinPool};
-use dm_thin::tree::{Filesystem, Options, SnapshotTree};
+use dm_thin::tree::{Filesystem, Options, Parent, SnapshotTree};
 use dm_thin::units::{Blocks, Bytes};
 use dm_thin_snapshotter::config::Arguments;
 use dm_thin_snapshotter::generated::snapshots as api;
@@ -302,7 +302,7 @@ fn what_an_interrupted_commit_left_is_removed() {
     let snapshots = fixture.open();
     let unfinished = dm_thin_snapshotter::record::unfinished().unwrap();
     let options = dm_thin::tree::AddOptions::new().labels(unfinished);
-    snapshots.tree().add_with("n", dm_thin::tree::Parent::Base, &options).unwrap();
+    snapshots.tree().add_with("n", Parent::Base, &options).unwrap();
     drop(snapshots);
     let snapshots = fixture.open();
     assert!(!snapshots.tree().contains("n"));
@@ -368,6 +368,17 @@ fn what_a_failed_call_leaves_is_listed() {
         }
     }
     assert!(listed > 0);
+}
+
+#[test]
+fn a_snapshot_that_is_not_containerds_is_not_served() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.open();
+    snapshots.tree().add("own", Parent::Base).unwrap();
+    assert_eq!(code(snapshots.prepare("own", "", none())), Code::AlreadyExists);
+    assert_eq!(code(snapshots.view("own", "", none())), Code::AlreadyExists);
+    assert_eq!(code(snapshots.remove("own")), Code::NotFound);
+    assert!(snapshots.list(&[]).unwrap().is_empty() && snapshots.tree().contains("own"));
 }
 
 /// containerd's garbage collection goes on after no other code.

@@ -107,7 +107,8 @@ impl SnapshotTree {
     /// parent has one already.
     ///
     /// # Errors
-    /// As [`add_with`](Self::add_with) and [`activate`](Self::activate): a failed call leaves nothing.
+    /// As [`add_with`](Self::add_with) and [`activate`](Self::activate). A failed call removes the snapshot again; one whose
+    /// device is open, or whose removal cannot be recorded, stays.
     pub fn add_activated(
         &self,
         id: impl AsRef<str>,

@@ -208,7 +208,11 @@ impl SnapshotTree {
         }
         if constant {
             self.with_snapshot(id, |_, snapshot| match snapshot.sealed {
-                Some(_) => self.store.commit(&Record::Own { id: SnapshotId::new(id)?, own }),
+                Some(_) => {
+                    // Best effort, and durable with the next change: it can be determined again.
+                    let _ = self.store.append(&Record::Own { id: SnapshotId::new(id)?, own });
+                    Ok(())
+                }
                 None => Ok(()),
             })?;
         } else if self.pool.find(volumes[0])?.or(self.pool.find(volumes[1])?).is_none() {

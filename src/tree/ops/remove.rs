@@ -232,11 +232,12 @@ impl SnapshotTree {
     /// # Errors
     /// [`Error::Busy`] if it is open.
     pub(in crate::tree) fn delete_removed(&self, exclusive: &Exclusive<'_>, thin_id: ThinId) -> Result<()> {
-        if self.store.read(|graph| graph.removed.contains_key(&thin_id)) {
-            // Until its removal is durable, the snapshot may be found in the state again, and be in use.
-            self.store.sync_removals()?;
-            self.pool.remove_left(thin_id)?;
+        if !self.store.read(|graph| graph.removed.contains_key(&thin_id)) {
+            return Ok(());
         }
+        // Until its removal is durable, the snapshot may be found in the state again, and be in use.
+        self.store.sync_removals()?;
+        self.pool.remove_left(thin_id)?;
         self.delete_inactive(exclusive, thin_id)
     }
 

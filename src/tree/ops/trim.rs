@@ -38,14 +38,14 @@ impl SnapshotTree {
             let was_active = active.volume.is_some();
             self.activate_as(active, id, snapshot, Needs::Write)?;
             let Some(volume) = &active.volume else { return Err(Error::Closed) };
-            let trimmed = self.trim_inactive(volume);
+            let trimmed = self.trim_unmounted(volume);
             let deactivated = if was_active { Ok(()) } else { self.deactivate_locked(active, id) };
             trimmed.and_then(|trimmed| deactivated.map(|()| trimmed))
         })
     }
 
-    /// Mounts it for that.
-    fn trim_inactive(&self, volume: &ThinVolume) -> Result<Bytes> {
+    /// Trims it through a temporary mount.
+    fn trim_unmounted(&self, volume: &ThinVolume) -> Result<Bytes> {
         let status = volume.device_status()?;
         if status.open_count > 0 {
             return Err(busy(&status.name, status.open_count));

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/containerd/pkg/testutil"
 	"github.com/containerd/containerd/snapshots"
+	"golang.org/x/sys/unix"
 )
 
 // bench is a peer with a committed layer.
@@ -118,7 +119,24 @@ func TestCycles(t *testing.T) {
 	}
 }
 
-// TestProcesses counts the programs that a cycle starts.
+// flushes returns how many flushes the disk below a directory has done: Documentation/block/stat.rst.
+func flushes(t *testing.T, directory string) int {
+	var stat unix.Stat_t
+	if err := unix.Stat(directory, &stat); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/stat", unix.Major(stat.Dev), unix.Minor(stat.Dev)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	count, err := strconv.Atoi(strings.Fields(string(text))[15])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
+// TestProcesses counts the programs that a cycle starts, and the flushes of the disk.
 func TestProcesses(t *testing.T) {
 	testutil.RequiresRoot(t)
 	const count = 5
@@ -141,11 +159,13 @@ func TestProcesses(t *testing.T) {
 		if err := os.WriteFile(log, nil, 0600); err != nil {
 			t.Fatal(err)
 		}
+		before := flushes(t, directory)
 		for number := 0; number < count; number++ {
 			if err := b.cycleAndRemove(ctx, fmt.Sprintf("layer-%d", number)); err != nil {
 				t.Fatalf("%s: %v", peer.name, err)
 			}
 		}
+		flushed := flushes(t, directory) - before
 		text, err := os.ReadFile(log)
 		if err != nil {
 			t.Fatal(err)
@@ -156,7 +176,8 @@ func TestProcesses(t *testing.T) {
 				counts[line]++
 			}
 		}
-		t.Logf("%s: %d programs in %d cycles of Prepare, Commit and Remove: %v", peer.name, strings.Count(string(text), "\n"), count, counts)
+		t.Logf("%s: %d programs and %d flushes of the disk in %d cycles of Prepare, Commit and Remove: %v", peer.name,
+			strings.Count(string(text), "\n"), flushed, count, counts)
 		b.times.kinds = nil
 	}
 }
