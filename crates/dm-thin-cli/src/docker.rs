@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use dm_thin::dm::DeviceMapper;
 use dm_thin::tree::{Options, PoolSource, SnapshotTree};
 use dm_thin_docker::{
-    Adopted, Device, DeviceName, DeviceState, Error, PoolFiles, Store, activate_pool, deactivate_pool,
+    Adopted, Device, DeviceName, DeviceState, Error, Finding, PoolFiles, Store, activate_pool,
+    deactivate_pool,
 };
 use serde_json::json;
 
@@ -88,6 +89,7 @@ pub fn run(output: &Output, cli: &Cli, command: &DockerCommand) -> Result<()> {
     match command {
         DockerCommand::Adopt { place, in_place: false, .. } => {
             let (store, tree) = (place.open()?, crate::place::open(&crate::place::root(cli)?)?);
+            tell(store.findings());
             adopted(output, |each| store.adopt(&tree, each))
         }
         DockerCommand::Adopt { place, pool, .. } => {
@@ -144,7 +146,7 @@ fn ls(output: &Output, place: &Place, all: bool) -> Result<()> {
     let store = place.open()?;
     let findings = store.findings();
     if output.json {
-        let text = |it: &dm_thin_docker::Finding| json!({ "text": it.to_string(), "details": it });
+        let text = |it: &Finding| json!({ "text": it.to_string(), "details": it });
         return output.object(
             "docker",
             json!({
@@ -190,10 +192,14 @@ fn ls(output: &Output, place: &Place, all: bool) -> Result<()> {
     }
     let columns = ["KIND", "NAME", "ID", "THIN ID", "SIZE", "MAPPED", "STATE"];
     output.rows("docker", &columns, &["THIN ID", "SIZE", "MAPPED"], rows, json!(null))?;
+    tell(store.findings());
+    Ok(())
+}
+
+fn tell<'a>(findings: impl IntoIterator<Item = &'a Finding>) {
     for finding in findings {
         note(&format!("found: {finding}"));
     }
-    Ok(())
 }
 
 fn cells(output: &Output, kind: &str, name: &str, id: &str, device: Option<&Device>) -> Vec<String> {
@@ -216,6 +222,15 @@ fn cells(output: &Output, kind: &str, name: &str, id: &str, device: Option<&Devi
 
 fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Result<()> {
     let store = place.open()?;
+    // Of other devices nothing.
+    let is_of_the_pool = |it: &&Finding| {
+        use Finding::{DataTooShort, NeedsCheck, PoolInUse, PoolNewer, PoolOlder};
+        matches!(
+            it,
+            DataTooShort { .. } | NeedsCheck | PoolInUse { .. } | PoolNewer { .. } | PoolOlder { .. }
+        )
+    };
+    tell(store.findings().iter().filter(is_of_the_pool));
     let device = store.find(id)?;
     if device.state != DeviceState::Ok {
         note(&format!("device {} is {}", device.name, device.state));
@@ -238,6 +253,7 @@ fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Re
 
 fn adopt_in_place(output: &Output, place: &Place, pool: Option<&str>, root: &Path) -> Result<()> {
     let store = place.open()?;
+    tell(store.findings());
     let name = match pool {
         Some(name) => name.to_owned(),
         None => activate_pool(&place.directory, &Arc::new(DeviceMapper::open()?))?.name().to_string(),
@@ -254,17 +270,28 @@ fn adopted(
     output: &Output,
     adopt: impl FnOnce(&mut dyn FnMut(&Device, &Adopted)) -> dm_thin_docker::Result<()>,
 ) -> Result<()> {
-    let (mut rows, mut json) = (Vec::new(), Vec::new());
-    adopt(&mut |device, adopted| {
+    let (mut rows, mut json, mut unreadable) = (Vec::new(), Vec::new(), 0);
+    let result = adopt(&mut |device, adopted| {
         let (text, written) = match adopted {
             Adopted::Copied { written } => ("copied".to_owned(), Some(*written)),
             Adopted::InPlace => ("adopted".to_owned(), None),
             Adopted::Present => ("present".to_owned(), None),
-            Adopted::Unreadable { reason } => (reason.clone(), None),
+            Adopted::Unreadable { reason } => {
+                unreadable += 1;
+                (reason.clone(), None)
+            }
             _ => (device.state.to_string(), None),
         };
         rows.push(vec![device.name.to_string(), output.size_or(written), text]);
         json.push(json!({ "device": device.name, "adopted": adopted }));
-    })?;
-    output.rows("adopted", &["DEVICE", "WRITTEN", "STATE"], &["WRITTEN"], rows, json.into())
+    });
+    // What was done before a failure, too.
+    if result.is_ok() || !rows.is_empty() {
+        output.rows("adopted", &["DEVICE", "WRITTEN", "STATE"], &["WRITTEN"], rows, json.into())?;
+    }
+    result?;
+    match unreadable {
+        0 => Ok(()),
+        _ => Err(Failure::new(format!("{unreadable} of the devices cannot be read, and were left out"))),
+    }
 }

@@ -11,6 +11,9 @@ use serde::Serialize;
 use crate::export::Readable;
 use crate::{Device, DeviceName, DeviceState, Error, Result, Store};
 
+const DEVICE: &str = "docker/device";
+const FILESYSTEM: &str = "docker/filesystem";
+
 /// What became of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -41,17 +44,20 @@ impl Store {
     ///
     /// A snapshot has the hash of its device for an id; the base device is `docker-base`. Its labels are `docker/device`,
     /// `docker/kind` (`base`, `layer`, `container`, `device`), `docker/id` of the image or container, and `docker/name`: the
-    /// container's name, or the image's first tag. A snapshot that has the id and label already is left as it is, so an
+    /// container's name, or the image's first tag; `docker/filesystem` is the UUID of the file system, which all devices
+    /// of a Docker directory have from its base. A snapshot that has the id and the labels already is left as it is, so an
     /// adoption that failed can be repeated.
     ///
     /// # Errors
-    /// Before anything is written: [`Error::NoPool`]; [`Error::OtherFilesystem`] if the tree could not mount a device;
-    /// [`Error::NotZeroed`]. After that those of [`export_raw`](Self::export_raw), and [`Error::Tree`]: the snapshots of
-    /// earlier calls of `each` stay, and nothing of the one that failed.
+    /// Before anything is written: [`Error::NoPool`]; [`Error::OtherBase`]; [`Error::OtherFilesystem`] if the tree could not
+    /// mount a device; [`Error::OtherSnapshot`] if it has one of those ids already, of something else;
+    /// [`Error::NotZeroed`]. After that [`Error::Tree`]: the snapshots of earlier calls of `each` stay, and nothing of the
+    /// one that failed. A device that cannot be read to its end is [`Adopted::Unreadable`], and the others go on.
     pub fn adopt(&self, tree: &SnapshotTree, mut each: impl FnMut(&Device, &Adopted)) -> Result<()> {
         if tree.pool().table().map_err(dm_thin::tree::Error::from)?.0.features.skip_block_zeroing {
             return Err(Error::NotZeroed { pool: tree.pool().name().to_string() });
         }
+        self.check_base()?;
         let (mut readable, mut left_out) = (BTreeMap::new(), Vec::new());
         for device in self.devices() {
             match self.readable(device) {
@@ -64,15 +70,36 @@ impl Store {
         let expected = filesystem_of(tree)?;
         for source in readable.values() {
             check_filesystem(source, expected)?;
+            self.is_present(tree, &source.device.name)?;
         }
         left_out.iter().for_each(|(device, adopted)| each(device, adopted));
-        let sizes = readable.iter().map(|(name, source)| (*name, source.size)).collect();
-        for (name, parent) in self.parents_first(&sizes) {
-            let parent = parent.and_then(|parent| readable.get(parent));
-            let adopted = self.adopt_one(tree, &readable[name], parent)?;
+        let mut sizes = readable.iter().map(|(name, source)| (*name, source.size)).collect();
+        for name in self.parents_first(&sizes) {
+            let parent = self.nearest(name, &sizes).and_then(|parent| readable.get(parent));
+            let adopted = match self.adopt_one(tree, &readable[name], parent) {
+                Err(error @ (Error::Read { .. } | Error::Metadata { .. })) => {
+                    // No snapshot can be made of it.
+                    sizes.remove(name);
+                    Adopted::Unreadable { reason: error.to_string() }
+                }
+                adopted => adopted?,
+            };
             each(readable[name].device, &adopted);
         }
         Ok(())
+    }
+
+    /// Whether the tree has the snapshot of that device; refused if it has another one of the same id.
+    fn is_present(&self, tree: &SnapshotTree, name: &DeviceName) -> Result<bool> {
+        let id = snapshot_id(name);
+        let Ok(found) = tree.get(&id) else { return Ok(false) };
+        let (labels, _) = self.labels(name)?;
+        let is_same = |key| found.labels.get(key) == labels.get(key);
+        if is_same(DEVICE) && is_same(FILESYSTEM) {
+            Ok(true)
+        } else {
+            Err(Error::OtherSnapshot { device: name.clone(), id })
+        }
     }
 
     /// Makes all devices of [`DeviceState::Ok`] snapshots of a tree whose pool is Docker's own, with their thin ids, their
@@ -87,10 +114,11 @@ impl Store {
     /// repeated.
     ///
     /// # Errors
-    /// [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices are not those
+    /// [`Error::OtherBase`]; [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices are not those
     /// of the pool that was read; [`Error::OtherFilesystem`]; [`Error::Tree`], as of [`SnapshotTree::adopt`]. Nothing is
     /// adopted then.
     pub fn adopt_in_place(&self, tree: &SnapshotTree, mut each: impl FnMut(&Device, &Adopted)) -> Result<()> {
+        self.check_base()?;
         self.check_pool(tree)?;
         let expected = filesystem_of(tree)?;
         let (mut sizes, mut left_out) = (BTreeMap::new(), Vec::new());
@@ -113,14 +141,14 @@ impl Store {
             }
         }
         let (mut adoptions, mut adopted) = (Vec::new(), Vec::new());
-        for (name, parent) in self.parents_first(&sizes) {
+        for name in self.parents_first(&sizes) {
             let (id, device) = (snapshot_id(name), &self.devices[name]);
             let Some(thin_id) = device.thin_id else { continue };
             let is_there = tree.get(&id).is_ok_and(|found| found.thin_id == thin_id);
             adopted.push((device, if is_there { Adopted::Present } else { Adopted::InPlace }));
             let size = snapshot_size(sizes[name]);
             let adoption = Adoption::new(id, thin_id, size).labels(self.labels(name)?.0);
-            adoptions.push(match parent {
+            adoptions.push(match self.nearest(name, &sizes) {
                 Some(parent) => adoption.parent(snapshot_id(parent)),
                 None => adoption,
             });
@@ -155,23 +183,25 @@ impl Store {
         }
     }
 
-    /// Devices, parents before their children, each with the nearest ancestor whose snapshot it can be.
-    fn parents_first<'a>(
+    /// The nearest ancestor of a device whose snapshot it can be.
+    fn nearest<'a>(
         &'a self,
+        name: &DeviceName,
         sizes: &BTreeMap<&'a DeviceName, u64>,
-    ) -> Vec<(&'a DeviceName, Option<&'a DeviceName>)> {
+    ) -> Option<&'a DeviceName> {
         let parent_of = |name: &DeviceName| self.devices.get(name)?.parent.as_ref();
-        let nearest = |name: &DeviceName| {
-            let mut ancestors = std::iter::successors(parent_of(name), |name| parent_of(name));
-            let (found, size) = ancestors.find_map(|ancestor| sizes.get_key_value(ancestor))?;
-            (size <= sizes.get(name)?).then_some(*found)
-        };
+        let mut ancestors = std::iter::successors(parent_of(name), |name| parent_of(name));
+        let (found, size) = ancestors.find_map(|ancestor| sizes.get_key_value(ancestor))?;
+        (size <= sizes.get(name)?).then_some(*found)
+    }
+
+    /// Devices, parents before their children.
+    fn parents_first<'a>(&'a self, sizes: &BTreeMap<&'a DeviceName, u64>) -> Vec<&'a DeviceName> {
         let (mut ordered, mut done) = (Vec::new(), BTreeSet::new());
         for name in sizes.keys() {
             // Itself and its ancestors, the highest last.
-            let line: Vec<_> = std::iter::successors(Some(*name), |name| nearest(name)).collect();
-            let new = line.into_iter().rev().filter(|name| done.insert(*name));
-            ordered.extend(new.map(|name| (name, nearest(name))));
+            let line: Vec<_> = std::iter::successors(Some(*name), |name| self.nearest(name, sizes)).collect();
+            ordered.extend(line.into_iter().rev().filter(|name| done.insert(*name)));
         }
         ordered
     }
@@ -183,10 +213,10 @@ impl Store {
         parent: Option<&Readable<'_>>,
     ) -> Result<Adopted> {
         let name = &source.device.name;
-        let (id, text) = (snapshot_id(name), name.to_string());
-        if tree.get(&id).is_ok_and(|found| found.labels.get("docker/device") == Some(&text)) {
+        if self.is_present(tree, name)? {
             return Ok(Adopted::Present);
         }
+        let id = snapshot_id(name);
         let (labels, is_final) = self.labels(name)?;
         let options = AddOptions::new().size(snapshot_size(source.size)).labels(labels);
         let parent_id = parent.map(|parent| snapshot_id(&parent.device.name));
@@ -217,9 +247,14 @@ impl Store {
             container.and_then(|it| it.name.as_ref()).or_else(|| image.and_then(|it| it.tags.first()));
         let owner = container.map(|it| &it.id).or_else(|| image.map(|it| &it.id));
         let device = name.to_string();
+        let thin_id = self.devices.get(name).and_then(|device| device.thin_id);
+        let filesystem =
+            self.pool.as_ref().zip(thin_id).and_then(|(pool, id)| pool.filesystem(id).ok().flatten());
+        let filesystem = filesystem.map(|filesystem| filesystem.uuid.to_string());
         let mut labels = Labels::new();
         for (key, value) in [
-            ("docker/device", Some(device.as_str())),
+            (DEVICE, Some(device.as_str())),
+            (FILESYSTEM, filesystem.as_deref()),
             ("docker/kind", Some(kind)),
             ("docker/id", owner.map(String::as_str)),
             ("docker/name", title.map(String::as_str).filter(|title| title.len() <= Labels::MAX_VALUE)),

@@ -5,7 +5,7 @@ use dm_thin::Errno;
 use dm_thin::thin::metadata::MetadataError;
 use dm_thin::units::Bytes;
 
-use crate::{DeviceName, DeviceState};
+use crate::{DeviceName, DeviceState, Finding};
 
 /// The result of an operation on a [`Store`](crate::Store).
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -105,8 +105,10 @@ pub enum Error {
     },
 
     /// The data file cannot be read.
-    #[error("read the data file at {offset}: {source}")]
+    #[error("device {device}: read the data file at {offset}: {source}")]
     Read {
+        /// The device.
+        device: DeviceName,
         /// Where, in bytes.
         offset: u64,
         /// Why.
@@ -172,6 +174,24 @@ pub enum Error {
         found: &'static str,
         /// The tree's.
         expected: &'static str,
+    },
+
+    /// The tree has a snapshot of that id that is no copy of the device: of another Docker directory, or none.
+    #[error(
+        "device {device}: the tree has another snapshot {id:?}; adopt each directory into a tree of its own"
+    )]
+    OtherSnapshot {
+        /// The device.
+        device: DeviceName,
+        /// The snapshot's id.
+        id: String,
+    },
+
+    /// The pool has another base device than Docker has recorded.
+    #[error("{finding}; without Docker's files, `metadata` and `data` in a directory are read as they are")]
+    OtherBase {
+        /// What was found.
+        finding: Finding,
     },
 
     /// The tree's pool does not zero new blocks: where the devices have nothing, others' old data would be.

@@ -42,9 +42,10 @@ impl Store {
     /// mapped block.
     ///
     /// # Errors
-    /// [`Error::NoPool`], [`Error::NoData`], [`Error::Metadata`], [`Error::BeyondData`], [`Error::BeyondDevice`] before
-    /// anything is written; [`Error::Read`], [`Error::Write`].
+    /// [`Error::NoPool`], [`Error::NoData`], [`Error::OtherBase`], [`Error::Metadata`], [`Error::BeyondData`],
+    /// [`Error::BeyondDevice`] before anything is written; [`Error::Read`], [`Error::Write`].
     pub fn export_raw(&self, device: &Device, file: &File) -> Result<Exported> {
+        self.check_base()?;
         let readable = self.readable(device)?;
         let write = |source| Error::Write { path: None, source };
         file.set_len(0).map_err(write)?;
@@ -133,7 +134,11 @@ impl Readable<'_> {
         while to < end {
             let length = usize::try_from(end - to).unwrap_or(CHUNK).min(CHUNK);
             let buffer = &mut buffer[..length];
-            self.pool.read(buffer, from).map_err(|source| Error::Read { offset: from, source })?;
+            self.pool.read(buffer, from).map_err(|source| Error::Read {
+                device: self.device.name.clone(),
+                offset: from,
+                source,
+            })?;
             for (offset, data) in nonzero(buffer) {
                 write(to + offset as u64, data)?;
             }
@@ -176,5 +181,6 @@ pub(crate) fn write_new<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) 
     })?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist_noclobber(path).map_err(|error| failed(error.error))?;
+    File::open(directory_of(path)).and_then(|directory| directory.sync_all()).map_err(failed)?;
     Ok(result)
 }

@@ -137,6 +137,14 @@ pub enum Finding {
         reason: String,
     },
 
+    /// The pool is active, or one of its files attached to a loop device. What is read of it while it changes is
+    /// inconsistent.
+    #[error("the pool is in use by {by}: what is read while it changes is inconsistent")]
+    PoolInUse {
+        /// A loop device, or the device above a pool's.
+        by: String,
+    },
+
     /// The kernel has noted that the metadata must be checked.
     #[error("the pool's metadata is marked as needing a check (thin_check)")]
     NeedsCheck,

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use dm_thin::thin::{ThinId, TransactionId};
 use dm_thin::tree::Filesystem;
+use nix::sys::stat::{major, minor};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -82,6 +84,11 @@ impl Store {
         let layers = Layers::read(&root, &mut findings);
         let pool = pool.or_else(|| find_pool(&root, &mut findings));
         let has_pool = pool.is_some();
+        if let Some(by) =
+            pool.as_ref().and_then(|(metadata, data)| user_of(metadata).or_else(|| user_of(data)))
+        {
+            findings.push(Finding::PoolInUse { by });
+        }
         let pool = pool.and_then(|(metadata, data)| Pool::open(metadata, data, &mut findings));
         if pool.is_none() && !files.any {
             if let Some(Finding::PoolUnreadable { reason }) = findings.pop() {
@@ -149,7 +156,9 @@ impl Store {
         let Some(pool) = &self.pool else { return };
         let pool = pool.metadata.superblock().transaction_id;
         let Some(file) = file else {
-            self.transaction_state = TransactionState::Clean;
+            if pool == TransactionId(0) {
+                self.transaction_state = TransactionState::Clean;
+            }
             return;
         };
         let open = TransactionId(file.open_transaction_id);
@@ -194,6 +203,12 @@ impl Store {
             Ok(_) => {}
             Err(error) => self.findings.push(Finding::PoolUnreadable { reason: error.to_string() }),
         }
+    }
+
+    /// Refuses a pool that has another base device than Docker has recorded: its devices are not what their names say.
+    pub(crate) fn check_base(&self) -> Result<()> {
+        let other = self.findings.iter().find(|finding| matches!(finding, Finding::OtherBase { .. }));
+        other.map_or(Ok(()), |finding| Err(Error::OtherBase { finding: finding.clone() }))
     }
 
     /// Returns the images, in the order of their ids.
@@ -259,10 +274,6 @@ impl Store {
     /// [`Error::NotFound`], [`Error::Ambiguous`].
     pub fn find(&self, name: &str) -> Result<&Device> {
         let not_found = || Error::NotFound { name: name.to_owned() };
-        let exact = name.parse().ok().and_then(|name| self.devices.get(&name));
-        if let Some(device) = exact {
-            return Ok(device);
-        }
         let get = |device: &Option<DeviceName>| device.as_ref().and_then(|device| self.devices.get(device));
         let container = self.containers().iter().find(|it| it.name.as_deref() == Some(name));
         let latest = format!("{name}:latest");
@@ -270,6 +281,10 @@ impl Store {
         let image = || self.images().iter().find(has_tag);
         if let Some(device) = container.map(|it| &it.device).or_else(|| image().map(|it| &it.device)) {
             return get(device).ok_or_else(not_found);
+        }
+        let exact = name.parse().ok().and_then(|name| self.devices.get(&name));
+        if let Some(device) = exact {
+            return Ok(device);
         }
         let id = name.strip_prefix("sha256:").unwrap_or(name);
         // The device of a container's init layer has the hash of the container's own.
@@ -315,4 +330,20 @@ pub(crate) fn pool_files(directory: &Directory, findings: &mut Vec<Finding>) -> 
     };
     let (metadata, data) = (open("metadata"), open("data"));
     metadata.zip(data)
+}
+
+/// What uses a file or block device, as sysfs tells: a loop device, or a device above it.
+fn user_of(file: &File) -> Option<String> {
+    let status = file.metadata().ok()?;
+    if status.file_type().is_block_device() {
+        let (major, minor) = (major(status.rdev()), minor(status.rdev()));
+        let above = fs::read_dir(format!("/sys/dev/block/{major}:{minor}/holders")).ok()?.next()?.ok()?;
+        return Some(above.file_name().to_string_lossy().into_owned());
+    }
+    fs::read_dir("/sys/class/block").ok()?.flatten().find_map(|device| {
+        let path = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+        let found = fs::metadata(path.trim_end_matches('\n')).ok()?;
+        let is_it = (found.dev(), found.ino()) == (status.dev(), status.ino());
+        is_it.then(|| device.file_name().to_string_lossy().into_owned())
+    })
 }

@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -108,12 +109,61 @@ fn a_device_that_cannot_be_read_is_left_out() {
     tree.close().unwrap();
 }
 
+/// Writes a superblock of XFS to the base, which all devices have from it.
+fn write_uuid(fixture: &Fixture, uuid: u8) {
+    let path = fixture.join("devicemapper/devicemapper/data");
+    let pool = fs::File::options().write(true).open(path).unwrap();
+    pool.write_all_at(b"XFSB", 0).unwrap();
+    pool.write_all_at(&[uuid; 16], 32).unwrap();
+}
+
+/// All directories have a base, and a pool alone has devices of the same names.
+#[test]
+fn two_directories_are_not_mixed_in_a_tree() {
+    let (first, second) = (Fixture::new(), Fixture::new());
+    write_uuid(&first, 1);
+    write_uuid(&second, 2);
+    let directory = tempfile::tempdir().unwrap();
+    let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::None);
+    adopt(&first.store(), &tree);
+    assert_eq!(
+        tree.get(hash('c')).unwrap().labels.get("docker/filesystem").map(|it| &it[..8]),
+        Some("01010101")
+    );
+    let error = second.store().adopt(&tree, |_, _| panic!("nothing is adopted")).unwrap_err();
+    assert!(matches!(&error, Error::OtherSnapshot { .. }), "{error}");
+    // Nor is a snapshot overlooked that somebody else has made.
+    tree.remove(hash('c')).unwrap();
+    tree.add(hash('c'), Parent::Base).unwrap();
+    let error = first.store().adopt(&tree, |_, _| panic!("nothing is adopted")).unwrap_err();
+    assert!(matches!(&error, Error::OtherSnapshot { id, .. } if *id == hash('c')), "{error}");
+    tree.close().unwrap();
+}
+
+/// A bad sector of one device is none of the others'.
+#[test]
+fn a_device_that_ends_in_an_error_is_left_out() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let path = fixture.join("devicemapper/devicemapper/data");
+    // Data blocks 2 and 3 are the upper layer's, block 4 the container's.
+    fs::File::options().write(true).open(path).unwrap().set_len(3 * BLOCK).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::None);
+    let adopted = adopt(&store, &tree);
+    let is_unreadable = |digit| matches!(&adopted[&support::name(digit)], Adopted::Unreadable { reason } if reason.contains("read the data file"));
+    assert!(is_unreadable('b') && is_unreadable('c') && !is_unreadable('a'), "{adopted:?}");
+    assert!(content(&tree, &hash('a')) == image(&fixture.contents.thins[&2].mappings, SIZE));
+    assert_eq!((tree.contains(hash('b')), tree.check().unwrap()), (false, vec![]));
+    tree.close().unwrap();
+}
+
 #[test]
 fn a_tree_of_another_file_system_is_refused() {
     let fixture = Fixture::new();
     let pool =
         std::fs::File::options().write(true).open(fixture.join("devicemapper/devicemapper/data")).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&pool, b"XFSB", 0).unwrap();
+    pool.write_all_at(b"XFSB", 0).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let tree = tree(directory.path(), Bytes(BLOCK), Filesystem::Ext4);
     let error = fixture.store().adopt(&tree, |_, _| panic!("nothing is adopted")).unwrap_err();
