@@ -222,7 +222,7 @@ fn cells(output: &Output, kind: &str, name: &str, id: &str, device: Option<&Devi
 
 fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Result<()> {
     let store = place.open()?;
-    // Of other devices nothing.
+    // Findings about other devices are left out.
     let is_of_the_pool = |it: &&Finding| {
         use Finding::{DataTooShort, NeedsCheck, PoolInUse, PoolNewer, PoolOlder};
         matches!(
@@ -253,7 +253,11 @@ fn export(output: &Output, place: &Place, id: &str, format: &ExportFormat) -> Re
 
 fn adopt_in_place(output: &Output, place: &Place, pool: Option<&str>, root: &Path) -> Result<()> {
     let store = place.open()?;
-    tell(store.findings());
+    // It may be active because of an earlier call, and LVM's has to be.
+    let is_told = |it: &&Finding| {
+        !matches!(it, Finding::PoolInUse { .. }) && (pool.is_none() || !matches!(it, Finding::NoPool))
+    };
+    tell(store.findings().iter().filter(is_told));
     let name = match pool {
         Some(name) => name.to_owned(),
         None => activate_pool(&place.directory, &Arc::new(DeviceMapper::open()?))?.name().to_string(),
@@ -286,10 +290,12 @@ fn adopted(
         json.push(json!({ "device": device.name, "adopted": adopted }));
     });
     // What was done before a failure, too.
-    if result.is_ok() || !rows.is_empty() {
-        output.rows("adopted", &["DEVICE", "WRITTEN", "STATE"], &["WRITTEN"], rows, json.into())?;
-    }
+    let shown = match result.is_ok() || !rows.is_empty() {
+        true => output.rows("adopted", &["DEVICE", "WRITTEN", "STATE"], &["WRITTEN"], rows, json.into()),
+        false => Ok(()),
+    };
     result?;
+    shown?;
     match unreadable {
         0 => Ok(()),
         _ => Err(Failure::new(format!("{unreadable} of the devices cannot be read, and were left out"))),

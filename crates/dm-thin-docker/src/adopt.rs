@@ -45,8 +45,8 @@ impl Store {
     /// A snapshot has the hash of its device for an id; the base device is `docker-base`. Its labels are `docker/device`,
     /// `docker/kind` (`base`, `layer`, `container`, `device`), `docker/id` of the image or container, and `docker/name`: the
     /// container's name, or the image's first tag; `docker/filesystem` is the UUID of the file system, which all devices
-    /// of a Docker directory have from its base. A snapshot that has the id and the labels already is left as it is, so an
-    /// adoption that failed can be repeated.
+    /// of a Docker directory have from its base. A snapshot that has the id, and the labels of the device and the file system,
+    /// is left as it is, so an adoption that failed can be repeated.
     ///
     /// # Errors
     /// Before anything is written: [`Error::NoPool`]; [`Error::OtherBase`]; [`Error::OtherFilesystem`] if the tree could not
@@ -73,18 +73,23 @@ impl Store {
             self.is_present(tree, &source.device.name)?;
         }
         left_out.iter().for_each(|(device, adopted)| each(device, adopted));
-        let mut sizes = readable.iter().map(|(name, source)| (*name, source.size)).collect();
+        let sizes = readable.iter().map(|(name, source)| (*name, source.size)).collect();
+        // Those of which snapshots can be made.
+        let mut made = BTreeMap::new();
         for name in self.parents_first(&sizes) {
-            let parent = self.nearest(name, &sizes).and_then(|parent| readable.get(parent));
-            let adopted = match self.adopt_one(tree, &readable[name], parent) {
+            let source = &readable[name];
+            let parent = self.nearest(name, source.size, &made).and_then(|parent| readable.get(parent));
+            let adopted = match self.adopt_one(tree, source, parent) {
                 Err(error @ (Error::Read { .. } | Error::Metadata { .. })) => {
-                    // No snapshot can be made of it.
-                    sizes.remove(name);
                     Adopted::Unreadable { reason: error.to_string() }
                 }
-                adopted => adopted?,
+                Err(error) => return Err(error),
+                Ok(adopted) => {
+                    made.insert(name, source.size);
+                    adopted
+                }
             };
-            each(readable[name].device, &adopted);
+            each(source.device, &adopted);
         }
         Ok(())
     }
@@ -94,8 +99,9 @@ impl Store {
         let id = snapshot_id(name);
         let Ok(found) = tree.get(&id) else { return Ok(false) };
         let (labels, _) = self.labels(name)?;
-        let is_same = |key| found.labels.get(key) == labels.get(key);
-        if is_same(DEVICE) && is_same(FILESYSTEM) {
+        // A superblock that cannot be read any more says nothing.
+        let has_uuid = |uuid| found.labels.get(FILESYSTEM) == Some(uuid);
+        if found.labels.get(DEVICE) == labels.get(DEVICE) && labels.get(FILESYSTEM).is_none_or(has_uuid) {
             Ok(true)
         } else {
             Err(Error::OtherSnapshot { device: name.clone(), id })
@@ -148,7 +154,7 @@ impl Store {
             adopted.push((device, if is_there { Adopted::Present } else { Adopted::InPlace }));
             let size = snapshot_size(sizes[name]);
             let adoption = Adoption::new(id, thin_id, size).labels(self.labels(name)?.0);
-            adoptions.push(match self.nearest(name, &sizes) {
+            adoptions.push(match self.nearest(name, sizes[name], &sizes) {
                 Some(parent) => adoption.parent(snapshot_id(parent)),
                 None => adoption,
             });
@@ -183,16 +189,17 @@ impl Store {
         }
     }
 
-    /// The nearest ancestor of a device whose snapshot it can be.
+    /// The nearest ancestor of a device of that size whose snapshot it can be.
     fn nearest<'a>(
         &'a self,
         name: &DeviceName,
+        size: u64,
         sizes: &BTreeMap<&'a DeviceName, u64>,
     ) -> Option<&'a DeviceName> {
         let parent_of = |name: &DeviceName| self.devices.get(name)?.parent.as_ref();
         let mut ancestors = std::iter::successors(parent_of(name), |name| parent_of(name));
-        let (found, size) = ancestors.find_map(|ancestor| sizes.get_key_value(ancestor))?;
-        (size <= sizes.get(name)?).then_some(*found)
+        let (found, ancestor_size) = ancestors.find_map(|ancestor| sizes.get_key_value(ancestor))?;
+        (*ancestor_size <= size).then_some(*found)
     }
 
     /// Devices, parents before their children.
@@ -200,7 +207,8 @@ impl Store {
         let (mut ordered, mut done) = (Vec::new(), BTreeSet::new());
         for name in sizes.keys() {
             // Itself and its ancestors, the highest last.
-            let line: Vec<_> = std::iter::successors(Some(*name), |name| self.nearest(name, sizes)).collect();
+            let line: Vec<_> =
+                std::iter::successors(Some(*name), |name| self.nearest(name, sizes[*name], sizes)).collect();
             ordered.extend(line.into_iter().rev().filter(|name| done.insert(*name)));
         }
         ordered

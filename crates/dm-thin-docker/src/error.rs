@@ -176,7 +176,7 @@ pub enum Error {
         expected: &'static str,
     },
 
-    /// The tree has a snapshot of that id that is no copy of the device: of another Docker directory, or none.
+    /// The tree has a snapshot of that id that is no copy of the device: of a device of another Docker directory, or of no device.
     #[error(
         "device {device}: the tree has another snapshot {id:?}; adopt each directory into a tree of its own"
     )]
@@ -188,7 +188,9 @@ pub enum Error {
     },
 
     /// The pool has another base device than Docker has recorded.
-    #[error("{finding}; without Docker's files, `metadata` and `data` in a directory are read as they are")]
+    #[error(
+        "{finding}; an empty directory, with the pool's metadata and data named, has its devices without names"
+    )]
     OtherBase {
         /// What was found.
         finding: Finding,

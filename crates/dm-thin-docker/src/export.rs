@@ -181,6 +181,7 @@ pub(crate) fn write_new<T>(path: &Path, write: impl FnOnce(&File) -> Result<T>) 
     })?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist_noclobber(path).map_err(|error| failed(error.error))?;
-    File::open(directory_of(path)).and_then(|directory| directory.sync_all()).map_err(failed)?;
+    // Best effort: the file has its name, and not every directory can be opened or synced.
+    let _ = File::open(directory_of(path)).and_then(|directory| directory.sync_all());
     Ok(result)
 }

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -268,7 +269,8 @@ impl Store {
     }
 
     /// Finds a device by the name of a container, the tag of an image (`:latest` can be left out), the id of a
-    /// container, image, layer or device, or at least four digits of one, `-init` kept; or by `base` or `thin-<thin id>`.
+    /// container, image, layer or device, or at least four digits of one, `-init` kept; or by `base` or `thin-<thin id>`,
+    /// unless a container or image has that name.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`].
@@ -279,12 +281,13 @@ impl Store {
         let latest = format!("{name}:latest");
         let has_tag = |image: &&Image| image.tags.iter().any(|tag| *tag == name || *tag == latest);
         let image = || self.images().iter().find(has_tag);
-        if let Some(device) = container.map(|it| &it.device).or_else(|| image().map(|it| &it.device)) {
-            return get(device).ok_or_else(not_found);
-        }
-        let exact = name.parse().ok().and_then(|name| self.devices.get(&name));
-        if let Some(device) = exact {
+        let owner = container.map(|it| &it.device).or_else(|| image().map(|it| &it.device));
+        let exact = || name.parse().ok().and_then(|name| self.devices.get(&name));
+        if let Some(device) = owner.and_then(get).or_else(exact) {
             return Ok(device);
+        }
+        if owner.is_some() {
+            return Err(not_found());
         }
         let id = name.strip_prefix("sha256:").unwrap_or(name);
         // The device of a container's init layer has the hash of the container's own.
@@ -340,9 +343,15 @@ fn user_of(file: &File) -> Option<String> {
         let above = fs::read_dir(format!("/sys/dev/block/{major}:{minor}/holders")).ok()?.next()?.ok()?;
         return Some(above.file_name().to_string_lossy().into_owned());
     }
+    let own = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
     fs::read_dir("/sys/class/block").ok()?.flatten().find_map(|device| {
         let path = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
-        let found = fs::metadata(path.trim_end_matches('\n')).ok()?;
+        let path = Path::new(path.trim_end_matches('\n'));
+        // Other files may be on servers that do not answer.
+        if path.file_name() != own.file_name() {
+            return None;
+        }
+        let found = fs::metadata(path).ok()?;
         let is_it = (found.dev(), found.ino()) == (status.dev(), status.ino());
         is_it.then(|| device.file_name().to_string_lossy().into_owned())
     })
