@@ -27,8 +27,8 @@ use crate::generated::snapshots::snapshots_server::SnapshotsServer;
 use crate::service::{Opening, Service};
 use crate::snapshots::Snapshots;
 
-/// How long calls in flight, and clients that do not hang up, are waited for; and for how long volumes of removed snapshots
-/// are deleted after that.
+/// How long each step of the end takes at most: calls in flight and clients that do not hang up are waited for, volumes of removed
+/// snapshots are deleted, and calls whose clients are gone, and a tree that is being opened, are waited for.
 pub const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Between two attempts at an extension of the pool.
