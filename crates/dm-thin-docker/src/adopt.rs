@@ -68,9 +68,12 @@ impl Store {
             }
         }
         let expected = filesystem_of(tree)?;
-        for source in readable.values() {
+        let mut present = BTreeSet::new();
+        for (name, source) in &readable {
             check_filesystem(source, expected)?;
-            self.is_present(tree, &source.device.name)?;
+            if self.is_present(tree, name)? {
+                present.insert(*name);
+            }
         }
         left_out.iter().for_each(|(device, adopted)| each(device, adopted));
         let sizes = readable.iter().map(|(name, source)| (*name, source.size)).collect();
@@ -78,8 +81,13 @@ impl Store {
         let mut made = BTreeMap::new();
         for name in self.parents_first(&sizes) {
             let source = &readable[name];
-            let parent = self.nearest(name, source.size, &made).and_then(|parent| readable.get(parent));
-            let adopted = match self.adopt_one(tree, source, parent) {
+            let result = if present.contains(name) {
+                Ok(Adopted::Present)
+            } else {
+                let parent = self.nearest(name, source.size, &made).and_then(|parent| readable.get(parent));
+                self.adopt_one(tree, source, parent)
+            };
+            let adopted = match result {
                 Err(error @ (Error::Read { .. } | Error::Metadata { .. })) => {
                     Adopted::Unreadable { reason: error.to_string() }
                 }
@@ -120,9 +128,9 @@ impl Store {
     /// repeated.
     ///
     /// # Errors
-    /// [`Error::OtherBase`]; [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices are not those
-    /// of the pool that was read; [`Error::OtherFilesystem`]; [`Error::Tree`], as of [`SnapshotTree::adopt`]. Nothing is
-    /// adopted then.
+    /// [`Error::OtherBase`]; [`Error::OtherPool`] if the pool's transaction id is not the one in Docker's files, or its devices
+    /// are not those of the pool that was read; [`Error::OtherFilesystem`]; [`Error::Tree`], as of
+    /// [`SnapshotTree::adopt`]. Nothing is adopted then.
     pub fn adopt_in_place(&self, tree: &SnapshotTree, mut each: impl FnMut(&Device, &Adopted)) -> Result<()> {
         self.check_base()?;
         self.check_pool(tree)?;
@@ -221,9 +229,6 @@ impl Store {
         parent: Option<&Readable<'_>>,
     ) -> Result<Adopted> {
         let name = &source.device.name;
-        if self.is_present(tree, name)? {
-            return Ok(Adopted::Present);
-        }
         let id = snapshot_id(name);
         let (labels, is_final) = self.labels(name)?;
         let options = AddOptions::new().size(snapshot_size(source.size)).labels(labels);
